@@ -1,0 +1,16 @@
+//! Compiles the contract with protox (no protoc needed) and writes the descriptor set that
+//! reflection serves.
+
+use std::path::PathBuf;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=forebay/v1/forebay.proto");
+    let descriptors = protox::compile(["forebay/v1/forebay.proto"], ["."])?;
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    std::fs::write(
+        out.join("forebay_descriptor.bin"),
+        protox::prost::Message::encode_to_vec(&descriptors),
+    )?;
+    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    Ok(())
+}

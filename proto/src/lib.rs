@@ -1,0 +1,25 @@
+//! The contract between `forebayd` and its clients.
+//!
+//! * [`pb`]: the types generated from `forebay/v1/forebay.proto`. They never leave the edges: the
+//!   server names them only in its `rpc` modules, the client only in its transport.
+//! * [`model`]: the mirror types a client works with, validated when they are received.
+//! * [`failure`]: the one error vocabulary, and the only place that maps an error to a gRPC status,
+//!   an exit code or a C status number.
+
+#![forbid(unsafe_code)]
+
+pub mod failure;
+pub mod model;
+
+pub use failure::{ErrorKind, Failure, Reason, StageSeconds};
+
+/// Types generated from `forebay/v1/forebay.proto`; the comments are in that file.
+#[allow(missing_docs, reason = "generated; documented in the .proto")]
+#[allow(unreachable_pub, clippy::all, clippy::pedantic, reason = "generated code")]
+pub mod pb {
+    tonic::include_proto!("forebay.v1");
+}
+
+/// The encoded descriptor set of `forebay.v1`, which gRPC reflection serves.
+pub const DESCRIPTOR_SET: &[u8] =
+    include_bytes!(concat!(env!("OUT_DIR"), "/forebay_descriptor.bin"));

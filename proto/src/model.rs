@@ -1,0 +1,1 @@
+//! Mirror types of the messages a client receives, validated on receipt.
