@@ -63,7 +63,8 @@ impl Reservation {
     ///
     /// # Safety
     ///
-    /// No reference into the range exists, and nobody else places or clears there meanwhile. The file cannot shrink.
+    /// No reference into the range exists, and nobody else places or clears there meanwhile. The
+    /// file cannot shrink.
     pub(crate) unsafe fn place(
         &self,
         range: Range<usize>,
