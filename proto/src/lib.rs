@@ -15,7 +15,7 @@ pub use failure::{ErrorKind, Failure, Reason, StageSeconds};
 
 /// Types generated from `forebay/v1/forebay.proto`; the comments are in that file.
 #[allow(missing_docs, reason = "generated; documented in the .proto")]
-#[allow(unreachable_pub, clippy::all, clippy::pedantic, reason = "generated code")]
+#[allow(unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic, reason = "generated")]
 pub mod pb {
     tonic::include_proto!("forebay.v1");
 }
