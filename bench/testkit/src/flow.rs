@@ -83,10 +83,6 @@ pub(crate) enum Payload {
 }
 
 impl Payload {
-    pub(crate) fn empty() -> Self {
-        Self::Whole(Bytes::new())
-    }
-
     fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         match self {
             Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),

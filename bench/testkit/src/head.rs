@@ -8,7 +8,7 @@ use http::header::{
     ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, IF_MATCH,
     IF_UNMODIFIED_SINCE, RANGE, RETRY_AFTER,
 };
-use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use s3s::dto::{Range as RangeHeader, Timestamp, TimestampFormat};
 
 use crate::contents::Object;
@@ -33,10 +33,19 @@ pub(crate) fn requested_range(headers: &HeaderMap) -> Option<Range<u64>> {
 
 /// Seconds since 1970 as an HTTP date.
 pub(crate) fn http_date(seconds: u64) -> String {
+    date(seconds, TimestampFormat::HttpDate)
+}
+
+/// Seconds since 1970 as listings of S3 and GCS write it.
+pub(crate) fn iso_date(seconds: u64) -> String {
+    date(seconds, TimestampFormat::DateTime)
+}
+
+fn date(seconds: u64, format: TimestampFormat) -> String {
     let mut out = Vec::new();
     let timestamp = Timestamp::from(UNIX_EPOCH + Duration::from_secs(seconds));
     // Writing to a Vec does not fail, and every date here is within the calendar.
-    timestamp.format(TimestampFormat::HttpDate, &mut out).ok();
+    timestamp.format(format, &mut out).ok();
     String::from_utf8_lossy(&out).into_owned()
 }
 
@@ -53,6 +62,17 @@ pub(crate) struct Answering {
 pub(crate) enum Reject {
     Precondition,
     Range,
+}
+
+impl Reject {
+    fn refusal(self, object: &Object) -> Refusal {
+        match self {
+            Self::Precondition => Refusal::from(412),
+            Self::Range => {
+                Refusal { object_bytes: Some(object.content.len()), ..Refusal::from(416) }
+            }
+        }
+    }
 }
 
 /// The range to send (with 206, where it was asked for), by the request's conditions.
@@ -101,15 +121,18 @@ pub(crate) fn body(object: &Object, range: Range<u64>, bend: Bend) -> ObjectBody
     ObjectBody::new(object.content.clone(), shifted)
 }
 
-/// A GET or HEAD of an object in plain HTTP terms; the dialect adds its own headers.
-pub(crate) fn object_response(
+/// A GET or HEAD of an object in plain HTTP terms, or why it is refused; the dialect adds
+/// its own headers.
+pub(crate) fn object_response<T>(
     object: &Object,
-    range: Range<u64>,
-    partial: bool,
+    request: &Request<T>,
     answering: &Answering,
-    bend: Bend,
-) -> Response<Payload> {
-    let mut response = Response::new(Payload::empty());
+) -> Result<Response<Payload>, Refusal> {
+    let bend = request.extensions().get::<Bend>().copied().unwrap_or_default();
+    let selected = select(object, request.headers(), answering, bend);
+    let (range, partial) = selected.map_err(|reject| reject.refusal(object))?;
+    let body = Payload::Object(body(object, range.clone(), bend));
+    let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_LENGTH, HeaderValue::from(range.end - range.start));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
@@ -125,18 +148,29 @@ pub(crate) fn object_response(
         set(headers, "content-range", &value);
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
     }
-    *response.body_mut() = Payload::Object(body(object, range, bend));
+    Ok(response)
+}
+
+/// A whole small body with status 200.
+pub(crate) fn page(kind: &'static str, body: String) -> Response<Payload> {
+    let length = HeaderValue::from(body.len());
+    let mut response = Response::new(Payload::Whole(Bytes::from(body)));
+    response.headers_mut().insert(CONTENT_LENGTH, length);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
 
-/// A whole small body.
-pub(crate) fn document(status: u16, kind: &'static str, body: String) -> Response<Payload> {
-    let mut response = Response::new(Payload::empty());
-    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::IM_A_TEAPOT);
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    *response.body_mut() = Payload::Whole(Bytes::from(body));
+/// An error document.
+pub(crate) fn document(refusal: &Refusal, kind: &'static str, body: String) -> Response<Payload> {
+    let mut response = page(kind, body);
+    let status = StatusCode::from_u16(refusal.status);
+    *response.status_mut() = status.unwrap_or(StatusCode::IM_A_TEAPOT);
+    if let Some(delay) = refusal.retry_after {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(delay.as_secs()));
+    }
+    if let Some(bytes) = refusal.object_bytes {
+        set(response.headers_mut(), "content-range", &format!("bytes */{bytes}"));
+    }
     response
 }
 
@@ -146,17 +180,26 @@ pub(crate) fn s3_refusal(refusal: &Refusal, key: &str) -> Response<Payload> {
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code>\
          <Message>{code}</Message><Resource>{key}</Resource>\
          <RequestId>4442587FB7D0A2F9</RequestId></Error>",
-        code = refusal.code,
+        code = refusal.code.unwrap_or_else(|| s3_code_of(refusal.status)),
         key = escape(key),
     );
-    let mut response = document(refusal.status, "application/xml", body);
-    retry_after(response.headers_mut(), refusal);
-    response
+    document(refusal, "application/xml", body)
 }
 
-pub(crate) fn retry_after(headers: &mut HeaderMap, refusal: &Refusal) {
-    if let Some(delay) = refusal.retry_after {
-        headers.insert(RETRY_AFTER, HeaderValue::from(delay.as_secs()));
+/// The error code that S3 gives with a status.
+pub(crate) fn s3_code_of(status: u16) -> &'static str {
+    match status {
+        400 => "InvalidRequest",
+        401 => "InvalidAccessKeyId",
+        403 => "AccessDenied",
+        404 => "NoSuchKey",
+        408 => "RequestTimeout",
+        412 => "PreconditionFailed",
+        416 => "InvalidRange",
+        429 => "TooManyRequests",
+        501 => "NotImplemented",
+        503 => "SlowDown",
+        _ => "InternalError",
     }
 }
 

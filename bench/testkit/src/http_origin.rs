@@ -3,6 +3,7 @@
 //! GET and HEAD with `Last-Modified`, and by option an entity tag (strong, weak or none), ranges,
 //! and a query that every URL must carry, as a presigned one does. Keys are URL paths, decoded.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -12,12 +13,12 @@ use hyper::body::Incoming;
 use crate::checkpoint::Checkpoint;
 use crate::content::Content;
 use crate::contents::{Contents, Object};
-use crate::fault::{FaultHandle, FaultRule};
 use crate::flow::Payload;
-use crate::head::{self, Answering, Reject};
-use crate::ledger::{Counts, Op, RequestRecord};
-use crate::plan::{Bend, Refusal, code_of};
-use crate::serve::{Backend, Connections, LinkOptions, Server};
+use crate::head::{self, Answering};
+use crate::ledger::Op;
+use crate::origin::Origin;
+use crate::plan::Refusal;
+use crate::serve::{Backend, LinkOptions};
 use crate::text;
 
 /// Plain HTTP has no buckets: its objects lie in the nameless one.
@@ -62,28 +63,23 @@ impl Default for HttpOptions {
     }
 }
 
-/// A running HTTP origin; dropping it stops it.
+/// A running HTTP origin; its other methods are those of [`Origin`].
 #[derive(Debug)]
 pub struct HttpOrigin {
-    server: Server,
+    origin: Origin,
     query: Option<String>,
 }
 
 impl HttpOrigin {
-    /// Starts an origin on a free loopback port.
+    /// Starts an origin.
     ///
     /// # Panics
     /// If no socket or thread can be had.
     pub async fn start(options: HttpOptions) -> Self {
         let HttpOptions { link, etag, ranges, query, contents } = options;
         let backend = Plain { contents: contents.clone(), etag, ranges, query: query.clone() };
-        let server = Server::start("http", link, contents, Arc::new(backend)).await;
-        Self { server: server.expect("a loopback server can be started"), query }
-    }
-
-    /// `http://127.0.0.1:PORT`.
-    pub fn endpoint(&self) -> String {
-        format!("http://{}", self.server.address())
+        let origin = Origin::start("http", link, contents, Arc::new(backend)).await;
+        Self { origin, query }
     }
 
     /// The URL of a key, with the query that the origin asks for.
@@ -92,21 +88,14 @@ impl HttpOrigin {
         format!("{}/{}{query}", self.endpoint(), text::encode(key))
     }
 
-    /// The objects; theirs is the bucket with the empty name.
-    pub fn contents(&self) -> &Contents {
-        &self.server.shared().contents
-    }
-
     /// Stores an object, in place of the one that was there.
     pub fn put(&self, key: &str, content: impl Into<Content>) {
-        self.contents().put(BUCKET, key, content);
+        self.origin.put(BUCKET, key, content);
     }
 
     /// Stores a checkpoint's files under `prefix`, which ends in a slash or is empty.
     pub fn put_checkpoint(&self, prefix: &str, checkpoint: &Checkpoint) {
-        for (name, content) in checkpoint.files() {
-            self.put(&format!("{prefix}{name}"), content.clone());
-        }
+        self.origin.put_checkpoint(BUCKET, prefix, checkpoint);
     }
 
     /// The same as [`HttpOrigin::put`], for an object that is there.
@@ -116,37 +105,15 @@ impl HttpOrigin {
 
     /// Takes an object away; answers whether it was there.
     pub fn remove(&self, key: &str) -> bool {
-        self.contents().remove(BUCKET, key)
+        self.origin.remove(BUCKET, key)
     }
+}
 
-    /// Commits a fault from now on.
-    pub fn fault(&self, rule: FaultRule) -> FaultHandle {
-        self.server.shared().fault(rule)
-    }
+impl Deref for HttpOrigin {
+    type Target = Origin;
 
-    /// Forgets every fault rule.
-    pub fn clear_faults(&self) {
-        self.server.shared().faults.clear();
-    }
-
-    /// Requests for one key.
-    pub fn counts(&self, key: &str) -> Counts {
-        self.server.shared().counts(key)
-    }
-
-    /// All requests.
-    pub fn total(&self) -> Counts {
-        self.server.shared().ledger.total()
-    }
-
-    /// The last 65,536 requests, oldest first.
-    pub fn records(&self) -> Vec<RequestRecord> {
-        self.server.shared().records()
-    }
-
-    /// Connections open, at most open, and accepted.
-    pub fn connections(&self) -> Connections {
-        self.server.shared().connections()
+    fn deref(&self) -> &Origin {
+        &self.origin
     }
 }
 
@@ -167,22 +134,14 @@ impl Plain {
         Answering { etag, ranges: self.ranges }
     }
 
-    fn respond(&self, request: &Request<Incoming>) -> Result<Response<Payload>, u16> {
+    fn respond(&self, request: &Request<Incoming>) -> Result<Response<Payload>, Refusal> {
         if self.query.is_some() && request.uri().query() != self.query.as_deref() {
-            return Err(403);
+            return Err(403.into());
         }
         let reading = matches!(*request.method(), Method::GET | Method::HEAD);
-        let key = reading.then(|| key_of(request.uri())).ok_or(405u16)?;
-        let object = self.contents.object(BUCKET, &key).ok_or(404u16)?;
-        let bend = request.extensions().get::<Bend>().copied().unwrap_or_default();
-        let answering = self.answering(&object);
-        match head::select(&object, request.headers(), &answering, bend) {
-            Ok((range, partial)) => {
-                Ok(head::object_response(&object, range, partial, &answering, bend))
-            }
-            Err(Reject::Precondition) => Err(412),
-            Err(Reject::Range) => Err(416),
-        }
+        let key = reading.then(|| key_of(request.uri())).ok_or_else(|| Refusal::from(405))?;
+        let object = self.contents.object(BUCKET, &key).ok_or_else(|| Refusal::from(404))?;
+        head::object_response(&object, request, &self.answering(&object))
     }
 }
 
@@ -203,19 +162,10 @@ impl Backend for Plain {
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Payload> {
-        self.respond(&request).unwrap_or_else(|status| {
-            let refusal = Refusal { status, code: code_of(status), retry_after: None };
-            self.refuse(&refusal, "")
-        })
+        self.respond(&request).unwrap_or_else(|refusal| self.refuse(&refusal, ""))
     }
 
     fn refuse(&self, refusal: &Refusal, _key: &str) -> Response<Payload> {
-        let mut response = document(refusal);
-        head::retry_after(response.headers_mut(), refusal);
-        response
+        head::document(refusal, "text/plain", format!("{}\n", refusal.code.unwrap_or("refused")))
     }
-}
-
-fn document(refusal: &Refusal) -> Response<Payload> {
-    head::document(refusal.status, "text/plain", format!("{}\n", refusal.code))
 }

@@ -29,11 +29,20 @@ pub(crate) enum Before {
 }
 
 /// An error response that the backend words in its protocol.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Refusal {
     pub(crate) status: u16,
-    pub(crate) code: &'static str,
+    /// The error code; by the status and the protocol where it is None.
+    pub(crate) code: Option<&'static str>,
     pub(crate) retry_after: Option<Duration>,
+    /// The size of the object, which a range was outside of.
+    pub(crate) object_bytes: Option<u64>,
+}
+
+impl From<u16> for Refusal {
+    fn from(status: u16) -> Self {
+        Self { status, ..Self::default() }
+    }
 }
 
 /// How the backend reads the object; travels to it in the request's extensions.
@@ -103,10 +112,10 @@ impl From<Fault> for Plan {
         let end = |at, end| Script { end: Some((at, end)), ..Script::default() };
         match fault {
             Fault::Status { code, retry_after } => {
-                before(Before::Refuse(Refusal { status: code, code: code_of(code), retry_after }))
+                before(Before::Refuse(Refusal { retry_after, ..Refusal::from(code) }))
             }
             Fault::ErrorCode { status, code } => {
-                before(Before::Refuse(Refusal { status, code, retry_after: None }))
+                before(Before::Refuse(Refusal { code: Some(code), ..Refusal::from(status) }))
             }
             Fault::ResetBeforeHeaders => before(Before::Reset),
             Fault::CloseBeforeHeaders => before(Before::Close),
@@ -145,22 +154,5 @@ impl From<Fault> for Plan {
                 body(Script { bytes_per_second, ..Script::default() })
             }
         }
-    }
-}
-
-/// The error code that S3 gives with a status.
-pub(crate) fn code_of(status: u16) -> &'static str {
-    match status {
-        400 => "InvalidRequest",
-        401 => "InvalidAccessKeyId",
-        403 => "AccessDenied",
-        404 => "NoSuchKey",
-        408 => "RequestTimeout",
-        412 => "PreconditionFailed",
-        416 => "InvalidRange",
-        429 => "TooManyRequests",
-        501 => "NotImplemented",
-        503 => "SlowDown",
-        _ => "InternalError",
     }
 }

@@ -4,6 +4,7 @@
 //! `If-Unmodified-Since` on GET and HEAD, single ranges, listings in pages, error documents. The
 //! ETag of synthetic content is not its MD5, which S3 does not promise either.
 
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,15 +19,13 @@ use s3s::dto::{
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 
-use crate::checkpoint::Checkpoint;
-use crate::content::Content;
 use crate::contents::{Contents, Object};
-use crate::fault::{FaultHandle, FaultRule};
 use crate::flow::Payload;
 use crate::head::{self, Answering, Reject};
-use crate::ledger::{Counts, Op, RequestRecord};
+use crate::ledger::Op;
+use crate::origin::{Origin, variables};
 use crate::plan::{Bend, Refusal};
-use crate::serve::{Backend, Connections, LinkOptions, Server};
+use crate::serve::{Backend, LinkOptions};
 use crate::text;
 
 const ACCESS_KEY: &str = "AKIAFOREBAYTESTKIT";
@@ -59,14 +58,12 @@ impl Default for S3Options {
     }
 }
 
-/// A running S3 origin; dropping it stops it.
+/// A running S3 origin; its other methods are those of [`Origin`].
 #[derive(Debug)]
-pub struct S3Origin {
-    server: Server,
-}
+pub struct S3Origin(Origin);
 
 impl S3Origin {
-    /// Starts an origin on a free loopback port.
+    /// Starts an origin.
     ///
     /// # Panics
     /// If no socket or thread can be had.
@@ -79,14 +76,8 @@ impl S3Origin {
         if !options.anonymous {
             builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
         }
-        let service = Arc::new(Dialect(builder.build()));
-        let server = Server::start("s3", options.link, options.contents, service).await;
-        Self { server: server.expect("a loopback server can be started") }
-    }
-
-    /// `http://127.0.0.1:PORT`, for path-style requests.
-    pub fn endpoint(&self) -> String {
-        format!("http://{}", self.server.address())
+        let dialect = Arc::new(Dialect(builder.build()));
+        Self(Origin::start("s3", options.link, options.contents, dialect).await)
     }
 
     /// The access key that is accepted.
@@ -106,73 +97,22 @@ impl S3Origin {
 
     /// The environment that makes an S3 client of the usual kind use this origin.
     pub fn env(&self) -> Vec<(String, String)> {
-        [
+        variables([
             ("AWS_ENDPOINT_URL", self.endpoint()),
             ("AWS_ALLOW_HTTP", "true".to_owned()),
             ("AWS_REGION", REGION.to_owned()),
             ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
             ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.to_owned()),
             ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .to_vec()
+        ])
     }
+}
 
-    /// The objects.
-    pub fn contents(&self) -> &Contents {
-        &self.server.shared().contents
-    }
+impl Deref for S3Origin {
+    type Target = Origin;
 
-    /// Stores an object, in place of the one that was there.
-    pub fn put(&self, bucket: &str, key: &str, content: impl Into<Content>) {
-        self.contents().put(bucket, key, content);
-    }
-
-    /// Stores a checkpoint's files under `prefix`, which ends in a slash or is empty.
-    pub fn put_checkpoint(&self, bucket: &str, prefix: &str, checkpoint: &Checkpoint) {
-        for (name, content) in checkpoint.files() {
-            self.put(bucket, &format!("{prefix}{name}"), content.clone());
-        }
-    }
-
-    /// The same as [`S3Origin::put`], for an object that is there.
-    pub fn replace(&self, bucket: &str, key: &str, content: impl Into<Content>) {
-        self.put(bucket, key, content);
-    }
-
-    /// Takes an object away; answers whether it was there.
-    pub fn remove(&self, bucket: &str, key: &str) -> bool {
-        self.contents().remove(bucket, key)
-    }
-
-    /// Commits a fault from now on.
-    pub fn fault(&self, rule: FaultRule) -> FaultHandle {
-        self.server.shared().fault(rule)
-    }
-
-    /// Forgets every fault rule.
-    pub fn clear_faults(&self) {
-        self.server.shared().faults.clear();
-    }
-
-    /// Requests for one key, in any bucket; for a listing the key is its prefix.
-    pub fn counts(&self, key: &str) -> Counts {
-        self.server.shared().counts(key)
-    }
-
-    /// All requests.
-    pub fn total(&self) -> Counts {
-        self.server.shared().ledger.total()
-    }
-
-    /// The last 65,536 requests, oldest first.
-    pub fn records(&self) -> Vec<RequestRecord> {
-        self.server.shared().records()
-    }
-
-    /// Connections open, at most open, and accepted.
-    pub fn connections(&self) -> Connections {
-        self.server.shared().connections()
+    fn deref(&self) -> &Origin {
+        &self.0
     }
 }
 
@@ -182,10 +122,7 @@ struct Dialect(S3Service);
 #[async_trait]
 impl Backend for Dialect {
     fn locate(&self, request: &http::request::Parts) -> (Op, String, String) {
-        let path = request.uri.path();
-        let path = path.strip_prefix('/').unwrap_or(path);
-        let (bucket, key) = path.split_once('/').unwrap_or((path, ""));
-        let (bucket, key) = (text::decode(bucket), text::decode(key));
+        let (bucket, key) = text::bucket_and_key(&request.uri);
         match (request.method.as_str(), key.is_empty()) {
             ("GET", true) => {
                 (Op::List, bucket, text::query(&request.uri, "prefix").unwrap_or_default())
@@ -199,10 +136,7 @@ impl Backend for Dialect {
     async fn answer(&self, request: Request<Incoming>) -> Response<Payload> {
         match self.0.call(request.map(s3s::Body::from)).await {
             Ok(response) => response.map(Payload::S3),
-            Err(_) => {
-                let refusal = Refusal { status: 500, code: "InternalError", retry_after: None };
-                self.refuse(&refusal, "")
-            }
+            Err(_) => self.refuse(&Refusal::from(500), ""),
         }
     }
 
@@ -232,14 +166,17 @@ fn answering(object: &Object) -> Answering {
 }
 
 /// What the request's headers select; s3s has checked that they are well formed.
-fn select(
-    object: &Object,
-    headers: &HeaderMap,
-    bend: Bend,
-) -> S3Result<(std::ops::Range<u64>, bool)> {
+fn select(object: &Object, headers: &HeaderMap, bend: Bend) -> S3Result<(Range<u64>, bool)> {
     head::select(object, headers, &answering(object), bend).map_err(|reject| match reject {
         Reject::Precondition => s3_error!(PreconditionFailed),
-        Reject::Range => s3_error!(InvalidRange),
+        Reject::Range => {
+            let mut headers = HeaderMap::new();
+            let range = format!("bytes */{}", object.content.len());
+            head::set(&mut headers, "content-range", &range);
+            let mut error = s3_error!(InvalidRange);
+            error.set_headers(headers);
+            error
+        }
     })
 }
 

@@ -26,10 +26,10 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use crate::contents::Contents;
-use crate::fault::{FaultBook, FaultHandle, FaultRule};
+use crate::fault::FaultBook;
 use crate::flow::{Flow, Payload};
 use crate::head;
-use crate::ledger::{Counts, Ledger, Op, RequestRecord, Target};
+use crate::ledger::{Ledger, Op, Target};
 use crate::link::{Link, Socket};
 use crate::pace::Pace;
 use crate::plan::{Before, Bend, Plan, Refusal, Script};
@@ -155,18 +155,6 @@ impl Server {
 }
 
 impl Shared {
-    pub(crate) fn fault(&self, rule: FaultRule) -> FaultHandle {
-        self.faults.add(rule)
-    }
-
-    pub(crate) fn counts(&self, key: &str) -> Counts {
-        self.ledger.counts(key)
-    }
-
-    pub(crate) fn records(&self) -> Vec<RequestRecord> {
-        self.ledger.records()
-    }
-
     pub(crate) fn connections(&self) -> Connections {
         Connections {
             open: self.open.load(Ordering::Acquire),

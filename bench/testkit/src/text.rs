@@ -64,6 +64,14 @@ pub(crate) fn query(uri: &http::Uri, name: &str) -> Option<String> {
     })
 }
 
+/// The decoded first segment of a path, and the decoded rest.
+pub(crate) fn bucket_and_key(uri: &http::Uri) -> (String, String) {
+    let path = uri.path();
+    let path = path.strip_prefix('/').unwrap_or(path);
+    let (bucket, key) = path.split_once('/').unwrap_or((path, ""));
+    (decode(bucket), decode(key))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
