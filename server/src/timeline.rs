@@ -192,6 +192,11 @@ impl Timeline {
         self.lock().chunks.entry(chunk).or_default().spans.extend(spans);
     }
 
+    /// When the last span of a chunk ended.
+    pub(crate) fn last_end(&self, chunk: usize) -> Option<Instant> {
+        self.lock().chunks.get(&chunk).and_then(|trace| trace.spans.last()).map(|span| span.end)
+    }
+
     /// Queue and service time per stage, over all chunks, in path order.
     pub(crate) fn stages(&self) -> Vec<StageSeconds> {
         let inner = self.lock();

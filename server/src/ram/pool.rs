@@ -22,8 +22,8 @@ const SEGMENT_BYTES_MAX: u64 = 256 << 20;
 /// The first segment: enough to start, populated in some tens of milliseconds.
 const FIRST_SEGMENT_BYTES: u64 = 64 << 20;
 
-/// The header of a segment, at most; see the layout in `forebay-shm`.
-const SEGMENT_HEADER_BYTES: u64 = 64 << 10;
+/// What a segment holds beside its slots, at most: its header, and the hole that aligns the slots.
+const SEGMENT_HEADER_BYTES: u64 = 2 << 20;
 
 /// The one security domain of this daemon: every uid on the allow-list is in it.
 const DOMAIN: u64 = 0;

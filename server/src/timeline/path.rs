@@ -19,13 +19,24 @@ use tokio::time::Instant;
 
 use super::{ChunkTrace, Kind, Span, Stage};
 
-/// Steps of the critical path, summed per stage and kind.
+/// The chain that decided the length of a load.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CriticalPath {
-    /// In path order; with `unattributed` they sum to the wall time.
-    pub(crate) steps: Vec<(Stage, Kind, Duration)>,
+    /// Newest first, without overlap; with `unattributed` they sum to the wall time.
+    pub(crate) segments: Vec<Span>,
     /// Time that no span covers.
     pub(crate) unattributed: Duration,
+}
+
+impl CriticalPath {
+    /// The segments summed per stage and kind, in path order.
+    pub(crate) fn steps(&self) -> Vec<(Stage, Kind, Duration)> {
+        let mut sums: BTreeMap<(Stage, Kind), Duration> = BTreeMap::new();
+        for segment in &self.segments {
+            *sums.entry((segment.stage, segment.kind)).or_default() += segment.length();
+        }
+        sums.into_iter().map(|((stage, kind), time)| (stage, kind, time)).collect()
+    }
 }
 
 /// Walks back from `end` to `opened`.
@@ -35,7 +46,7 @@ pub(crate) fn walk(
     load: &[Span],
     chunks: &BTreeMap<usize, ChunkTrace>,
 ) -> CriticalPath {
-    let mut walk = Walk { at: end, opened, sums: BTreeMap::new(), unattributed: Duration::ZERO };
+    let mut walk = Walk { at: end, opened, segments: Vec::new(), unattributed: Duration::ZERO };
     let mut current = latest(chunks, opened, end, last_end);
     // Every turn moves `at` towards `opened` or leaves the chunks: one turn per span at most.
     while let Some(chunk) = current {
@@ -45,16 +56,13 @@ pub(crate) fn walk(
         walk.charge(span);
     }
     walk.close();
-    CriticalPath {
-        steps: walk.sums.into_iter().map(|((stage, kind), time)| (stage, kind, time)).collect(),
-        unattributed: walk.unattributed,
-    }
+    CriticalPath { segments: walk.segments, unattributed: walk.unattributed }
 }
 
 struct Walk {
     at: Instant,
     opened: Instant,
-    sums: BTreeMap<(Stage, Kind), Duration>,
+    segments: Vec<Span>,
     unattributed: Duration,
 }
 
@@ -97,9 +105,8 @@ impl Walk {
         }
         let end = span.end.min(self.at).max(start);
         self.unattributed += self.at - end;
-        let time = end - start;
-        if !time.is_zero() {
-            *self.sums.entry((span.stage, span.kind)).or_default() += time;
+        if end > start {
+            self.segments.push(Span { start, end, ..*span });
         }
         self.at = start;
     }
@@ -165,7 +172,7 @@ mod tests {
         fn path(&self, end: u64) -> (Vec<(Stage, Kind, u128)>, u128) {
             let path = walk(self.zero, self.at(end), &self.load, &self.chunks);
             let steps =
-                path.steps.into_iter().map(|(s, k, time)| (s, k, time.as_millis())).collect();
+                path.steps().into_iter().map(|(s, k, time)| (s, k, time.as_millis())).collect();
             (steps, path.unattributed.as_millis())
         }
     }
