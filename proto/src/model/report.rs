@@ -145,6 +145,15 @@ pub enum PrefetchEvent {
 }
 
 impl PrefetchEvent {
+    /// The report, if this is it.
+    #[must_use]
+    pub fn into_report(self) -> Option<Report> {
+        match self {
+            Self::Progress(_) => None,
+            Self::Report(report) => Some(*report),
+        }
+    }
+
     /// Checks the message.
     pub fn receive(response: pb::PrefetchResponse) -> Result<Self, Malformed> {
         const MESSAGE: &str = "PrefetchResponse";
