@@ -199,12 +199,16 @@ fn split<'a>(
 /// The phases of every attempt, one after the other; what lies between two attempts is backoff.
 fn attempt_spans(record: &ReadRecord, started: Instant, ended: Instant, spans: &mut Vec<Span>) {
     let mut at = started;
-    for attempt in &record.attempt_log {
-        if attempt.started > at {
+    for (n, attempt) in record.attempt_log.iter().enumerate() {
+        if n > 0 && attempt.started > at {
             spans.push(Span::new(Stage::Backoff, Kind::Queue, at, attempt.started));
         }
-        at = at.max(attempt.started);
-        let ttfb_start = at;
+        // What passes before the first attempt is the origin layer's own start: part of it.
+        let begun = at;
+        if n > 0 {
+            at = at.max(attempt.started);
+        }
+        let ttfb_start = if n > 0 { at } else { begun.max(attempt.started) };
         let phases = [
             (Stage::Dns, attempt.dns),
             (Stage::Connect, attempt.connect),
