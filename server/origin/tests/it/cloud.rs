@@ -173,6 +173,16 @@ async fn a_listing_with_an_ambiguous_key_is_an_error_that_names_it() {
 }
 
 #[tokio::test]
+async fn listed_keys_keep_their_spaces() {
+    let keys = ["p/ lead", "p/trail ", "p/two  spaces", "p/&lt;&amp;&quot;"];
+    let body = page(&keys.map(|key| (key, 1)), None);
+    let server = Server::start(move |_| vec![Act::Send(body.clone())]).await;
+    let found = list(s3_settings(&server), "s3://b/p/", 9).await.unwrap();
+    let found: Vec<&str> = found.iter().map(|(key, _)| key.as_str()).collect();
+    assert_eq!(found, ["p/ lead", "p/<&\"", "p/trail ", "p/two  spaces"]);
+}
+
+#[tokio::test]
 async fn a_throttled_page_is_asked_for_again() {
     let server = Server::start(|asked| match asked.number {
         0 => status(503),

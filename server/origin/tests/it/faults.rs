@@ -371,6 +371,70 @@ async fn what_cannot_be_reached_says_why() {
     assert!(error.attempt_log.iter().all(|attempt| attempt.connect.is_some()));
 }
 
+/// A listener whose queue is full: it answers no further connection.
+fn deaf_listener() -> (std::net::SocketAddr, Vec<socket2::Socket>) {
+    let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let make = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let listener = make();
+    listener.bind(&any.into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut held = vec![listener];
+    loop {
+        let one = make();
+        let connected = one.connect_timeout(&address, Duration::from_millis(50));
+        held.push(one);
+        if connected.is_err() {
+            return (address.as_socket().unwrap(), held);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_connect_is_given_less_time_than_later_ones() {
+    let (address, _held) = deaf_listener();
+    let uri = uri(&format!("http://{address}/o"));
+    let error = origins(quick()).open(&uri).unwrap().head(uri.key()).await.unwrap_err();
+    assert_eq!(error.kind, OriginErrorKind::Timeout, "{error}");
+    let seconds: Vec<u64> =
+        error.attempt_log.iter().map(|attempt| attempt.connect.unwrap().as_secs()).collect();
+    assert_eq!(seconds, [1, 3, 3]);
+}
+
+/// A resolver that never answers.
+#[derive(Debug)]
+struct Deaf;
+
+#[async_trait::async_trait]
+impl forebay_origin::Resolve for Deaf {
+    async fn resolve(&self, _: &str) -> std::io::Result<Vec<IpAddr>> {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_resolver_times_out_as_what_it_is() {
+    let uri = uri("http://origin.test/o");
+    let origins = Origins::new(quick(), Arc::new(Deaf)).unwrap();
+    let error = origins.open(&uri).unwrap().head(uri.key()).await.unwrap_err();
+    assert_eq!(error.kind, OriginErrorKind::DnsFailed, "{error}");
+    assert!(error.attempt_log.iter().all(|a| a.dns.is_some_and(|dns| dns.as_secs() == 3)));
+}
+
+#[tokio::test]
+async fn a_connection_closed_by_its_server_costs_no_attempt() {
+    let spoil = |thing: &Thing, asked: &Asked, _| {
+        let mut acts = thing.serve(asked);
+        acts.push(Act::Close);
+        Some(acts)
+    };
+    let (mut server, store, meta) = spoiled(spoil, quick()).await;
+    for _ in 0..3 {
+        assert_eq!(read(&*store, &meta).await.unwrap().1.attempts, 1);
+        server.is_left_alone().await;
+    }
+}
+
 #[tokio::test]
 async fn counters_tell_requests_errors_and_bytes() {
     let thing = Thing::new(pattern(1000));
