@@ -12,7 +12,8 @@ use object_store::path::Path;
 use crate::error::{OriginError, OriginErrorKind};
 use crate::fault::Fault;
 use crate::key::ObjectKey;
-use crate::object::{LISTING_BYTES_MAX, LOOKS_AT_ONCE, ObjectOrigin, WebBackend, absent_is_none};
+use crate::list::{LISTING_BYTES_MAX, LOOKS_AT_ONCE, absent_is_none};
+use crate::object::{ObjectOrigin, WebBackend};
 use crate::providers;
 use crate::store::{ObjectMeta, OriginStore, ReadRequest};
 

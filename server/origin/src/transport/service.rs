@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, HOST, HeaderMap, LOCATION, RETRY_AFTER};
-use http::response::Parts;
+use http::header::{CONTENT_LENGTH, HOST};
 use http::uri::PathAndQuery;
 use http::{StatusCode, Uri};
 use hyper::body::Incoming;
@@ -25,9 +24,10 @@ use object_store::client::{
 use object_store::{ClientConfigKey, ClientOptions};
 use tokio::time::{Instant, timeout};
 
+use super::answer::{added, length_of_range, note_headers, note_times, redirect};
 use super::body::TimedBody;
-use super::connect::{ConnectError, Connector, FreshTimes, PhaseTimes};
-use super::probe::{Break, Probe, Seen, is_code};
+use super::connect::{ConnectError, Connector, FreshTimes};
+use super::probe::{Break, Probe, Seen};
 use crate::settings::Timeouts;
 use crate::stats::Counters;
 use crate::uri::{Secret, WebTarget};
@@ -241,30 +241,6 @@ impl SignedTarget {
     }
 }
 
-/// Where a response redirects to. The target may be signed: nothing shows it.
-fn redirect(from: &Uri, response: &http::Response<Incoming>) -> Option<Uri> {
-    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-        return None;
-    }
-    let location = response.headers().get(LOCATION)?.to_str().ok()?;
-    let base = url::Url::parse(&from.to_string()).ok()?;
-    let mut next = base.join(location).ok()?;
-    next.set_fragment(None);
-    let named = matches!(next.scheme(), "http" | "https") && next.username().is_empty();
-    if named { next.as_str().parse().ok() } else { None }
-}
-
-/// The length of a chunked answer to a range: object_store insists on a Content-Length.
-fn length_of_range(parts: &Parts) -> Option<u64> {
-    if parts.status != StatusCode::PARTIAL_CONTENT || parts.headers.contains_key(CONTENT_LENGTH) {
-        return None;
-    }
-    let range = parts.headers.get(CONTENT_RANGE)?.to_str().ok()?;
-    let (start, rest) = range.strip_prefix("bytes ")?.split_once('-')?;
-    let (last, _) = rest.split_once('/')?;
-    last.parse::<u64>().ok()?.checked_sub(start.parse().ok()?)?.checked_add(1)
-}
-
 fn not_followed(probe: &Probe, what: &'static str) -> HttpError {
     let refused = Refused::Redirect(what);
     probe.note(|seen| seen.broke = Some((Break::Redirect, refused.to_string())));
@@ -275,41 +251,6 @@ fn with_target(uri: &Uri, target: &str) -> Option<Uri> {
     let mut parts = uri.clone().into_parts();
     parts.path_and_query = Some(PathAndQuery::try_from(target).ok()?);
     Uri::from_parts(parts).ok()
-}
-
-/// An attempt that follows redirects may make several connections: their times add up.
-fn note_times(seen: &mut Seen, times: PhaseTimes) {
-    seen.dns = added(seen.dns, times.dns);
-    seen.connect = added(seen.connect, times.connect);
-    seen.tls = added(seen.tls, times.tls);
-}
-
-fn added(before: Option<Duration>, more: Option<Duration>) -> Option<Duration> {
-    match (before, more) {
-        (Some(before), Some(more)) => Some(before + more),
-        (before, more) => before.or(more),
-    }
-}
-
-fn note_headers(seen: &mut Seen, headers: &HeaderMap) {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    seen.content_length = text(CONTENT_LENGTH.as_str()).and_then(|value| value.parse().ok());
-    seen.etag = text(ETAG.as_str()).map(str::to_owned);
-    seen.content_range = text(CONTENT_RANGE.as_str()).map(str::to_owned);
-    seen.request_id =
-        ["x-amz-request-id", "x-ms-request-id", "x-guploader-uploadid", "x-request-id"]
-            .iter()
-            .find_map(|name| text(name))
-            .map(|id| id.chars().take(128).collect());
-    seen.code = text("x-ms-error-code").filter(|code| is_code(code)).map(str::to_owned);
-    seen.region = text("x-amz-bucket-region")
-        .filter(|region| region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'))
-        .map(str::to_owned);
-    // Seconds; S3's own hint is in milliseconds. A date, which the clouds do not send, is ignored.
-    let seconds = text(RETRY_AFTER.as_str()).and_then(|value| value.trim().parse().ok());
-    let millis = text("x-amz-retry-after").and_then(|value| value.trim().parse().ok());
-    seen.retry_after =
-        millis.map(Duration::from_millis).or_else(|| seconds.map(Duration::from_secs));
 }
 
 /// Notes how an exchange broke before there was a head.

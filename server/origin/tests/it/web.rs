@@ -1,7 +1,7 @@
 //! Web servers: listing without a listing, signed URLs, redirects, odd names.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use forebay_origin::{ObjectKey, OriginErrorKind};
 use tracing_subscriber::fmt::MakeWriter;
@@ -221,15 +221,24 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
+/// Everything that any test of this binary logs, from now on. Not per thread: tracing decides about
+/// a line of code once for all threads.
+fn log() -> &'static Log {
+    static LOG: OnceLock<Log> = OnceLock::new();
+    LOG.get_or_init(|| {
+        let log = Log::default();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_writer(log.clone())
+            .finish();
+        tracing::subscriber::set_global_default(subscriber).unwrap();
+        log
+    })
+}
+
 #[tokio::test]
 async fn a_signed_url_is_asked_for_as_signed_and_shown_nowhere() {
-    let log = Log::default();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_writer(log.clone())
-        .finish();
-    let _logging = tracing::subscriber::set_default(subscriber);
-
+    let log = log();
     let thing = Thing::new(pattern(100));
     let broken = Arc::new(Mutex::new(0_u16));
     let script_broken = Arc::clone(&broken);
