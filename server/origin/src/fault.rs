@@ -52,7 +52,8 @@ impl Fault {
                     detail: answer_text(seen, code),
                 }
             }
-            Some(_) => Self::new(OriginErrorKind::Malformed, seen, detail_of(error)),
+            Some(_) => Self::in_good_answer(seen)
+                .unwrap_or_else(|| Self::new(OriginErrorKind::Malformed, seen, detail_of(error))),
             None if seen.sent => Self::new(OriginErrorKind::Unreachable, seen, detail_of(error)),
             None => match error {
                 object_store::Error::NotSupported { .. }
@@ -66,6 +67,13 @@ impl Fault {
                 }
             },
         }
+    }
+
+    /// A fault in a body that came with a good status; none if the body is what was asked for.
+    pub(crate) fn in_good_answer(seen: &Seen) -> Option<Self> {
+        let code = seen.holds_error().then(|| seen.error_code())?;
+        let kind = kind_of_status(500, code.as_deref());
+        Some(Self::new(kind, seen, answer_text(seen, code).unwrap_or_default()))
     }
 
     /// A fault of this machine's files.
@@ -198,14 +206,14 @@ mod tests {
             status: Some(301),
             region: Some("eu-west-1".to_owned()),
             request_id: Some("R1".to_owned()),
-            error_body: b"<?xml?><Error><Code>PermanentRedirect</Code><Message>m".to_vec(),
+            body_start: b"<?xml?><Error><Code>PermanentRedirect</Code><Message>m".to_vec(),
             ..Seen::default()
         };
         assert_eq!(
             answer_text(&seen, seen.error_code()).unwrap(),
             "PermanentRedirect, the bucket is in region eu-west-1, request id R1"
         );
-        let odd = Seen { error_body: b"<Code>a secret</Code>".to_vec(), ..Seen::default() };
+        let odd = Seen { body_start: b"<Code>a secret</Code>".to_vec(), ..Seen::default() };
         assert_eq!(odd.error_code(), None);
     }
 }

@@ -173,6 +173,14 @@ mod tests {
     use super::*;
     use std::io::Write;
 
+    async fn all(mut pieces: Pieces) -> Vec<u8> {
+        let mut got = Vec::new();
+        while let Some(piece) = pieces.next().await {
+            got.extend_from_slice(piece.unwrap());
+        }
+        got
+    }
+
     #[tokio::test]
     async fn ranges_come_whole_and_a_short_file_is_an_error() {
         let content: Vec<u8> = (0..3_500_000_u32).map(|n| n.to_le_bytes()[1]).collect();
@@ -180,11 +188,7 @@ mod tests {
         file.write_all(&content).unwrap();
         let readers = Arc::new(FileReaders::start().unwrap());
         for range in [0..1, 0..3_500_000, 1_048_575..2_097_153, 3_499_999..3_500_000] {
-            let mut pieces = readers.read(file.reopen().unwrap(), range.clone());
-            let mut got = Vec::new();
-            while let Some(piece) = pieces.next().await {
-                got.extend_from_slice(piece.unwrap());
-            }
+            let got = all(readers.read(file.reopen().unwrap(), range.clone())).await;
             let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
             assert_eq!(got, content[range]);
         }

@@ -3,7 +3,7 @@
 //! For web servers, which can list nothing, see [`crate::web`].
 
 use futures::{StreamExt, TryStreamExt};
-use object_store::list::{PaginatedListOptions, PaginatedListStore};
+use object_store::list::{PaginatedListOptions, PaginatedListResult, PaginatedListStore};
 
 use crate::error::{OriginError, OriginErrorKind};
 use crate::fault::Fault;
@@ -32,21 +32,12 @@ impl ObjectOrigin {
         let mut found: Vec<ObjectMeta> = Vec::new();
         let mut page_token = None;
         loop {
-            let mut tries = self.tries(prefix, None);
-            let page = loop {
-                let attempt = tries.begin();
-                let mut options = PaginatedListOptions {
-                    max_keys: Some(limit.saturating_add(1).min(PAGE_KEYS)),
-                    page_token: page_token.clone(),
-                    ..PaginatedListOptions::default()
-                };
-                options.extensions.insert(attempt.probe.with_body_max(LISTING_BYTES_MAX));
-                let page = attempt.run(pages.list_paginated(text.as_deref(), options)).await;
-                match page.map_err(|error| Fault::of(&error, &attempt.probe.seen())) {
-                    Ok(page) => break page,
-                    Err(fault) => tries.failed(attempt, 0, fault).await?,
-                }
+            let options = PaginatedListOptions {
+                max_keys: Some(limit.saturating_add(1).min(PAGE_KEYS)),
+                page_token: page_token.take(),
+                ..PaginatedListOptions::default()
             };
+            let page = self.page(pages, prefix, text.as_deref(), options).await?;
             for meta in &page.result.objects {
                 found.extend(self.listed(meta, prefix)?);
             }
@@ -58,6 +49,32 @@ impl ObjectOrigin {
                 self.check_limit(found.len(), prefix, limit)?;
                 return Ok(found);
             }
+        }
+    }
+
+    async fn page(
+        &self,
+        pages: &dyn PaginatedListStore,
+        prefix: &ObjectKey,
+        text: Option<&str>,
+        options: PaginatedListOptions,
+    ) -> Result<PaginatedListResult, OriginError> {
+        let mut tries = self.tries(prefix, None);
+        loop {
+            let attempt = tries.begin();
+            let mut options = options.clone();
+            options.extensions.insert(attempt.probe.with_body_max(LISTING_BYTES_MAX));
+            let page = attempt.run(pages.list_paginated(text, options)).await;
+            let seen = attempt.probe.seen();
+            let fault = match page {
+                // object_store reads an error document as a page with nothing on it.
+                Ok(page) => match Fault::in_good_answer(&seen) {
+                    None => return Ok(page),
+                    Some(fault) => fault,
+                },
+                Err(error) => Fault::of(&error, &seen),
+            };
+            tries.failed(attempt, 0, fault).await?;
         }
     }
 

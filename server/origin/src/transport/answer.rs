@@ -26,15 +26,28 @@ pub(crate) fn redirect<B>(from: &Uri, response: &Response<B>) -> Option<Uri> {
     }
 }
 
-/// The length of a chunked answer to a range: object_store insists on a Content-Length.
-pub(crate) fn length_of_range(parts: &Parts) -> Option<u64> {
-    if parts.status != StatusCode::PARTIAL_CONTENT || parts.headers.contains_key(CONTENT_LENGTH) {
-        return None;
+/// Makes a head fit for object_store: it adds 1 to the last byte of a Content-Range unchecked, and
+/// insists on a Content-Length, which a chunked answer to a range has not.
+pub(crate) fn made_fit(parts: &mut Parts) {
+    let Some(value) = parts.headers.get(CONTENT_RANGE) else { return };
+    let length = value.to_str().ok().and_then(length_of_range);
+    match length {
+        None => {
+            parts.headers.remove(CONTENT_RANGE);
+        }
+        Some(length) if parts.status == StatusCode::PARTIAL_CONTENT => {
+            parts.headers.entry(CONTENT_LENGTH).or_insert(length.into());
+        }
+        Some(_) => {}
     }
-    let range = parts.headers.get(CONTENT_RANGE)?.to_str().ok()?;
-    let (start, rest) = range.strip_prefix("bytes ")?.split_once('-')?;
+}
+
+/// The length of `bytes 5-9/100`; `None` for any other form, and for ranges that cannot be.
+fn length_of_range(text: &str) -> Option<u64> {
+    let (start, rest) = text.trim().strip_prefix("bytes ")?.split_once('-')?;
     let (last, _) = rest.split_once('/')?;
-    last.parse::<u64>().ok()?.checked_sub(start.parse().ok()?)?.checked_add(1)
+    let end = last.parse::<u64>().ok()?.checked_add(1)?;
+    end.checked_sub(start.parse().ok()?)
 }
 
 /// An attempt that follows redirects may make several connections: their times add up.
@@ -101,15 +114,22 @@ mod tests {
     }
 
     #[test]
-    fn the_length_of_a_chunked_range_is_known() {
-        let length = |status, range| length_of_range(&head(status, &[("content-range", range)]));
-        assert_eq!(length(206, "bytes 5-9/100"), Some(5));
-        assert_eq!(length(200, "bytes 5-9/100"), None);
+    fn heads_are_made_fit() {
+        let fit = |status, headers: &[(&'static str, &'static str)]| {
+            let mut parts = head(status, headers);
+            made_fit(&mut parts);
+            let text =
+                |name| parts.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+            (text(CONTENT_RANGE), text(CONTENT_LENGTH))
+        };
+        let range = ("content-range", "bytes 5-9/100");
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(fit(206, &[range]), (some(range.1), some("5")));
+        assert_eq!(fit(200, &[range]), (some(range.1), None));
+        assert_eq!(fit(206, &[range, ("content-length", "7")]), (some(range.1), some("7")));
         for odd in ["bytes 9-5/100", "bytes */100", "5-9", "bytes 0-18446744073709551615/1"] {
-            assert_eq!(length(206, odd), None, "{odd}");
+            assert_eq!(fit(206, &[("content-range", odd)]), (None, None), "{odd}");
         }
-        let both = head(206, &[("content-range", "bytes 5-9/100"), ("content-length", "7")]);
-        assert_eq!(length_of_range(&both), None);
     }
 
     #[test]

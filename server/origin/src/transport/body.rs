@@ -20,7 +20,7 @@ use hyper::body::Incoming;
 use object_store::client::{HttpError, HttpErrorKind};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::probe::{Break, ERROR_BODY_MAX, Probe};
+use super::probe::{BODY_START_MAX, Break, Probe};
 use crate::stats::Counters;
 
 /// A body that fails when it stalls.
@@ -60,11 +60,13 @@ impl TimedBody {
     fn take(&mut self, data: &Bytes) -> Result<(), HttpError> {
         self.counters.received(data.len());
         self.received = self.received.saturating_add(u64::try_from(data.len()).unwrap_or(u64::MAX));
-        if self.error {
+        if self.error || self.probe.keeps_start() {
             self.probe.note(|seen| {
-                let room = ERROR_BODY_MAX.saturating_sub(seen.error_body.len()).min(data.len());
-                seen.error_body.extend_from_slice(&data[..room]);
+                let room = BODY_START_MAX.saturating_sub(seen.body_start.len()).min(data.len());
+                seen.body_start.extend_from_slice(&data[..room]);
             });
+        }
+        if self.error {
             return Ok(());
         }
         let max = self.probe.body_max();
@@ -80,7 +82,7 @@ impl TimedBody {
     }
 
     fn is_enough(&self) -> bool {
-        self.error && self.received >= u64::try_from(ERROR_BODY_MAX).unwrap_or(u64::MAX)
+        self.error && self.received >= u64::try_from(BODY_START_MAX).unwrap_or(u64::MAX)
     }
 
     fn stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {

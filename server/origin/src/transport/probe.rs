@@ -37,8 +37,8 @@ pub(crate) enum Break {
     TooLong,
 }
 
-/// Bytes of an error's body that are looked at: enough for the code that clouds put into it.
-pub(crate) const ERROR_BODY_MAX: usize = 4096;
+/// Bytes of a body's start that are looked at: enough for the code that clouds put into an error.
+pub(crate) const BODY_START_MAX: usize = 4096;
 /// The largest body of a request that nobody asked for by name: a credential.
 const CREDENTIAL_BODY_MAX: u64 = 1 << 20;
 
@@ -52,7 +52,8 @@ pub(crate) struct Seen {
     pub(crate) request_id: Option<String>,
     /// The origin's own name for an error: `SlowDown`, `NoSuchBucket`.
     pub(crate) code: Option<String>,
-    pub(crate) error_body: Vec<u8>,
+    /// The start of an error's or a listing's body.
+    pub(crate) body_start: Vec<u8>,
     pub(crate) region: Option<String>,
     pub(crate) content_length: Option<u64>,
     pub(crate) content_range: Option<String>,
@@ -70,10 +71,23 @@ impl Seen {
         if self.code.is_some() {
             return self.code.clone();
         }
-        let body = String::from_utf8_lossy(&self.error_body);
+        let body = String::from_utf8_lossy(&self.body_start);
         let (_, rest) = body.split_once("<Code>")?;
         let (code, _) = rest.split_once("</Code>")?;
         is_code(code).then(|| code.to_owned())
+    }
+}
+
+impl Seen {
+    /// Whether the body is an error's, whatever the status: S3 may fail after it has said 200.
+    pub(crate) fn holds_error(&self) -> bool {
+        let body = String::from_utf8_lossy(&self.body_start);
+        let body = body.trim_start_matches('\u{feff}').trim_start();
+        let root = match body.strip_prefix("<?") {
+            Some(rest) => rest.split_once("?>").map_or("", |(_, root)| root.trim_start()),
+            None => body,
+        };
+        root.starts_with("<Error>") || root.starts_with("<Error ")
     }
 }
 
@@ -107,6 +121,11 @@ impl Probe {
 
     pub(crate) fn body_max(&self) -> u64 {
         self.body_max
+    }
+
+    /// Whether the start of a good body is kept: of a listing, which may hold an error.
+    pub(crate) fn keeps_start(&self) -> bool {
+        self.body_max < u64::MAX
     }
 
     pub(crate) fn note(&self, write: impl FnOnce(&mut Seen)) {

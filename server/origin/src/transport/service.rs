@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::header::{CONTENT_LENGTH, HOST};
+use http::header::HOST;
 use http::uri::PathAndQuery;
 use http::{StatusCode, Uri};
 use hyper::body::Incoming;
@@ -24,7 +24,7 @@ use object_store::client::{
 use object_store::{ClientConfigKey, ClientOptions};
 use tokio::time::{Instant, timeout};
 
-use super::answer::{added, length_of_range, note_headers, note_times, redirect};
+use super::answer::{added, made_fit, note_headers, note_times, redirect};
 use super::body::TimedBody;
 use super::connect::{ConnectError, Connector, FreshTimes};
 use super::probe::{Break, Probe, Seen};
@@ -213,9 +213,7 @@ impl HttpService for Transport {
             seen.status = Some(parts.status.as_u16());
             note_headers(seen, &parts.headers);
         });
-        if let Some(length) = length_of_range(&parts) {
-            parts.headers.insert(CONTENT_LENGTH, length.into());
-        }
+        made_fit(&mut parts);
         let idle = self.timeouts.body_idle;
         let body = TimedBody::new(body, parts.status, idle, probe, Arc::clone(&self.counters));
         Ok(HttpResponse::from_parts(parts, HttpResponseBody::new(body)))

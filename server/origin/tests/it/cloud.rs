@@ -138,8 +138,10 @@ async fn anonymous_by_variable_is_unsigned() {
 async fn s3_lists_page_by_page_without_folder_markers() {
     let empty = Thing::new(Vec::new());
     let server = Server::start(move |asked| {
-        if asked.method == "HEAD" {
-            return if asked.path() == "/b/p/empty" { empty.serve(asked) } else { status(404) };
+        match (asked.method.as_str(), asked.path()) {
+            ("HEAD", "/b/p/empty") => return empty.serve(asked),
+            ("HEAD", _) => return status(404),
+            _ => {}
         }
         let token = query(asked, "continuation-token");
         let page = match token.as_deref() {
@@ -158,7 +160,7 @@ async fn s3_lists_page_by_page_without_folder_markers() {
     assert_eq!(query(first, "max-keys").as_deref(), Some("4"));
     let error = list(s3_settings(&server), "s3://b/p/", 2).await.unwrap_err();
     assert_eq!(error.kind, OriginErrorKind::LimitExceeded);
-    assert!(list(s3_settings(&server), "s3://b", 3).await.is_ok());
+    assert_eq!(list(s3_settings(&server), "s3://b", 3).await.unwrap().len(), 3);
 }
 
 #[tokio::test]
@@ -191,6 +193,21 @@ async fn a_throttled_page_is_asked_for_again() {
     .await;
     assert_eq!(list(s3_settings(&server), "s3://b/p/", 9).await.unwrap().len(), 1);
     assert_eq!(server.asked().len(), 2);
+}
+
+#[tokio::test]
+async fn an_error_under_a_good_status_is_no_empty_page() {
+    use OriginErrorKind as K;
+    for (code, kind) in [("InternalError", K::Failed), ("SlowDown", K::Throttled)] {
+        let server = Server::start(move |_| {
+            let body = format!("<?xml version=\"1.0\"?>\n<Error><Code>{code}</Code></Error>");
+            vec![Act::Send(response(200, &[], body.as_bytes()))]
+        })
+        .await;
+        let error = list(s3_settings(&server), "s3://b/p/", 9).await.unwrap_err();
+        assert_eq!((error.kind, error.attempts), (kind, 3), "{error}");
+        assert!(error.to_string().contains(code), "{error}");
+    }
 }
 
 #[tokio::test]

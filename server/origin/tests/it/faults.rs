@@ -59,28 +59,30 @@ async fn a_good_read_takes_one_attempt_and_reuses_its_connection() {
     assert_eq!(server.asked()[1].header("if-match"), Some("\"v1\""));
 }
 
+/// Breaks the first body after so many bytes; where the second begins, and what the read says.
+async fn resumed(sent: usize, broken: Act) -> (usize, ReadRecord) {
+    let spoil = move |thing: &Thing, asked: &Asked, gets| {
+        (gets == 0).then(|| vec![thing.cut(asked, sent), broken.clone()])
+    };
+    let (server, store, meta) = spoiled(spoil, quick()).await;
+    let (_, record) = read(&*store, &meta).await.unwrap();
+    let asked = server.asked();
+    assert_eq!((asked.len(), record.attempts), (3, 2));
+    assert_eq!(asked[2].header("if-match"), Some("\"v1\""));
+    let (start, last) = asked[2].range().unwrap();
+    assert_eq!(last, BYTES - 11);
+    (start, record)
+}
+
 #[tokio::test]
 async fn a_broken_body_is_resumed_at_the_missing_byte() {
     let wanted = BYTES - 20;
     for sent in [0, 1, wanted / 2, wanted - 1] {
-        for broken in [Act::Reset, Act::Close] {
-            let last = broken.clone();
-            let spoil = move |thing: &Thing, asked: &Asked, gets| {
-                (gets == 0).then(|| vec![thing.cut(asked, sent), last.clone()])
-            };
-            let (server, store, meta) = spoiled(spoil, quick()).await;
-            let (_, record) = read(&*store, &meta).await.unwrap();
-            assert_eq!(record.attempts, 2, "{sent} {broken:?}");
-            let asked = server.asked();
-            assert_eq!(asked[2].header("if-match"), Some("\"v1\""));
-            let (start, last) = asked[2].range().unwrap();
-            assert_eq!(last, BYTES - 11);
-            // A reset may overtake bytes that were sent before it; a close never does.
-            assert!(start <= 10 + sent);
-            if matches!(broken, Act::Close) {
-                assert_eq!((start, record.bytes_received), (10 + sent, wanted as u64));
-            }
-        }
+        let (start, record) = resumed(sent, Act::Close).await;
+        assert_eq!((start, record.bytes_received), (10 + sent, wanted as u64));
+        // A reset may overtake bytes that were sent before it; a close never does.
+        let (start, _) = resumed(sent, Act::Reset).await;
+        assert!(start <= 10 + sent);
     }
 }
 
@@ -294,10 +296,11 @@ async fn the_body_of_an_error_has_an_end() {
     assert_eq!((error.kind, error.attempts), (OriginErrorKind::Failed, 3));
 }
 
+/// Impatient only where the test means it: a busy machine must not look like a stall.
 fn impatient() -> OriginSettings {
     let mut settings = quick();
-    settings.timeouts.first_byte = Duration::from_millis(100);
-    settings.timeouts.body_idle = Duration::from_millis(100);
+    settings.timeouts.first_byte = Duration::from_millis(500);
+    settings.timeouts.body_idle = Duration::from_millis(500);
     settings
 }
 
@@ -456,7 +459,8 @@ async fn counters_tell_requests_errors_and_bytes() {
 #[tokio::test]
 async fn a_destination_of_another_length_is_refused() {
     let (server, store, meta) = spoiled(|_, _, _| None, quick()).await;
-    for range in [0..11, 5..4, BYTES as u64 - 9..BYTES as u64 + 1] {
+    let backwards = std::ops::Range { start: 5, end: 4 };
+    for range in [0..11, backwards, BYTES as u64 - 9..BYTES as u64 + 1] {
         let error = store.read(&request(&meta, range), &mut [0; 10]).await.unwrap_err();
         assert!(matches!(error.kind, OriginErrorKind::Local(_)), "{error}");
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use forebay_origin::{ObjectKey, OriginErrorKind, OriginStore};
 use tempfile::TempDir;
@@ -143,7 +143,7 @@ async fn a_changed_file_is_never_read() {
     // Written to in place.
     let meta = store.head(&key).await.unwrap();
     let file = fs::File::options().write(true).open(&path).unwrap();
-    file.set_modified(SystemTime::now() + Duration::from_secs(5)).unwrap();
+    file.set_modified(modified + Duration::from_secs(5)).unwrap();
     let error = store.read(&request(&meta, 0..5000), &mut [0; 5000]).await.unwrap_err();
     assert_eq!(error.kind, OriginErrorKind::Changed);
 

@@ -73,18 +73,7 @@ impl Server {
         let shared =
             Shared { script: Arc::new(script), asked: Arc::new(asked_in), live: Arc::new(live_in) };
         let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut connections = JoinSet::new();
-            for number in 0.. {
-                let Ok((stream, _)) = listener.accept().await else { return };
-                let shared = shared.clone();
-                shared.live.send_modify(|live| *live += 1);
-                connections.spawn(async move {
-                    shared.serve(stream, number).await;
-                    shared.live.send_modify(|live| *live -= 1);
-                });
-            }
-        });
+        tasks.spawn(shared.accept(listener));
         Self { address, asked, live, _tasks: tasks }
     }
 
@@ -108,20 +97,30 @@ impl Server {
 }
 
 impl Shared {
-    async fn serve(&self, mut stream: TcpStream, connection: usize) {
+    async fn accept(self, listener: TcpListener) {
+        let mut connections = JoinSet::new();
+        for number in 0.. {
+            let (stream, _) = listener.accept().await.unwrap();
+            self.live.send_modify(|live| *live += 1);
+            connections.spawn(self.clone().serve(stream, number));
+        }
+    }
+
+    async fn serve(self, mut stream: TcpStream, connection: usize) {
         let mut pending = Vec::new();
-        while let Some(mut asked) = next_request(&mut stream, &mut pending).await {
+        let mut open = true;
+        while open && let Some(mut asked) = next_request(&mut stream, &mut pending).await {
             asked.connection = connection;
             self.asked.send_modify(|all| {
                 asked.number = all.len();
                 all.push(asked.clone());
             });
             for act in (self.script)(&asked) {
-                if !perform(&mut stream, act).await {
-                    return;
-                }
+                open = open && perform(&mut stream, act).await;
             }
         }
+        drop(stream);
+        self.live.send_modify(|live| *live -= 1);
     }
 }
 

@@ -264,7 +264,7 @@ async fn a_signed_url_is_asked_for_as_signed_and_shown_nowhere() {
         shown.push_str(&format!("{error} {error:?} {:?}", std::error::Error::source(&error)));
     }
     let sibling = uri.key().parent().join("sibling").unwrap();
-    assert!(store.head(&sibling).await.is_err());
+    store.head(&sibling).await.unwrap_err();
     assert_eq!(server.asked().last().unwrap().target, "/dir/sibling?X-Sig=canary%2B&x=1");
     shown.push_str(&String::from_utf8(log.0.lock().unwrap().clone()).unwrap());
     assert!(shown.contains("attempt failed"), "nothing was logged");
