@@ -46,8 +46,7 @@ impl PoolSpec {
         let mut left = self.budget_bytes / self.chunk_bytes;
         let mut segments = Vec::new();
         while left > 0 {
-            let limit =
-                if segments.is_empty() { FIRST_SEGMENT_BYTES } else { SEGMENT_BYTES_MAX };
+            let limit = if segments.is_empty() { FIRST_SEGMENT_BYTES } else { SEGMENT_BYTES_MAX };
             let slots = per(limit).min(left);
             left -= slots;
             segments.push(u32::try_from(slots).unwrap_or(u32::MAX));
@@ -63,6 +62,7 @@ pub(crate) struct Pool {
     segments: Mutex<Vec<Arc<Segment>>>,
     free: Arc<FreeSlots>,
     trouble: Mutex<Vec<String>>,
+    growing: AtomicBool,
     stop: AtomicBool,
 }
 
@@ -80,6 +80,7 @@ impl Pool {
             segments: Mutex::default(),
             free: Arc::default(),
             trouble: Mutex::default(),
+            growing: AtomicBool::new(spec.segments().len() > 1),
             stop: AtomicBool::new(false),
         };
         if let Some(slots) = spec.segments().first() {
@@ -94,21 +95,30 @@ impl Pool {
         on_grow: impl Fn(usize) + Send + 'static,
     ) -> std::io::Result<JoinHandle<()>> {
         std::thread::Builder::new().name("forebay-pool".into()).spawn(move || {
-            for slots in self.spec.segments().into_iter().skip(1) {
-                if self.stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                match self.add_segment(slots) {
-                    Ok(()) => on_grow(slots as usize),
-                    Err(error) => {
-                        tracing::warn!(%error, "the RAM tier stays smaller than its budget");
-                        let have = self.slots();
-                        self.trouble(format!("ram: only {have} slots could be had: {error}"));
-                        return;
-                    }
-                }
+            if let Err(error) = self.grow(on_grow) {
+                tracing::warn!(%error, "the RAM tier stays smaller than its budget");
+                let have = self.slots();
+                self.trouble(format!("ram: only {have} slots could be had: {error}"));
             }
+            self.growing.store(false, Ordering::Release);
+            self.free.came_free.notify_waiters();
         })
+    }
+
+    /// Whether more slots are on their way: then nothing has to be evicted for one.
+    pub(crate) fn is_growing(&self) -> bool {
+        self.growing.load(Ordering::Acquire)
+    }
+
+    fn grow(&self, on_grow: impl Fn(usize)) -> Result<(), ShmError> {
+        for slots in self.spec.segments().into_iter().skip(1) {
+            if self.stop.load(Ordering::Relaxed) {
+                break;
+            }
+            self.add_segment(slots)?;
+            on_grow(slots as usize);
+        }
+        Ok(())
     }
 
     /// Ends the growth after the segment it is at.
@@ -135,7 +145,7 @@ impl Pool {
         // Highest first: the list is taken from its end, so low slots are used first.
         let fresh = (0..slots).rev().map(|slot| (Arc::clone(&segment), SlotIndex(slot)));
         lock(&self.free.slots).extend(fresh);
-        self.free.came_free.notify_one();
+        self.free.came_free.notify_waiters();
         Ok(())
     }
 
@@ -289,6 +299,7 @@ mod tests {
         let thread =
             Arc::clone(&pool).grow_in_background(move |slots| sender.send(slots).unwrap()).unwrap();
         thread.join().unwrap();
+        assert!(!pool.is_growing());
         assert_eq!(before + grown.iter().sum::<usize>(), 72);
         assert_eq!(pool.slots(), 72);
     }
