@@ -15,6 +15,8 @@
 #![forbid(unsafe_code)]
 
 mod azure;
+mod black_hole;
+mod chaos;
 mod checkpoint;
 mod content;
 mod contents;
@@ -40,6 +42,8 @@ mod serve;
 mod text;
 
 pub use azure::{AzureOptions, AzureOrigin};
+pub use black_hole::BlackHole;
+pub use chaos::{Chaos, chaos};
 pub use checkpoint::{CHECKPOINT_BYTES_MIN, Checkpoint, CheckpointSpec, Tensor, checkpoint};
 pub use content::{Concat, Content, sha256, sha256_of};
 pub use contents::Contents;
