@@ -1,1 +1,68 @@
-//! Skeleton.
+//! Load a checkpoint from the Forebay daemon of this node, without copying it.
+//!
+//! A [`Client`] speaks gRPC to the daemon for control. The bytes come as *segments*: sealed shared
+//! memory that the daemon passes over its handoff socket and this process maps read-only. A
+//! [`Load`] lends them chunk by chunk; what it gives out ([`Chunk`], [`Tensor`], [`ObjectView`],
+//! [`Piece`]) holds the lease on its bytes and releases it when it is dropped.
+//!
+//! ```text
+//!   Client ── load ──► Load ── next_tensor / next_object / next_chunk / next_piece ──► a view
+//!     │                  │                                                                │ drop
+//!     │ handoff.sock     │ stream of grants ◄── daemon ◄── stream of releases ◄───────────┘
+//!     └─► Session: segments, mapped once and reused over loads
+//! ```
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), forebay_client::ClientError> {
+//! use forebay_client::{Client, Endpoint, LoadRequest};
+//!
+//! let client = Client::connect(Endpoint::parse("unix:///run/forebay/forebay.sock")?).await?;
+//! let mut load = client.load(LoadRequest::new("s3://models/llama/")).await?;
+//! while let Some(tensor) = load.next_tensor().await? {
+//!     println!("{} {} {:?}: {} bytes", tensor.name(), tensor.dtype(), tensor.shape(),
+//!         tensor.bytes().len());
+//! }
+//! let report = load.finish().await?;
+//! println!("{} bytes in {:?}", report.bytes, report.wall);
+//! # Ok(()) }
+//! ```
+//!
+//! The daemon lends at most [`Opened::window_bytes`](model::Opened::window_bytes) at one time.
+//! Hold at most about half of it (one tensor and the next are fine): a caller that keeps more
+//! waits for itself, and the load ends with `NO_PROGRESS` or its deadline.
+//!
+//! [`blocking`] has the same verbs for callers without a runtime. This library reads no
+//! environment variable and writes no log.
+
+#![forbid(unsafe_code)]
+
+pub mod blocking;
+mod chunk;
+mod client;
+mod coverage;
+mod endpoint;
+mod error;
+mod gather;
+mod grants;
+mod load;
+mod options;
+mod order;
+mod outbox;
+mod session;
+mod verbs;
+mod view;
+mod wire;
+
+pub use chunk::{Chunk, ChunkExtent};
+pub use client::Client;
+pub use endpoint::Endpoint;
+pub use error::ClientError;
+pub use forebay_device::{Device, DeviceError, DeviceSpec, HostDevice};
+pub use forebay_proto::{ErrorKind, Failure, Reason, StageSeconds, model};
+pub use load::Load;
+pub use options::{
+    BadTraceParent, CallOptions, KeepTier, Lane, LoadRequest, PrefetchRequest, TraceParent,
+};
+pub use order::Piece;
+pub use verbs::{Prefetch, Stat};
+pub use view::{ObjectView, Tensor};

@@ -460,7 +460,8 @@ mod tests {
 
     #[test]
     fn details_fit_a_trailer_and_cut_at_a_character() {
-        let failure = Failure::new(Reason::ObjectNotFound, "ü".repeat(4000)).for_object(&"é".repeat(3000));
+        let failure =
+            Failure::new(Reason::ObjectNotFound, "ü".repeat(4000)).for_object(&"é".repeat(3000));
         let status = failure.to_status();
         assert!(status.details().len() < 8192);
         assert!(status.message().ends_with('…'));

@@ -17,7 +17,14 @@ pub use failure::{ErrorKind, Failure, Reason, StageSeconds};
 
 /// Types generated from `forebay/v1/forebay.proto`; the comments are in that file.
 #[allow(missing_docs, reason = "generated; documented in the .proto")]
-#[allow(unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic, reason = "generated")]
+#[allow(
+    unreachable_pub,
+    unused_qualifications,
+    clippy::allow_attributes_without_reason,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated"
+)]
 pub mod pb {
     tonic::include_proto!("forebay.v1");
 }

@@ -33,16 +33,7 @@ impl Workers {
         let queue = Arc::new(Mutex::new(queue));
         let spawn = |n: usize| {
             let queue = Arc::clone(&queue);
-            std::thread::Builder::new().name(format!("{name}-{n}")).spawn(move || {
-                loop {
-                    // The lock is held while waiting: one worker waits for a job, the others for it.
-                    let job = queue.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
-                    match job {
-                        Some(job) => job(),
-                        None => return,
-                    }
-                }
-            })
+            std::thread::Builder::new().name(format!("{name}-{n}")).spawn(move || work(&queue))
         };
         let threads = (0..count.max(1)).map(spawn).collect::<std::io::Result<_>>()?;
         Ok(Self { jobs: Some(jobs), threads })
@@ -60,6 +51,15 @@ impl Workers {
         let job: Job = Box::new(move || drop(sender.send(work())));
         jobs.send(job).await.map_err(|_closed| Stopped)?;
         result.await.map_err(|_dropped| Stopped)
+    }
+}
+
+/// One thread: jobs until the queue is closed.
+fn work(queue: &Mutex<mpsc::Receiver<Job>>) {
+    // The lock is held while waiting: one worker waits for a job, the others for the lock.
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
+    while let Some(job) = next() {
+        job();
     }
 }
 

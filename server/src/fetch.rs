@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use forebay_origin::{AttemptOutcome, OriginError, ReadRecord, ReadRequest};
 use forebay_proto::{Failure, Reason};
+use futures::TryStreamExt;
 use futures::stream::FuturesUnordered;
-use futures::{StreamExt, TryStreamExt};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -155,9 +155,12 @@ impl Fetcher {
         into: &mut [u8],
         offered: Instant,
     ) -> Result<Part, FetchError> {
-        let object =
-            manifest.objects().get(extent.object).ok_or(FetchError::Plan { chunk: extent.object })?;
-        let _connection = self.connections.acquire().await.map_err(|_closed| FetchError::Stopped)?;
+        let object = manifest
+            .objects()
+            .get(extent.object)
+            .ok_or(FetchError::Plan { chunk: extent.object })?;
+        let _connection =
+            self.connections.acquire().await.map_err(|_closed| FetchError::Stopped)?;
         let started = Instant::now();
         let request = ReadRequest {
             key: object.key.clone(),
@@ -218,7 +221,9 @@ fn attempt_spans(record: &ReadRecord, started: Instant, ended: Instant, spans: &
         spans.push(Span::new(Stage::Ttfb, Kind::Service, at, first_byte));
         at = first_byte + attempt.body;
         spans.push(Span::new(Stage::Body, Kind::Service, first_byte, at));
-        debug_assert!(attempt.outcome == AttemptOutcome::Done || attempt.bytes <= record.bytes_received);
+        debug_assert!(
+            attempt.outcome == AttemptOutcome::Done || attempt.bytes <= record.bytes_received
+        );
     }
     // The last attempt's body ends when the read returned: rounding between the two clocks' reads
     // belongs to it.
@@ -257,17 +262,17 @@ mod tests {
     #[test]
     fn extents_that_overlap_or_overflow_are_refused() {
         let mut slot = vec![0; 100];
-        assert!(split(&mut slot, &spec(&[(0, 10), (9, 1)])).is_err());
-        assert!(split(&mut slot, &spec(&[(95, 6)])).is_err());
-        assert!(split(&mut slot, &spec(&[(u64::MAX, 1)])).is_err());
+        split(&mut slot, &spec(&[(0, 10), (9, 1)])).unwrap_err();
+        split(&mut slot, &spec(&[(95, 6)])).unwrap_err();
+        split(&mut slot, &spec(&[(u64::MAX, 1)])).unwrap_err();
     }
 
     #[tokio::test(start_paused = true)]
     async fn attempts_become_spans_without_a_gap() {
         let start = Instant::now();
         let ms = Duration::from_millis;
-        let attempt = |at: u64, connect: Option<u64>, first_byte: Option<u64>, body: u64| {
-            AttemptRecord {
+        let attempt =
+            |at: u64, connect: Option<u64>, first_byte: Option<u64>, body: u64| AttemptRecord {
                 started: start + ms(at),
                 dns: None,
                 connect: connect.map(ms),
@@ -276,8 +281,7 @@ mod tests {
                 body: ms(body),
                 bytes: 0,
                 outcome: AttemptOutcome::Done,
-            }
-        };
+            };
         let record = ReadRecord {
             attempts: 2,
             bytes_received: 10,
@@ -288,7 +292,9 @@ mod tests {
         attempt_spans(&record, start, start + ms(101), &mut spans);
         let seen: Vec<_> = spans
             .iter()
-            .map(|span| (span.stage, (span.start - start).as_millis(), (span.end - start).as_millis()))
+            .map(|span| {
+                (span.stage, (span.start - start).as_millis(), (span.end - start).as_millis())
+            })
             .collect();
         assert_eq!(
             seen,

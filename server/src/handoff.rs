@@ -278,7 +278,11 @@ impl Sessions {
     }
 
     /// A stay of one load in the session named by `token`, or in a new one if it is empty.
-    pub(crate) fn enter(self: &Arc<Self>, token: &[u8], peer: Peer) -> Result<SessionStay, Failure> {
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        token: &[u8],
+        peer: Peer,
+    ) -> Result<SessionStay, Failure> {
         static LOADS: AtomicU64 = AtomicU64::new(1);
         let session = if token.is_empty() { self.make(peer)? } else { self.find(token, peer)? };
         session.lock().loads += 1;

@@ -22,8 +22,8 @@ use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::deadline::{Deadline, Expired};
 use crate::admission::{Admission, AdmissionError, AdmissionPermit, Holder, Lane, WindowSlot};
+use crate::deadline::{Deadline, Expired};
 use crate::fetch::Fetcher;
 use crate::flight::{Boarded, Filled, Flight, Flights};
 use crate::handoff::{GrantedSlot, Peer, Released, SessionStay};
@@ -236,11 +236,8 @@ async fn open<'a>(
     stay: &SessionStay,
 ) -> Result<Head<'a>, Failure> {
     let entry = stages.loads.enter(stay.load(), state_of(request, timeline));
-    let holder = Holder {
-        load_id: request.load_id.clone(),
-        uid: request.peer.uid,
-        pid: request.peer.pid,
-    };
+    let holder =
+        Holder { load_id: request.load_id.clone(), uid: request.peer.uid, pid: request.peer.pid };
     let permit = stages.admission.admit(request.lane, holder).await?;
     let admitted = Instant::now();
     timeline.load_span(Span::new(Stage::Admission, Kind::Queue, timeline.opened(), admitted));
@@ -525,15 +522,16 @@ impl<'a> Conversation<'a> {
             window_bytes: self.head.permit.window_slots() as u64 * stages.chunk_bytes,
             chunk_bytes: stages.chunk_bytes,
         }));
+        let outbox = self.outbox.clone();
         let mut complete = false;
         // A client that is done before the last grant wants no more.
-        while !self.client_done && !(complete && self.unsent.is_empty()) {
+        while !(self.client_done || complete && self.unsent.is_empty()) {
             // While bytes are on their way the origin's own limits tell a stall from slowness.
             let idle = filler.filling.is_empty();
             tokio::select! {
                 biased;
                 event = self.inbox.recv() => self.hear(event)?,
-                place = self.outbox.reserve(), if !self.unsent.is_empty() => {
+                place = outbox.reserve(), if !self.unsent.is_empty() => {
                     let place = place.map_err(|_closed| lost())?;
                     if let Some(event) = self.unsent.pop_front() {
                         place.send(event);

@@ -191,7 +191,7 @@ mod tests {
         let attached = loads.attach(7, "a", "s3://b/k").unwrap().unwrap();
         assert!(Arc::ptr_eq(&attached, &manifest));
         assert!(loads.attach(8, "a", "s3://b/k").unwrap().is_none());
-        assert!(loads.attach(7, "a", "s3://b/other").is_err());
+        loads.attach(7, "a", "s3://b/other").unwrap_err();
         for n in 0..REMEMBERED_MAX {
             loads.remember(9, &n.to_string(), "s3://b/k", &manifest);
         }

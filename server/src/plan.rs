@@ -136,9 +136,7 @@ impl Wanted {
         let mut objects: Vec<bool> = manifest
             .objects()
             .iter()
-            .map(|object| {
-                selection.objects.is_empty() || matches(&selection.objects, &object.name)
-            })
+            .map(|object| selection.objects.is_empty() || matches(&selection.objects, &object.name))
             .collect();
         if !objects.contains(&true) && !objects.is_empty() {
             return Err(PlanError::UnknownObject);
@@ -201,8 +199,8 @@ impl<'a> Planner<'a> {
             }
             let end = extents.last().map_or(0, |last| last.slot_offset + last.bytes);
             let mut slot_offset = end.next_multiple_of(PACK_ALIGN);
-            let full = slot_offset + object.bytes > self.chunk_bytes
-                || extents.len() == PACK_OBJECTS_MAX;
+            let full =
+                slot_offset + object.bytes > self.chunk_bytes || extents.len() == PACK_OBJECTS_MAX;
             if full {
                 self.push(std::mem::take(&mut extents));
                 slot_offset = 0;
@@ -220,16 +218,16 @@ impl<'a> Planner<'a> {
             if self.is_small(object) {
                 continue;
             }
-            let mut offset = 0;
-            while offset < object.bytes {
-                let bytes = self.chunk_bytes.min(object.bytes - offset);
-                if wanted.touches(index, offset, offset + bytes) {
-                    let extent =
-                        Extent { object: index, object_offset: offset, slot_offset: 0, bytes };
-                    self.push(vec![extent]);
-                }
-                offset += bytes;
-            }
+            let chunk_bytes = self.chunk_bytes;
+            let extents = (0..object.bytes.div_ceil(chunk_bytes)).map(|n| {
+                let object_offset = n * chunk_bytes;
+                let bytes = chunk_bytes.min(object.bytes - object_offset);
+                Extent { object: index, object_offset, slot_offset: 0, bytes }
+            });
+            let touched = |extent: &Extent| {
+                wanted.touches(index, extent.object_offset, extent.object_offset + extent.bytes)
+            };
+            extents.filter(touched).for_each(|extent| self.push(vec![extent]));
         }
     }
 
@@ -317,7 +315,8 @@ mod tests {
     #[test]
     fn chunk_keys_depend_on_the_object_not_on_its_checkpoint() {
         let one = plan(&manifest_for_tests(&[("m", 2 * CHUNK)], &[]), &all(), CHUNK).unwrap();
-        let two = plan(&manifest_for_tests(&[("a", 3), ("m", 2 * CHUNK)], &[]), &all(), CHUNK).unwrap();
+        let two =
+            plan(&manifest_for_tests(&[("a", 3), ("m", 2 * CHUNK)], &[]), &all(), CHUNK).unwrap();
         assert_eq!(one.chunks()[0].key, two.chunks()[1].key);
         assert_ne!(one.chunks()[0].key, one.chunks()[1].key);
     }

@@ -159,12 +159,7 @@ impl RamTier {
     pub(crate) fn use_revision(self: &Arc<Self>, manifest: &Manifest) -> RevisionUse {
         let mut index = self.lock();
         let revision = manifest.revision();
-        index.residency.begin(
-            revision,
-            manifest.uri(),
-            manifest.bytes(),
-            manifest.objects().len(),
-        );
+        index.residency.begin(revision, manifest.uri(), manifest.bytes(), manifest.objects().len());
         index.last_used.insert(revision, Instant::now());
         RevisionUse { tier: Arc::clone(self), revision }
     }
@@ -174,13 +169,9 @@ impl RamTier {
         self.lock().residency.get(key, revision)
     }
 
-    /// How many bytes of these chunks are here.
-    pub(crate) fn cached_bytes<'a>(
-        &self,
-        chunks: impl Iterator<Item = (&'a ChunkKey, u64)>,
-    ) -> u64 {
-        let index = self.lock();
-        chunks.filter(|(key, _)| index.residency.holds(key)).map(|(_, bytes)| bytes).sum()
+    /// Whether the chunk is here, without counting as a use.
+    pub(crate) fn holds(&self, key: &ChunkKey) -> bool {
+        self.lock().residency.holds(key)
     }
 
     /// A slot to fill. The caller holds a window token for it.
@@ -206,8 +197,7 @@ impl RamTier {
     pub(crate) fn insert(&self, verified: VerifiedChunk, revision: Revision) -> PinnedChunk {
         let (slot, spec) = verified.into_parts();
         let pinned = PinnedChunk(Arc::new(Pinned { slot: slot.publish(), bytes: spec.bytes }));
-        let replaced =
-            self.lock().residency.insert(spec.key, revision, spec.bytes, pinned.clone());
+        let replaced = self.lock().residency.insert(spec.key, revision, spec.bytes, pinned.clone());
         drop(replaced);
         pinned
     }
@@ -267,7 +257,7 @@ impl RamTier {
         let free = self.pool.free_slots() as u64 * spec.chunk_bytes;
         let index = self.lock();
         let (mut cached, mut leased) = (0, 0);
-        for (chunk, _) in index.residency.values() {
+        for chunk in index.residency.values() {
             let side = if chunk.is_leased() { &mut leased } else { &mut cached };
             *side += spec.chunk_bytes;
         }

@@ -105,7 +105,6 @@ impl Cause {
             Stage::ClientAck => Self::Client,
             Stage::Resolve
             | Stage::Plan
-            | Stage::Flight
             | Stage::ConnAcquire
             | Stage::Tls
             | Stage::Ttfb
@@ -213,10 +212,7 @@ mod tests {
         let report = close(subject, &timeline, Tally::default(), &copies, at(100));
         let idle: Vec<_> =
             report.device_idle.iter().map(|(c, t)| (c.as_str(), t.as_millis())).collect();
-        assert_eq!(
-            idle,
-            [("admission_queue", 10), ("verify", 5), ("client", 20), ("unknown", 45)]
-        );
+        assert_eq!(idle, [("admission_queue", 10), ("verify", 5), ("client", 20), ("unknown", 45)]);
         let busy = 20;
         assert_eq!(idle.iter().map(|(_, ms)| ms).sum::<u128>() + busy, report.wall.as_millis());
         let path: Duration = report.critical_path.iter().map(|(.., time)| *time).sum();

@@ -209,11 +209,9 @@ impl Listing<'_> {
         if shards.len() >= OBJECTS_MAX {
             return Err(self.limit("objects", OBJECTS_MAX as u64));
         }
-        let mut objects: Vec<Object> = futures::stream::iter(shards)
-            .map(|shard| self.shard(&folder, shard))
-            .buffered(HEADERS_AT_ONCE)
-            .try_collect()
-            .await?;
+        let shards: Vec<_> = shards.into_iter().map(|shard| self.shard(&folder, shard)).collect();
+        let mut objects: Vec<Object> =
+            futures::stream::iter(shards).buffered(HEADERS_AT_ONCE).try_collect().await?;
         objects.push(index);
         Ok(objects)
     }
@@ -231,9 +229,13 @@ impl Listing<'_> {
     /// The tensors of all safetensors objects.
     async fn tensors(&self, objects: &[Object]) -> Result<Vec<Tensor>, ResolveError> {
         let of_format = |(_, object): &(usize, &Object)| object.name.ends_with(SAFETENSORS_SUFFIX);
-        let mut headers = futures::stream::iter(objects.iter().enumerate().filter(of_format))
+        let headers: Vec<_> = objects
+            .iter()
+            .enumerate()
+            .filter(of_format)
             .map(|(index, object)| self.header(index, object))
-            .buffered(HEADERS_AT_ONCE);
+            .collect();
+        let mut headers = futures::stream::iter(headers).buffered(HEADERS_AT_ONCE);
         let mut tensors = Vec::new();
         while let Some(more) = headers.try_next().await? {
             tensors.extend(more);
@@ -249,10 +251,8 @@ impl Listing<'_> {
         let bad = |problem| ResolveError::Header { key: object.name.clone(), problem };
         let guess = HEADER_GUESS_BYTES.min(object.bytes);
         let mut bytes = self.read(object, 0, guess).await?;
-        let prefix: [u8; 8] = bytes
-            .first_chunk()
-            .copied()
-            .ok_or_else(|| bad(HeaderError::TooShort(object.bytes)))?;
+        let prefix: [u8; 8] =
+            bytes.first_chunk().copied().ok_or_else(|| bad(HeaderError::TooShort(object.bytes)))?;
         let json_bytes = safetensors::header_bytes(prefix, object.bytes).map_err(bad)?;
         let end = safetensors::PREFIX_BYTES + json_bytes;
         if end > guess {

@@ -29,8 +29,6 @@ pub(crate) enum Stage {
     Plan,
     /// Waiting for a slot of the window: leases have to come back first.
     LeaseAlloc,
-    /// Waiting for a chunk that another load is already fetching.
-    Flight,
     /// Waiting for one of the origin's connections.
     ConnAcquire,
     /// Name resolution of a new connection.
@@ -54,25 +52,6 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
-    /// Every stage, in path order.
-    pub(crate) const ALL: [Self; 15] = [
-        Self::Admission,
-        Self::Resolve,
-        Self::Plan,
-        Self::LeaseAlloc,
-        Self::Flight,
-        Self::ConnAcquire,
-        Self::Dns,
-        Self::Connect,
-        Self::Tls,
-        Self::Ttfb,
-        Self::Body,
-        Self::Backoff,
-        Self::VerifyPart,
-        Self::Publish,
-        Self::ClientAck,
-    ];
-
     /// The name on the wire.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -80,7 +59,6 @@ impl Stage {
             Self::Resolve => "resolve",
             Self::Plan => "plan",
             Self::LeaseAlloc => "lease_alloc",
-            Self::Flight => "flight",
             Self::ConnAcquire => "conn_acquire",
             Self::Dns => "dns",
             Self::Connect => "connect",

@@ -219,7 +219,8 @@ impl Queue {
         }
         let [interactive, prefetch] = &self.lanes;
         let yields = self.interactive_run >= INTERACTIVE_RUN_MAX && !prefetch.is_empty();
-        let lane = if !interactive.is_empty() && !yields { Lane::Interactive } else { Lane::Prefetch };
+        let lane =
+            if !interactive.is_empty() && !yields { Lane::Interactive } else { Lane::Prefetch };
         let (ticket, _) = self.lanes[lane.index()].pop_front()?;
         self.interactive_run = match lane {
             Lane::Interactive => self.interactive_run + 1,

@@ -220,11 +220,9 @@ fn plain(value: &DeValue<'_>) -> Option<String> {
         DeValue::String(text) => text.to_string(),
         DeValue::Integer(number) => number.to_string(),
         DeValue::Boolean(truth) => truth.to_string(),
-        DeValue::Array(items) => items
-            .iter()
-            .map(|item| plain(item.get_ref()))
-            .collect::<Option<Vec<_>>>()?
-            .join(","),
+        DeValue::Array(items) => {
+            items.iter().map(|item| plain(item.get_ref())).collect::<Option<Vec<_>>>()?.join(",")
+        }
         DeValue::Float(_) | DeValue::Datetime(_) | DeValue::Table(_) => return None,
     })
 }
@@ -269,7 +267,10 @@ mod tests {
             "f.toml:3: unknown key `metrcs`; the nearest valid key is `metrics`"
         );
         let error = raw.read_file("f.toml", "[[origin]]\nprefx = \"s3://\"\n").unwrap_err();
-        assert!(error.to_string().contains("`prefx`; the nearest valid key is `prefix`"), "{error}");
+        assert!(
+            error.to_string().contains("`prefx`; the nearest valid key is `prefix`"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -80,7 +80,7 @@ fn split(text: &str) -> Option<(&str, &str)> {
 /// Bytes with the largest binary unit that loses nothing.
 pub(crate) fn show_bytes(bytes: u64) -> String {
     for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
-        if bytes > 0 && bytes % (1 << shift) == 0 {
+        if bytes > 0 && bytes.is_multiple_of(1 << shift) {
             return format!("{}{unit}", bytes >> shift);
         }
     }

@@ -1,11 +1,12 @@
 //! `handoff.sock`: descriptors go out, releases come in, and a close ends the session.
 //!
-//! The socket is a `SOCK_SEQPACKET` one, so a packet is a message. A connection begins with `Hello`
+//! The socket is a `SOCK_SEQPACKET` one, so a packet is a message. tokio has no type for these; its
+//! stream types serve, since only readiness and the descriptor are taken from them. A connection begins with `Hello`
 //! and the session's token within [`HELLO_WITHIN`]; the peer's uid has to be the one that opened the
 //! session. One connection per session. Each connection is a task of the daemon's tree.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,10 +15,10 @@ use forebay_proto::handoff::{PACKET_BYTES_MAX, decode, encode};
 use forebay_proto::pb::{self, handoff_message::Event};
 use forebay_shm::{Segment, recv_descriptor, send_descriptor};
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with,
-    sockopt,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
-use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
+use tokio::net::{UnixListener, UnixStream};
 use tokio_util::task::TaskTracker;
 
 use super::{Peer, Session, Sessions};
@@ -32,17 +33,17 @@ const BACKLOG: i32 = 128;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Opens the socket at `path`, which must not exist.
-pub(crate) fn open(path: &Path) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn open(path: &Path) -> io::Result<UnixListener> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     bind(&fd, &SocketAddrUnix::new(path)?)?;
     listen(&fd, BACKLOG)?;
-    AsyncFd::new(fd)
+    UnixListener::from_std(fd.into())
 }
 
 /// Accepts until dropped.
 pub(crate) async fn serve(
-    socket: AsyncFd<OwnedFd>,
+    socket: UnixListener,
     sessions: Arc<Sessions>,
     allowed: impl Fn(u32) -> bool,
     tasks: TaskTracker,
@@ -50,12 +51,7 @@ pub(crate) async fn serve(
     loop {
         match accept(&socket).await {
             Ok((connection, peer)) if allowed(peer.uid) => {
-                let sessions = Arc::clone(&sessions);
-                tasks.spawn(async move {
-                    if let Err(error) = converse(connection, &sessions, peer).await {
-                        tracing::debug!(%error, pid = peer.pid, "a handoff connection ended");
-                    }
-                });
+                tasks.spawn(attend(connection, Arc::clone(&sessions), peer));
             }
             Ok((_, peer)) => tracing::warn!(uid = peer.uid, "uid not allowed on handoff.sock"),
             Err(error) => {
@@ -66,29 +62,21 @@ pub(crate) async fn serve(
     }
 }
 
-async fn accept(socket: &AsyncFd<OwnedFd>) -> io::Result<(AsyncFd<OwnedFd>, Peer)> {
-    loop {
-        let mut ready = socket.readable().await?;
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        match ready.try_io(|fd| accept_with(fd, flags).map_err(io::Error::from)) {
-            Err(_would_block) => {}
-            Ok(accepted) => {
-                let fd = accepted?;
-                let credentials = sockopt::socket_peercred(&fd)?;
-                let pid = u32::try_from(credentials.pid.as_raw_nonzero().get()).unwrap_or(0);
-                let peer = Peer { uid: credentials.uid.as_raw(), pid };
-                return Ok((AsyncFd::new(fd)?, peer));
-            }
-        }
+async fn accept(socket: &UnixListener) -> io::Result<(UnixStream, Peer)> {
+    let (connection, _) = socket.accept().await?;
+    let credentials = connection.peer_cred()?;
+    let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
+    Ok((connection, Peer { uid: credentials.uid(), pid }))
+}
+
+async fn attend(connection: UnixStream, sessions: Arc<Sessions>, peer: Peer) {
+    if let Err(error) = converse(connection, &sessions, peer).await {
+        tracing::debug!(%error, pid = peer.pid, "a handoff connection ended");
     }
 }
 
 /// One connection: hello, then descriptors out and releases in until the client is gone.
-async fn converse(
-    connection: AsyncFd<OwnedFd>,
-    sessions: &Arc<Sessions>,
-    peer: Peer,
-) -> io::Result<()> {
+async fn converse(connection: UnixStream, sessions: &Arc<Sessions>, peer: Peer) -> io::Result<()> {
     let hello = tokio::time::timeout(HELLO_WITHIN, receive(&connection)).await??;
     let Some(Event::Hello(hello)) = hello else {
         return refuse(&connection, "the first packet is not a hello").await;
@@ -140,45 +128,49 @@ impl Session {
 }
 
 /// The next packet; `None` when the peer is gone. A packet that is no message is an error.
-async fn receive(connection: &AsyncFd<OwnedFd>) -> io::Result<Option<Event>> {
+async fn receive(connection: &UnixStream) -> io::Result<Option<Event>> {
     let mut packet = [0; PACKET_BYTES_MAX];
     loop {
-        let mut ready = connection.readable().await?;
-        match ready.try_io(|fd| recv_descriptor(fd.as_fd(), &mut packet)) {
-            Err(_would_block) => {}
-            Ok(received) => {
-                // A descriptor that a client sends is closed unseen.
-                let (length, _unwanted) = received?;
-                if length == 0 {
-                    return Ok(None);
-                }
+        connection.readable().await?;
+        let received = connection
+            .try_io(Interest::READABLE, || recv_descriptor(connection.as_fd(), &mut packet));
+        match received {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok((0, _)) => return Ok(None),
+            // A descriptor that a client sends is closed unseen.
+            Ok((length, _unwanted)) => {
                 return decode(&packet[..length]).map(Some).map_err(io::Error::other);
             }
+            Err(error) => return Err(error),
         }
     }
 }
 
-async fn send_segment(connection: &AsyncFd<OwnedFd>, segment: &Segment) -> io::Result<()> {
+async fn send_segment(connection: &UnixStream, segment: &Segment) -> io::Result<()> {
     let message = encode(Event::Segment(pb::SegmentDescriptor {
         segment_id: segment.id().0,
         bytes: segment.bytes() as u64,
     }));
     loop {
-        let mut ready = connection.writable().await?;
-        let sent = ready
-            .try_io(|fd| send_descriptor(fd.as_fd(), &message, Some(segment.descriptor())));
-        if let Ok(sent) = sent {
-            return sent;
+        connection.writable().await?;
+        let sent = connection.try_io(Interest::WRITABLE, || {
+            send_descriptor(connection.as_fd(), &message, Some(segment.descriptor()))
+        });
+        match sent {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            sent => return sent,
         }
     }
 }
 
-async fn refuse(connection: &AsyncFd<OwnedFd>, reason: &str) -> io::Result<()> {
+async fn refuse(connection: &UnixStream, reason: &str) -> io::Result<()> {
     let message = encode(Event::Refused(pb::Refused { reason: reason.to_owned() }));
-    let mut ready = connection.writable().await?;
-    match ready.try_io(|fd| send_descriptor(fd.as_fd(), &message, None)) {
-        Ok(sent) => sent,
+    connection.writable().await?;
+    let sent = connection
+        .try_io(Interest::WRITABLE, || send_descriptor(connection.as_fd(), &message, None));
+    match sent {
         // A client that does not read its refusal does without.
-        Err(_would_block) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+        sent => sent,
     }
 }

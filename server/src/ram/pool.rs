@@ -46,8 +46,7 @@ impl PoolSpec {
         let mut left = self.budget_bytes / self.chunk_bytes;
         let mut segments = Vec::new();
         while left > 0 {
-            let limit =
-                if segments.is_empty() { FIRST_SEGMENT_BYTES } else { SEGMENT_BYTES_MAX };
+            let limit = if segments.is_empty() { FIRST_SEGMENT_BYTES } else { SEGMENT_BYTES_MAX };
             let slots = per(limit).min(left);
             left -= slots;
             segments.push(u32::try_from(slots).unwrap_or(u32::MAX));
@@ -94,21 +93,23 @@ impl Pool {
         on_grow: impl Fn(usize) + Send + 'static,
     ) -> std::io::Result<JoinHandle<()>> {
         std::thread::Builder::new().name("forebay-pool".into()).spawn(move || {
-            for slots in self.spec.segments().into_iter().skip(1) {
-                if self.stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                match self.add_segment(slots) {
-                    Ok(()) => on_grow(slots as usize),
-                    Err(error) => {
-                        tracing::warn!(%error, "the RAM tier stays smaller than its budget");
-                        let have = self.slots();
-                        self.trouble(format!("ram: only {have} slots could be had: {error}"));
-                        return;
-                    }
-                }
+            if let Err(error) = self.grow(on_grow) {
+                tracing::warn!(%error, "the RAM tier stays smaller than its budget");
+                let have = self.slots();
+                self.trouble(format!("ram: only {have} slots could be had: {error}"));
             }
         })
+    }
+
+    fn grow(&self, on_grow: impl Fn(usize)) -> Result<(), ShmError> {
+        for slots in self.spec.segments().into_iter().skip(1) {
+            if self.stop.load(Ordering::Relaxed) {
+                break;
+            }
+            self.add_segment(slots)?;
+            on_grow(slots as usize);
+        }
+        Ok(())
     }
 
     /// Ends the growth after the segment it is at.

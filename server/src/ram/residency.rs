@@ -46,12 +46,11 @@ pub(crate) struct Residency<V> {
     chunks: HashMap<ChunkKey, Resident<V>>,
     revisions: BTreeMap<Revision, RevisionEntry>,
     tick: u64,
-    bytes: u64,
 }
 
 impl<V: Clone> Residency<V> {
     pub(crate) fn new() -> Self {
-        Self { chunks: HashMap::new(), revisions: BTreeMap::new(), tick: 0, bytes: 0 }
+        Self { chunks: HashMap::new(), revisions: BTreeMap::new(), tick: 0 }
     }
 
     /// A load starts to use `revision`.
@@ -110,7 +109,6 @@ impl<V: Clone> Residency<V> {
         let used = self.tick;
         let revisions = BTreeSet::new();
         self.chunks.insert(key, Resident { value, bytes, used, revisions });
-        self.bytes += bytes;
         self.refer(key, revision);
         replaced
     }
@@ -142,9 +140,8 @@ impl<V: Clone> Residency<V> {
     /// The chunks of an idle revision that nobody leases and no revision in use refers to.
     fn evictable(&self, revision: Revision, leased: impl Fn(&V) -> bool) -> Vec<ChunkKey> {
         let Some(entry) = self.revisions.get(&revision) else { return Vec::new() };
-        let in_use = |other: &Revision| {
-            self.revisions.get(other).is_some_and(|entry| entry.active > 0)
-        };
+        let in_use =
+            |other: &Revision| self.revisions.get(other).is_some_and(|entry| entry.active > 0);
         let free = |key: &&ChunkKey| {
             self.chunks.get(*key).is_some_and(|resident| {
                 !leased(&resident.value) && !resident.revisions.iter().any(in_use)
@@ -192,7 +189,6 @@ impl<V: Clone> Residency<V> {
 
     fn remove(&mut self, key: &ChunkKey) -> Option<V> {
         let resident = self.chunks.remove(key)?;
-        self.bytes -= resident.bytes;
         for revision in &resident.revisions {
             if let Some(entry) = self.revisions.get_mut(revision) {
                 entry.chunks.remove(key);
@@ -216,14 +212,15 @@ impl<V: Clone> Residency<V> {
         self.revisions.iter()
     }
 
-    /// The present tick; a revision's `used` compares with it.
-    pub(crate) fn values(&self) -> impl Iterator<Item = (&V, u64)> {
-        self.chunks.values().map(|resident| (&resident.value, resident.bytes))
+    /// Every resident chunk.
+    pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
+        self.chunks.values().map(|resident| &resident.value)
     }
 
     /// Bytes of all resident chunks.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
+    #[cfg(test)]
+    fn bytes(&self) -> u64 {
+        self.chunks.values().map(|resident| resident.bytes).sum()
     }
 }
 

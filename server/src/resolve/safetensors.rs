@@ -51,7 +51,9 @@ pub(crate) enum HeaderError {
     #[error("{0} bytes are too few for a safetensors header")]
     TooShort(u64),
     /// The length field claims more than the object or the format's limit.
-    #[error("the header claims {claimed} bytes; the object has {object}, the format allows {HEADER_BYTES_MAX}")]
+    #[error(
+        "the header claims {claimed} bytes; the object has {object}, the format allows {HEADER_BYTES_MAX}"
+    )]
     TooLong {
         /// As claimed.
         claimed: u64,
@@ -73,9 +75,7 @@ pub(crate) enum HeaderError {
 
 /// How long the header is, from the first eight bytes of an object of `object_bytes`.
 pub(crate) fn header_bytes(prefix: [u8; 8], object_bytes: u64) -> Result<u64, HeaderError> {
-    let room = object_bytes
-        .checked_sub(PREFIX_BYTES)
-        .ok_or(HeaderError::TooShort(object_bytes))?;
+    let room = object_bytes.checked_sub(PREFIX_BYTES).ok_or(HeaderError::TooShort(object_bytes))?;
     let claimed = u64::from_le_bytes(prefix);
     if claimed > room || claimed > HEADER_BYTES_MAX {
         return Err(HeaderError::TooLong { claimed, object: object_bytes });
@@ -254,10 +254,10 @@ mod tests {
         let huge = (1u64 << 63).to_le_bytes();
         let error = header_bytes(huge, 1 << 40).unwrap_err();
         assert!(error.to_string().contains("claims 9223372036854775808 bytes"), "{error}");
-        assert!(header_bytes(1000u64.to_le_bytes(), 1007).is_err());
+        header_bytes(1000u64.to_le_bytes(), 1007).unwrap_err();
         assert_eq!(header_bytes(1000u64.to_le_bytes(), 1008), Ok(1000));
         assert_eq!(header_bytes([0; 8], 7), Err(HeaderError::TooShort(7)));
-        assert!(header_bytes((HEADER_BYTES_MAX + 1).to_le_bytes(), u64::MAX).is_err());
+        header_bytes((HEADER_BYTES_MAX + 1).to_le_bytes(), u64::MAX).unwrap_err();
     }
 
     #[test]
@@ -280,11 +280,7 @@ mod tests {
                 16,
                 "\"u\" overlaps",
             ),
-            (
-                format!(r#"{{"t":{0},"t":{0}}}"#, entry("U8", "[1]", 0, 1)),
-                1,
-                "is there twice",
-            ),
+            (format!(r#"{{"t":{0},"t":{0}}}"#, entry("U8", "[1]", 0, 1)), 1, "is there twice"),
             (r#"{"t":{"dtype":"U8","shape":[1],"data_offsets":[-1,1]}}"#.into(), 1, "not valid"),
             (r#"["t"]"#.into(), 1, "not valid"),
             ("{".into(), 1, "not valid"),

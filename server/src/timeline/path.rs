@@ -146,6 +146,10 @@ fn body_done_at(trace: &ChunkTrace) -> Option<Instant> {
 
 #[cfg(test)]
 mod tests {
+    use super::Kind::{Queue, Service};
+    use super::Stage::{
+        Admission, Body, ClientAck, ConnAcquire, LeaseAlloc, Publish, Resolve, Ttfb,
+    };
     use super::*;
 
     struct Scene {
@@ -180,19 +184,16 @@ mod tests {
     fn scene() -> Scene {
         let zero = Instant::now();
         let load = vec![
-            Span::new(Stage::Admission, Kind::Queue, zero, zero + Duration::from_millis(10)),
+            Span::new(Admission, Queue, zero, zero + Duration::from_millis(10)),
             Span::new(
-                Stage::Resolve,
-                Kind::Service,
+                Resolve,
+                Service,
                 zero + Duration::from_millis(10),
                 zero + Duration::from_millis(30),
             ),
         ];
         Scene { zero, chunks: BTreeMap::new(), load }
     }
-
-    use Kind::{Queue, Service};
-    use Stage::{Admission, Body, ClientAck, ConnAcquire, LeaseAlloc, Publish, Resolve, Ttfb};
 
     #[test]
     fn one_chunk_is_its_own_path() {
@@ -224,7 +225,10 @@ mod tests {
     #[test]
     fn a_wait_for_a_connection_leads_to_the_chunk_that_held_it() {
         let mut scene = scene();
-        scene.chunk(0, &[(Ttfb, Service, 30, 40), (Body, Service, 40, 80), (ClientAck, Service, 80, 82)]);
+        scene.chunk(
+            0,
+            &[(Ttfb, Service, 30, 40), (Body, Service, 40, 80), (ClientAck, Service, 80, 82)],
+        );
         scene.chunk(
             1,
             &[(ConnAcquire, Queue, 30, 81), (Body, Service, 81, 99), (ClientAck, Service, 99, 100)],

@@ -1,0 +1,170 @@
+//! The same verbs for callers without a runtime.
+//!
+//! A [`Client`] owns a runtime of one thread: the caller's, for the time of a call. Releases are
+//! noted when a view is dropped and travel with the next call on the client or one of its loads,
+//! so a caller that drops views and then does something else for long should call on.
+//!
+//! Not for use inside of an async runtime: like every blocking call, these panic there.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use forebay_proto::Reason;
+use forebay_proto::model::{
+    CachedCheckpoint, DaemonStatus, Evicted, Manifest, Opened, PrefetchEvent, Report,
+};
+use tokio::runtime::{Builder, Handle, Runtime};
+
+use crate::chunk::Chunk;
+use crate::endpoint::Endpoint;
+use crate::error::ClientError;
+use crate::options::{CallOptions, LoadRequest, PrefetchRequest};
+use crate::order::Piece;
+use crate::verbs::Stat;
+use crate::view::{ObjectView, Tensor};
+
+/// Turns of the runtime that a cancellation gets to reach the socket.
+const CANCEL_TURNS: usize = 16;
+
+/// [`crate::Client`], blocking.
+#[derive(Debug, Clone)]
+pub struct Client {
+    // Dropped before the runtime that it runs on.
+    client: crate::Client,
+    runtime: Arc<Runtime>,
+}
+
+impl Client {
+    /// Connects to the daemon.
+    pub fn connect(endpoint: Endpoint) -> Result<Self, ClientError> {
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| {
+            ClientError::new(Reason::Internal, format!("no runtime for the client: {error}"))
+        })?;
+        let client = runtime.block_on(crate::Client::connect(endpoint))?;
+        Ok(Self { client, runtime: Arc::new(runtime) })
+    }
+
+    /// Connects to the daemon's socket at this absolute path.
+    pub fn connect_unix(path: &Path) -> Result<Self, ClientError> {
+        Self::connect(Endpoint::unix(path)?)
+    }
+
+    /// See [`crate::Client::with_options`].
+    #[must_use]
+    pub fn with_options(&self, options: CallOptions) -> Self {
+        Self { client: self.client.with_options(options), runtime: Arc::clone(&self.runtime) }
+    }
+
+    /// See [`crate::Client::load`].
+    pub fn load(&self, request: LoadRequest) -> Result<Load, ClientError> {
+        let load = self.runtime.block_on(self.client.load(request))?;
+        Ok(Load { load, runtime: Turns(Arc::clone(&self.runtime)) })
+    }
+
+    /// See [`crate::Client::prefetch`]. `progress` sees every event; the report comes back.
+    pub fn prefetch(
+        &self,
+        request: PrefetchRequest,
+        mut progress: impl FnMut(&PrefetchEvent),
+    ) -> Result<Report, ClientError> {
+        self.runtime.block_on(async {
+            let mut prefetch = self.client.prefetch(request).await?;
+            let mut report = None;
+            while let Some(event) = prefetch.next().await? {
+                progress(&event);
+                report = report.or_else(|| event.into_report());
+            }
+            report.ok_or_else(|| {
+                ClientError::new(Reason::Internal, "the prefetch ended without a report")
+            })
+        })
+    }
+
+    /// See [`crate::Client::stat`].
+    pub fn stat(&self, uri: impl Into<String>) -> Result<Stat, ClientError> {
+        self.runtime.block_on(self.client.stat(uri))
+    }
+
+    /// See [`crate::Client::list`].
+    pub fn list(&self, uri: Option<&str>) -> Result<Vec<CachedCheckpoint>, ClientError> {
+        self.runtime.block_on(self.client.list(uri))
+    }
+
+    /// See [`crate::Client::evict`].
+    pub fn evict(&self, uri: impl Into<String>) -> Result<Evicted, ClientError> {
+        self.runtime.block_on(self.client.evict(uri))
+    }
+
+    /// See [`crate::Client::status`].
+    pub fn status(&self) -> Result<DaemonStatus, ClientError> {
+        self.runtime.block_on(self.client.status())
+    }
+}
+
+/// [`crate::Load`], blocking. Dropping it cancels the load.
+#[derive(Debug)]
+pub struct Load {
+    // Dropped first, so that the runtime can then tell the daemon.
+    load: crate::Load,
+    runtime: Turns,
+}
+
+impl Load {
+    /// See [`crate::Load::opened`].
+    #[must_use]
+    pub fn opened(&self) -> &Opened {
+        self.load.opened()
+    }
+
+    /// See [`crate::Load::manifest`].
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        self.load.manifest()
+    }
+
+    /// See [`crate::Load::next_chunk`].
+    pub fn next_chunk(&mut self) -> Result<Option<Chunk>, ClientError> {
+        self.runtime.0.block_on(self.load.next_chunk())
+    }
+
+    /// See [`crate::Load::next_tensor`].
+    pub fn next_tensor(&mut self) -> Result<Option<Tensor>, ClientError> {
+        self.runtime.0.block_on(self.load.next_tensor())
+    }
+
+    /// See [`crate::Load::next_object`].
+    pub fn next_object(&mut self) -> Result<Option<ObjectView>, ClientError> {
+        self.runtime.0.block_on(self.load.next_object())
+    }
+
+    /// See [`crate::Load::next_piece`].
+    pub fn next_piece(&mut self) -> Result<Option<Piece>, ClientError> {
+        self.runtime.0.block_on(self.load.next_piece())
+    }
+
+    /// See [`crate::Load::finish`]. A view that this thread still holds keeps it waiting until the
+    /// deadline.
+    pub fn finish(self) -> Result<Report, ClientError> {
+        let Self { load, runtime } = self;
+        runtime.0.block_on(load.finish())
+    }
+}
+
+/// The runtime of a load. After the load was dropped it runs once more, so that the cancellation
+/// reaches the daemon now and not with the next call.
+#[derive(Debug)]
+struct Turns(Arc<Runtime>);
+
+impl Drop for Turns {
+    fn drop(&mut self) {
+        // Inside of another runtime `block_on` would panic; there the next call has to do.
+        if Handle::try_current().is_ok() {
+            return;
+        }
+        self.0.block_on(async {
+            for _ in 0..CANCEL_TURNS {
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+}

@@ -1,0 +1,120 @@
+//! A connection to the daemon, shared by everything that is called on it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use forebay_device::{Device, HostDevice};
+use forebay_proto::pb::forebay_client::ForebayClient;
+use tokio::time::Instant;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::endpoint::Endpoint;
+use crate::error::ClientError;
+use crate::grants::GrantStream;
+use crate::load::Load;
+use crate::options::{CallOptions, LoadRequest, TraceParent};
+use crate::session::Session;
+use crate::wire::{self, Deadline};
+
+/// A connection to the daemon of this node. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Client {
+    endpoint: Arc<Endpoint>,
+    grpc: ForebayClient<Channel>,
+    handoff: Arc<Handoff>,
+    options: CallOptions,
+}
+
+/// The handoff session that new loads use. Loads that begin before there is one make one each;
+/// the last stays.
+#[derive(Debug)]
+struct Handoff {
+    device: Arc<dyn Device>,
+    session: Mutex<Option<Arc<Session>>>,
+}
+
+impl Client {
+    /// Connects. A daemon that cannot be reached is `DAEMON_UNREACHABLE`.
+    pub async fn connect(endpoint: Endpoint) -> Result<Self, ClientError> {
+        let grpc = wire::dial(&endpoint).await?;
+        Ok(Self {
+            endpoint: Arc::new(endpoint),
+            grpc,
+            handoff: Handoff::on(Arc::new(HostDevice)),
+            options: CallOptions::default(),
+        })
+    }
+
+    /// The same connection with other options for the calls made through it.
+    #[must_use]
+    pub fn with_options(&self, options: CallOptions) -> Self {
+        Self { options, ..self.clone() }
+    }
+
+    /// The same connection for loads to another device, with which segments are registered as they
+    /// come. The default is [`HostDevice`]: bytes are used where they are lent.
+    #[must_use]
+    pub fn with_device(&self, device: Arc<dyn Device>) -> Self {
+        Self { handoff: Handoff::on(device), ..self.clone() }
+    }
+
+    /// Where it is connected to.
+    #[must_use]
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Starts to load a checkpoint; comes back when the manifest is there.
+    pub async fn load(&self, request: LoadRequest) -> Result<Load, ClientError> {
+        let (tensors, objects) = (request.tensors.clone(), request.objects.clone());
+        let stream = Box::pin(GrantStream::open(self, request)).await?;
+        Ok(Load::new(stream, tensors, objects))
+    }
+
+    pub(crate) fn grpc(&self) -> ForebayClient<Channel> {
+        self.grpc.clone()
+    }
+
+    pub(crate) fn device(&self) -> Arc<dyn Device> {
+        Arc::clone(&self.handoff.device)
+    }
+
+    pub(crate) fn trace_parent(&self) -> Option<&TraceParent> {
+        self.options.trace_parent.as_ref()
+    }
+
+    /// The deadline of a call that starts here, by its own budget or the client's.
+    pub(crate) fn deadline(&self, budget: Option<Duration>) -> Deadline {
+        Deadline::after(Instant::now(), budget.or(self.options.deadline))
+    }
+
+    pub(crate) fn failed(&self, status: &Status) -> ClientError {
+        ClientError::from_status(status, &self.endpoint)
+    }
+
+    /// The session for a new load, if there is one that is open.
+    pub(crate) fn session(&self) -> Option<Arc<Session>> {
+        self.handoff.session().as_ref().filter(|session| session.is_open()).cloned()
+    }
+
+    /// New loads use this session.
+    pub(crate) fn keep_session(&self, session: &Arc<Session>) {
+        *self.handoff.session() = Some(Arc::clone(session));
+    }
+
+    /// New loads do not use this session any more.
+    pub(crate) fn retire_session(&self, session: &Arc<Session>) {
+        self.handoff.session().take_if(|current| Arc::ptr_eq(current, session));
+    }
+}
+
+impl Handoff {
+    fn on(device: Arc<dyn Device>) -> Arc<Self> {
+        Arc::new(Self { device, session: Mutex::default() })
+    }
+
+    fn session(&self) -> MutexGuard<'_, Option<Arc<Session>>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

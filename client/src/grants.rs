@@ -1,0 +1,304 @@
+//! The stream of a load: from `opened` to the report.
+//!
+//! ```text
+//!   open ──► opened, manifest ──► Granting ── complete ──► Complete ── report ──► done
+//!                                    │                        │
+//!                                    └── error or drop ───────┴──► Ended: leases go by handoff
+//! ```
+//!
+//! [`GrantStream::next_chunk`] may be dropped at any await: a grant is owned, with its lease, from
+//! the moment it is received.
+//!
+//! When a stream ends early, releases that were on their way may be lost, so all are sent again
+//! over the handoff socket. When it was not the daemon that ended it, grants may be lost as well:
+//! leases that only the daemon knows of. Only the end of the session frees those, so the client
+//! stops using it for new loads, and it ends with the last view of it.
+
+use std::sync::Arc;
+
+use forebay_proto::model::{Grant, LeaseId, Malformed, Manifest, Opened, Report};
+use forebay_proto::pb::load_response::Event;
+use forebay_proto::{Reason, pb};
+use forebay_shm::{Generation, SlotIndex};
+use tokio::time::Instant;
+use tonic::Streaming;
+
+use crate::chunk::{Chunk, LentSlot};
+use crate::client::Client;
+use crate::coverage::Coverage;
+use crate::error::{ClientError, is_from_daemon};
+use crate::options::{Lane, LoadRequest};
+use crate::outbox::{Lease, Outbox};
+use crate::session::Session;
+use crate::wire::{self, Deadline};
+
+#[derive(Debug)]
+enum Phase {
+    Granting,
+    Complete,
+    Ended(ClientError),
+    Reported,
+}
+
+/// The receiving side of one load.
+#[derive(Debug)]
+pub(crate) struct GrantStream {
+    client: Client,
+    deadline: Deadline,
+    inbound: Streaming<pb::LoadResponse>,
+    outbox: Arc<Outbox>,
+    session: Arc<Session>,
+    opened: Opened,
+    opened_at: Instant,
+    manifest: Arc<Manifest>,
+    coverage: Coverage,
+    /// A grant whose segment has not come yet.
+    arriving: Option<(Grant, Lease)>,
+    phase: Phase,
+}
+
+/// A load up to its `opened`: who is on the stream, and how to speak.
+struct Opening {
+    client: Client,
+    deadline: Deadline,
+    inbound: Streaming<pb::LoadResponse>,
+    outbox: Arc<Outbox>,
+}
+
+impl GrantStream {
+    /// Opens a load and receives its manifest.
+    pub(crate) async fn open(client: &Client, request: LoadRequest) -> Result<Self, ClientError> {
+        let handoff = client.endpoint().handoff().ok_or_else(|| {
+            let message =
+                format!("a load needs the daemon's Unix socket, not {}", client.endpoint());
+            ClientError::new(Reason::BadRequest, message)
+        })?;
+        let deadline = client.deadline(request.deadline);
+        let known = client.session();
+        let session = known.as_ref().map(|session| session.token().as_bytes().to_vec());
+        let outbox = Outbox::new(pb::LoadOpen {
+            uri: request.uri,
+            load_id: request.load_id,
+            lane: lane(request.lane).into(),
+            session: session.unwrap_or_default().into(),
+            tensors: request.tensors,
+            objects: request.objects,
+        });
+        let call = wire::request(outbox.requests(), deadline, client.trace_parent())?;
+        let response = deadline.cut(client.grpc().load(call)).await?;
+        let inbound = response.map_err(|status| client.failed(&status))?.into_inner();
+        let mut opening = Opening { client: client.clone(), deadline, inbound, outbox };
+        let Event::Opened(opened) = opening.receive().await? else {
+            return Err(unexpected("something else came before `opened`"));
+        };
+        let opened_at = Instant::now();
+        let opened = Opened::receive(opened)?;
+        let session = match known.filter(|session| *session.token() == opened.session) {
+            Some(session) => session,
+            None => {
+                let connecting =
+                    Session::connect(&handoff, opened.session.clone(), client.device());
+                let session = deadline.cut(connecting).await??;
+                client.keep_session(&session);
+                session
+            }
+        };
+        let mut stream = opening.stream(session, opened, opened_at);
+        stream.receive_manifest().await?;
+        Ok(stream)
+    }
+
+    /// What the daemon said first.
+    pub(crate) fn opened(&self) -> &Opened {
+        &self.opened
+    }
+
+    /// What is being loaded.
+    pub(crate) fn manifest(&self) -> &Arc<Manifest> {
+        &self.manifest
+    }
+
+    async fn receive_manifest(&mut self) -> Result<(), ClientError> {
+        let mut builder = Manifest::builder(self.opened.object_count, self.opened.tensor_count);
+        loop {
+            let page = match self.receive().await {
+                Ok(Event::Manifest(page)) => page,
+                Ok(_) => return Err(self.end(unexpected("something else came amid the manifest"))),
+                Err(error) => return Err(error),
+            };
+            match builder.push(page) {
+                Ok(false) => {}
+                Ok(true) => break,
+                Err(malformed) => return Err(self.end(malformed.into())),
+            }
+        }
+        let manifest = builder.finish().map_err(|malformed| self.end(malformed.into()))?;
+        self.manifest = Arc::new(manifest);
+        Ok(())
+    }
+
+    /// The next chunk; none when all were granted.
+    pub(crate) async fn next_chunk(&mut self) -> Result<Option<Chunk>, ClientError> {
+        loop {
+            match &self.phase {
+                Phase::Ended(error) => return Err(error.clone()),
+                Phase::Complete | Phase::Reported => return Ok(None),
+                Phase::Granting => {}
+            }
+            if self.arriving.is_some() {
+                return match self.open_chunk().await {
+                    Ok(chunk) => Ok(Some(chunk)),
+                    Err(error) => Err(self.end(error)),
+                };
+            }
+            let taken = match self.receive().await? {
+                Event::Grant(grant) => self.take_grant(grant),
+                Event::Complete(_) => self.take_complete(),
+                _ => Err(unexpected("something else came amid the grants")),
+            };
+            taken.map_err(|error| self.end(error))?;
+        }
+    }
+
+    fn take_grant(&mut self, grant: pb::Grant) -> Result<(), ClientError> {
+        let lease = self.outbox.lease(LeaseId(grant.lease_id));
+        let grant = Grant::receive(grant, &self.manifest, self.opened.chunk_bytes)?;
+        self.coverage.add(&grant)?;
+        self.arriving = Some((grant, lease));
+        Ok(())
+    }
+
+    fn take_complete(&mut self) -> Result<(), ClientError> {
+        let (chunks, bytes) = self.coverage.totals();
+        if (chunks, bytes) != (self.opened.chunk_count, self.opened.granted_bytes) {
+            let what = format!(
+                "{chunks} chunks of {bytes} bytes came, {} of {} were announced",
+                self.opened.chunk_count, self.opened.granted_bytes
+            );
+            return Err(Malformed::new("LoadComplete", what).into());
+        }
+        self.phase = Phase::Complete;
+        Ok(())
+    }
+
+    /// Opens the chunk whose grant has arrived, once its segment has.
+    async fn open_chunk(&mut self) -> Result<Chunk, ClientError> {
+        let segment_id = self.arriving.as_ref().map_or(0, |(grant, _)| grant.segment_id);
+        let segment = self.session.segment(segment_id, self.deadline).await?;
+        let Some((grant, lease)) = self.arriving.take() else {
+            return Err(unexpected("a grant was opened twice"));
+        };
+        let (slot, generation) = (SlotIndex(grant.slot), Generation(grant.generation));
+        let view = segment.view(slot, generation, grant.slot_len())?;
+        let device = self.client.device();
+        let copy = device.copy(&view, 0..grant.slot_len(), 0, Instant::now().into_std())?;
+        self.outbox.copied(&device.wait(copy)?, self.opened_at);
+        Ok(Chunk {
+            slot: Arc::new(LentSlot::new(view, lease)),
+            index: grant.chunk,
+            tier: grant.tier,
+            extents: grant.extents,
+            manifest: Arc::clone(&self.manifest),
+        })
+    }
+
+    /// Waits for the last lease, then for the report.
+    pub(crate) async fn report(&mut self) -> Result<Report, ClientError> {
+        let outbox = Arc::clone(&self.outbox);
+        let early = tokio::select! {
+            biased;
+            () = outbox.settled() => None,
+            event = self.receive() => Some(event),
+        };
+        if let Some(event) = early {
+            event?;
+            return Err(self.end(unexpected("something came after `complete`")));
+        }
+        self.outbox.close();
+        let Event::Report(report) = self.receive().await? else {
+            return Err(self.end(unexpected("something else came instead of the report")));
+        };
+        self.phase = Phase::Reported;
+        Ok(Report::receive(report)?)
+    }
+
+    async fn receive(&mut self) -> Result<Event, ClientError> {
+        let received = receive(&mut self.inbound, self.deadline, &self.client).await;
+        received.map_err(|(error, by_daemon)| self.end_by(error, by_daemon))
+    }
+
+    /// Ends the stream from this side.
+    fn end(&mut self, error: ClientError) -> ClientError {
+        self.end_by(error, false)
+    }
+
+    fn end_by(&mut self, error: ClientError, by_daemon: bool) -> ClientError {
+        match self.phase {
+            Phase::Granting if !by_daemon => self.client.retire_session(&self.session),
+            Phase::Granting | Phase::Complete => {}
+            Phase::Ended(_) | Phase::Reported => return error,
+        }
+        self.phase = Phase::Ended(error.clone());
+        let released = self.outbox.end(Arc::clone(&self.session));
+        self.session.release(&released);
+        self.arriving = None;
+        error
+    }
+}
+
+impl Drop for GrantStream {
+    fn drop(&mut self) {
+        self.end(ClientError::new(Reason::Internal, "the load was dropped"));
+    }
+}
+
+impl Opening {
+    async fn receive(&mut self) -> Result<Event, ClientError> {
+        let received = receive(&mut self.inbound, self.deadline, &self.client).await;
+        received.map_err(|(error, _)| error)
+    }
+
+    fn stream(self, session: Arc<Session>, opened: Opened, opened_at: Instant) -> GrantStream {
+        let Self { client, deadline, inbound, outbox } = self;
+        GrantStream {
+            client,
+            deadline,
+            inbound,
+            outbox,
+            session,
+            opened,
+            opened_at,
+            manifest: Arc::default(),
+            coverage: Coverage::default(),
+            arriving: None,
+            phase: Phase::Granting,
+        }
+    }
+}
+
+/// The next event, or why there is none and whether it was the daemon that ended the stream.
+async fn receive(
+    inbound: &mut Streaming<pb::LoadResponse>,
+    deadline: Deadline,
+    client: &Client,
+) -> Result<Event, (ClientError, bool)> {
+    let message = deadline.cut(inbound.message()).await.map_err(|expired| (expired, false))?;
+    match message {
+        Ok(Some(pb::LoadResponse { event: Some(event) })) => Ok(event),
+        Ok(Some(_)) => Err((unexpected("a message is empty, or of a newer version"), false)),
+        Ok(None) => Err((unexpected("the stream ended without a report"), false)),
+        Err(status) => Err((client.failed(&status), is_from_daemon(&status))),
+    }
+}
+
+fn unexpected(what: &str) -> ClientError {
+    Malformed::new("LoadResponse", what).into()
+}
+
+fn lane(lane: Option<Lane>) -> pb::Lane {
+    match lane {
+        None => pb::Lane::Unspecified,
+        Some(Lane::Interactive) => pb::Lane::Interactive,
+        Some(Lane::Prefetch) => pb::Lane::Prefetch,
+    }
+}

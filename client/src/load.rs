@@ -1,0 +1,169 @@
+//! A load as its caller reads it: by tensors, by objects, by chunks, or in order.
+//!
+//! The first call of a `next_…` decides which; a load is read in one way only, because what one
+//! reader takes another would miss.
+
+use std::sync::Arc;
+
+use forebay_proto::Reason;
+use forebay_proto::model::{
+    Malformed, Manifest, ObjectEntry, ObjectIndex, Opened, Report, TensorEntry,
+};
+
+use crate::chunk::Chunk;
+use crate::error::ClientError;
+use crate::gather::Gather;
+use crate::grants::GrantStream;
+use crate::options::selects;
+use crate::order::{Order, Piece};
+use crate::view::{ObjectView, Run, Tensor};
+
+#[derive(Debug)]
+enum Reader {
+    Undecided,
+    Chunks,
+    Tensors(Gather),
+    Objects(Gather),
+    Pieces(Order),
+}
+
+/// A running load. Dropping it cancels the load; views that are still held stay readable.
+#[derive(Debug)]
+pub struct Load {
+    // Dropped first, so that what it holds goes back with the end of the stream.
+    reader: Reader,
+    tensors: Vec<String>,
+    objects: Vec<String>,
+    stream: GrantStream,
+}
+
+impl Load {
+    pub(crate) fn new(stream: GrantStream, tensors: Vec<String>, objects: Vec<String>) -> Self {
+        Self { reader: Reader::Undecided, tensors, objects, stream }
+    }
+
+    /// What the daemon said first: id, revision, sizes, window.
+    #[must_use]
+    pub fn opened(&self) -> &Opened {
+        self.stream.opened()
+    }
+
+    /// Every object and tensor of the checkpoint, asked for or not.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        self.stream.manifest()
+    }
+
+    /// The next chunk, as it becomes readable; none when all have come.
+    pub async fn next_chunk(&mut self) -> Result<Option<Chunk>, ClientError> {
+        match self.reader {
+            Reader::Undecided => self.reader = Reader::Chunks,
+            Reader::Chunks => {}
+            _ => return Err(mixed()),
+        }
+        self.stream.next_chunk().await
+    }
+
+    /// The next tensor that was asked for, as it becomes readable; none when all have come.
+    ///
+    /// Its bytes are lent, also where they span chunks. A tensor that spans more than half of
+    /// [`Opened::window_bytes`] is copied to private memory chunk by chunk, so that a pool smaller
+    /// than the checkpoint always progresses; see [`Tensor::is_copy`]. Chunks without a wanted
+    /// tensor go back unread.
+    pub async fn next_tensor(&mut self) -> Result<Option<Tensor>, ClientError> {
+        if let Reader::Undecided = self.reader {
+            let manifest = self.stream.manifest();
+            let wanted_object = |index| {
+                let object = manifest.object(index);
+                object.is_some_and(|object| selects(&self.objects, &object.key))
+            };
+            let wanted = |tensor: &TensorEntry| {
+                selects(&self.tensors, &tensor.name) && wanted_object(tensor.object)
+            };
+            let gather = Gather::tensors(manifest, self.stream.opened(), wanted);
+            self.reader = Reader::Tensors(gather);
+        }
+        let Reader::Tensors(gather) = &mut self.reader else { return Err(mixed()) };
+        let Some((id, run)) = next_run(&mut self.stream, gather).await? else { return Ok(None) };
+        let manifest = self.stream.manifest();
+        let entry = manifest.tensors().get(id).cloned();
+        Ok(entry.map(|entry| Tensor::new(run, Arc::clone(manifest), entry)))
+    }
+
+    /// The next object that was asked for, whole; none when all have come.
+    ///
+    /// What [`Load::next_tensor`] says about large tensors holds for large objects. A load that
+    /// was narrowed to some tensors has no whole objects.
+    pub async fn next_object(&mut self) -> Result<Option<ObjectView>, ClientError> {
+        if let Reader::Undecided = self.reader {
+            if !self.tensors.is_empty() {
+                let message = "a load of some tensors cannot be read by whole objects";
+                return Err(ClientError::new(Reason::BadRequest, message));
+            }
+            let manifest = self.stream.manifest();
+            let wanted = |object: &ObjectEntry| selects(&self.objects, &object.key);
+            let gather = Gather::objects(manifest, self.stream.opened(), wanted);
+            self.reader = Reader::Objects(gather);
+        }
+        let Reader::Objects(gather) = &mut self.reader else { return Err(mixed()) };
+        let Some((id, run)) = next_run(&mut self.stream, gather).await? else { return Ok(None) };
+        let manifest = Arc::clone(self.stream.manifest());
+        Ok(Some(ObjectView::new(run, manifest, ObjectIndex(id))))
+    }
+
+    /// The next piece of any object, each object's in ascending order; none when all have come.
+    ///
+    /// Pieces of different objects may alternate. An object without bytes has no piece.
+    pub async fn next_piece(&mut self) -> Result<Option<Piece>, ClientError> {
+        if let Reader::Undecided = self.reader {
+            self.reader = Reader::Pieces(Order::new(!self.tensors.is_empty()));
+        }
+        let Reader::Pieces(order) = &mut self.reader else { return Err(mixed()) };
+        loop {
+            if let Some(piece) = order.next_ready() {
+                return Ok(Some(piece));
+            }
+            match self.stream.next_chunk().await? {
+                Some(chunk) => order.add(chunk),
+                None if order.is_empty() => return Ok(None),
+                None => {
+                    return Err(Malformed::new("LoadComplete", "an object misses bytes").into());
+                }
+            }
+        }
+    }
+
+    /// Takes what is still to come without looking at it, waits until every view of this load is
+    /// released, and gives the report. A view that nobody drops keeps it waiting until the
+    /// deadline.
+    pub async fn finish(mut self) -> Result<Report, ClientError> {
+        self.reader = Reader::Chunks;
+        while let Some(chunk) = self.stream.next_chunk().await? {
+            chunk.release();
+        }
+        self.stream.report().await
+    }
+}
+
+async fn next_run(
+    stream: &mut GrantStream,
+    gather: &mut Gather,
+) -> Result<Option<(usize, Run)>, ClientError> {
+    loop {
+        if let Some(ready) = gather.next_ready() {
+            return Ok(Some(ready));
+        }
+        match stream.next_chunk().await? {
+            Some(chunk) => gather.add(&chunk)?,
+            None => {
+                gather.check_complete()?;
+                return Ok(None);
+            }
+        }
+    }
+}
+
+fn mixed() -> ClientError {
+    let message = "a load is read by chunks, by tensors, by objects or by pieces, not by several";
+    ClientError::new(Reason::BadRequest, message)
+}

@@ -1,0 +1,221 @@
+//! What a caller asks for: a load, a prefetch, and what goes with every call.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// What goes with every call of a [`Client`](crate::Client).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CallOptions {
+    /// The budget of one call, everything included. None: as long as it takes.
+    pub deadline: Option<Duration>,
+    /// The trace that the call belongs to.
+    pub trace_parent: Option<TraceParent>,
+}
+
+/// A W3C `traceparent`, version 00 or a later one that begins like it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceParent(String);
+
+/// The text is no W3C `traceparent`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "no W3C traceparent: {0}; an example is 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+)]
+pub struct BadTraceParent(&'static str);
+
+impl TraceParent {
+    /// Checks a `traceparent`.
+    pub fn parse(text: &str) -> Result<Self, BadTraceParent> {
+        let fields: Vec<&str> = text.split('-').collect();
+        let [version, trace, parent, flags, rest @ ..] = fields.as_slice() else {
+            return Err(BadTraceParent("it is not VERSION-TRACE-PARENT-FLAGS"));
+        };
+        let hex = |field: &str, digits: usize| {
+            field.len() == digits
+                && field.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        };
+        if !hex(version, 2) || *version == "ff" {
+            return Err(BadTraceParent("the version is not 2 lower-case hex digits below ff"));
+        }
+        if !hex(trace, 32) || trace.bytes().all(|b| b == b'0') {
+            return Err(BadTraceParent("the trace id is not 32 lower-case hex digits, not all 0"));
+        }
+        if !hex(parent, 16) || parent.bytes().all(|b| b == b'0') {
+            return Err(BadTraceParent("the parent id is not 16 lower-case hex digits, not all 0"));
+        }
+        if !hex(flags, 2) {
+            return Err(BadTraceParent("the flags are not 2 lower-case hex digits"));
+        }
+        let visible = |field: &&str| field.bytes().all(|b| b.is_ascii_graphic());
+        if !rest.is_empty() && (*version == "00" || !rest.iter().all(visible)) {
+            return Err(BadTraceParent("something follows the flags"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for TraceParent {
+    type Err = BadTraceParent;
+
+    fn from_str(text: &str) -> Result<Self, BadTraceParent> {
+        Self::parse(text)
+    }
+}
+
+impl fmt::Display for TraceParent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Which queue a load waits in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// Someone waits for it.
+    Interactive,
+    /// Nobody does.
+    Prefetch,
+}
+
+/// Which tier a prefetch keeps the bytes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum KeepTier {
+    /// Host memory.
+    Ram,
+}
+
+/// What to load, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadRequest {
+    pub(crate) uri: String,
+    pub(crate) load_id: String,
+    pub(crate) lane: Option<Lane>,
+    pub(crate) tensors: Vec<String>,
+    pub(crate) objects: Vec<String>,
+    pub(crate) deadline: Option<Duration>,
+}
+
+impl LoadRequest {
+    /// Every byte of every object of `uri`.
+    pub fn new(uri: impl Into<String>) -> Self {
+        Self {
+            uri: uri.into(),
+            load_id: String::new(),
+            lane: None,
+            tensors: Vec::new(),
+            objects: Vec::new(),
+            deadline: None,
+        }
+    }
+
+    /// The budget of the whole load, from the call to the report; instead of the client's.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// The queue; interactive if not said.
+    #[must_use]
+    pub fn lane(mut self, lane: Lane) -> Self {
+        self.lane = Some(lane);
+        self
+    }
+
+    /// The id, 1 to 64 of `[A-Za-z0-9._-]`; opening an id again attaches to the same load.
+    #[must_use]
+    pub fn load_id(mut self, load_id: impl Into<String>) -> Self {
+        self.load_id = load_id.into();
+        self
+    }
+
+    /// Only the tensors whose name matches one of these globs, and the chunks that hold them.
+    #[must_use]
+    pub fn tensors<I: IntoIterator<Item: Into<String>>>(mut self, globs: I) -> Self {
+        self.tensors.extend(globs.into_iter().map(Into::into));
+        self
+    }
+
+    /// Only the objects whose key matches one of these globs.
+    #[must_use]
+    pub fn objects<I: IntoIterator<Item: Into<String>>>(mut self, globs: I) -> Self {
+        self.objects.extend(globs.into_iter().map(Into::into));
+        self
+    }
+}
+
+/// What to fetch and keep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrefetchRequest {
+    pub(crate) uri: String,
+    pub(crate) load_id: String,
+    pub(crate) tier: Option<KeepTier>,
+}
+
+impl PrefetchRequest {
+    /// Every byte of every object of `uri`.
+    pub fn new(uri: impl Into<String>) -> Self {
+        Self { uri: uri.into(), load_id: String::new(), tier: None }
+    }
+
+    /// Where to keep it; the daemon chooses if not said.
+    #[must_use]
+    pub fn tier(mut self, tier: KeepTier) -> Self {
+        self.tier = Some(tier);
+        self
+    }
+
+    /// The id, 1 to 64 of `[A-Za-z0-9._-]`.
+    #[must_use]
+    pub fn load_id(mut self, load_id: impl Into<String>) -> Self {
+        self.load_id = load_id.into();
+        self
+    }
+}
+
+/// Whether any glob matches, or there is none.
+pub(crate) fn selects(globs: &[String], text: &str) -> bool {
+    globs.is_empty() || globs.iter().any(|glob| glob_match::glob_match(glob, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    #[test]
+    fn traceparent_is_checked() {
+        assert_eq!(TraceParent::parse(GOOD).unwrap().as_str(), GOOD);
+        TraceParent::parse(&format!("cc{}-more", &GOOD[2..])).unwrap();
+        for bad in [
+            "",
+            "00",
+            &GOOD.to_uppercase(),
+            &format!("ff{}", &GOOD[2..]),
+            &format!("{GOOD}-more"),
+            &GOOD[..GOOD.len() - 1],
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-0g",
+            &format!("cc{}-m\n", &GOOD[2..]),
+        ] {
+            TraceParent::parse(bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn no_glob_selects_everything() {
+        assert!(selects(&[], "x"));
+        assert!(selects(&["a*".into(), "{x,y}".into()], "x"));
+        assert!(!selects(&["a*".into()], "x"));
+    }
+}

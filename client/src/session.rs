@@ -1,0 +1,274 @@
+//! The handoff session: one SEQPACKET connection per client, over which segments come.
+//!
+//! One task owned by the session receives descriptors and maps them as they come, so that the
+//! daemon never waits for this process; a load that is granted a slot waits here for its segment.
+//! Mappings stay for the life of the session and serve every load on it. The daemon frees whatever
+//! a session holds when its connection closes, which dropping the session does at once.
+//!
+//! Releases of loads whose stream has ended go out here. They are sent right where the lease is
+//! dropped; only if the socket is full they wait for the task.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use forebay_device::{Device, Registration};
+use forebay_proto::model::{LeaseId, Malformed, SessionToken};
+use forebay_proto::{Reason, pb};
+use forebay_shm::{SegmentMap, recv_descriptor, send_descriptor};
+use prost::Message;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
+use tokio::io::Interest;
+use tokio::net::UnixDatagram;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::error::ClientError;
+use crate::wire::Deadline;
+
+/// The largest packet of the handoff protocol.
+const PACKET_BYTES_MAX: usize = 4096;
+
+/// Lease ids in one packet: each takes at most ten bytes.
+const PACKET_IDS_MAX: usize = 400;
+const _: () = assert!(PACKET_IDS_MAX * 10 + 16 <= PACKET_BYTES_MAX);
+
+/// How long a segment may be named by a grant before it comes.
+const SEGMENT_WAIT: Duration = Duration::from_secs(10);
+
+/// How long to wait when the daemon's accept queue is full.
+const CONNECT_PAUSE: Duration = Duration::from_millis(5);
+
+/// What has come over the socket.
+#[derive(Debug, Default)]
+struct Received {
+    segments: HashMap<u64, Mapped>,
+    closed: Option<ClientError>,
+}
+
+#[derive(Debug)]
+struct Mapped {
+    /// Ends before the mapping does.
+    _registration: Registration,
+    map: Arc<SegmentMap>,
+}
+
+/// The socket, shared with the task.
+#[derive(Debug)]
+struct Link {
+    /// Really SOCK_SEQPACKET: what tokio has that passes packets, for its readiness only.
+    socket: UnixDatagram,
+    unsent: Mutex<Vec<LeaseId>>,
+    more: Notify,
+}
+
+/// One handoff connection.
+#[derive(Debug)]
+pub(crate) struct Session {
+    token: SessionToken,
+    link: Arc<Link>,
+    received: watch::Receiver<Received>,
+    /// Ends with the session.
+    _task: JoinSet<()>,
+}
+
+impl Session {
+    /// Connects and says which session this is.
+    pub(crate) async fn connect(
+        path: &Path,
+        token: SessionToken,
+        device: Arc<dyn Device>,
+    ) -> Result<Arc<Self>, ClientError> {
+        let unreachable = |error: io::Error| ClientError::unreachable(&error, &path.display());
+        let socket = connect(path).await.map_err(unreachable)?;
+        let hello = pb::Hello { session: token.as_bytes().to_vec().into() };
+        let packet = encode(pb::handoff_message::Event::Hello(hello));
+        send_descriptor(socket.as_fd(), &packet, None).map_err(unreachable)?;
+        let socket = UnixDatagram::from_std(socket.into()).map_err(unreachable)?;
+        let link = Arc::new(Link { socket, unsent: Mutex::default(), more: Notify::new() });
+        let (sender, received) = watch::channel(Received::default());
+        let mut task = JoinSet::new();
+        task.spawn(serve(Arc::clone(&link), device, sender, path.display().to_string()));
+        Ok(Arc::new(Self { token, link, received, _task: task }))
+    }
+
+    /// What names it to the daemon.
+    pub(crate) fn token(&self) -> &SessionToken {
+        &self.token
+    }
+
+    /// Whether the daemon has not ended it.
+    pub(crate) fn is_open(&self) -> bool {
+        self.received.borrow().closed.is_none() && self.received.has_changed().is_ok()
+    }
+
+    /// The segment with this id, once it has come.
+    pub(crate) async fn segment(
+        &self,
+        id: u64,
+        deadline: Deadline,
+    ) -> Result<Arc<SegmentMap>, ClientError> {
+        let mut received = self.received.clone();
+        let limited = deadline.at_most(Instant::now(), SEGMENT_WAIT);
+        let arrival = received
+            .wait_for(|received| received.segments.contains_key(&id) || received.closed.is_some());
+        let arrived = match limited.cut(arrival).await {
+            Ok(arrived) => arrived,
+            Err(expired) if limited == deadline => return Err(expired),
+            Err(_) => return Err(missing(id)),
+        };
+        let Ok(received) = arrived else { return Err(missing(id)) };
+        match (received.segments.get(&id), &received.closed) {
+            (Some(mapped), _) => Ok(Arc::clone(&mapped.map)),
+            (None, Some(error)) => Err(error.clone()),
+            (None, None) => Err(missing(id)),
+        }
+    }
+
+    /// Releases leases whose load stream has ended.
+    pub(crate) fn release(&self, leases: &[LeaseId]) {
+        self.link.release(leases);
+    }
+}
+
+impl Drop for Session {
+    /// The task's hold on the socket may outlive this by a turn of the runtime; the daemon must
+    /// not have to wait for that.
+    fn drop(&mut self) {
+        rustix::net::shutdown(&self.link.socket, Shutdown::Both).ok();
+    }
+}
+
+fn missing(id: u64) -> ClientError {
+    let what = format!("segment {id} of it never came over the handoff socket");
+    Malformed::new("Grant", what).into()
+}
+
+impl Link {
+    fn release(&self, leases: &[LeaseId]) {
+        for (at, batch) in leases.chunks(PACKET_IDS_MAX).enumerate() {
+            let lease_ids = batch.iter().map(|lease| lease.0).collect();
+            let release = pb::handoff_message::Event::Release(pb::Release { lease_ids });
+            let packet = encode(release);
+            let send = || send_descriptor(self.socket.as_fd(), &packet, None);
+            match self.socket.try_io(Interest::WRITABLE, send) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let rest = leases.get(at * PACKET_IDS_MAX..).unwrap_or_default();
+                    self.unsent().extend_from_slice(rest);
+                    self.more.notify_one();
+                    return;
+                }
+                // The connection is gone, and with it every lease of the session.
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn unsent(&self) -> std::sync::MutexGuard<'_, Vec<LeaseId>> {
+        self.unsent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends what did not fit, when there is room.
+    async fn flush(&self) -> io::Result<()> {
+        while self.unsent().is_empty() {
+            self.more.notified().await;
+        }
+        self.socket.writable().await?;
+        let unsent = std::mem::take(&mut *self.unsent());
+        self.release(&unsent);
+        Ok(())
+    }
+
+    async fn receive(&self) -> io::Result<(pb::HandoffMessage, Option<OwnedFd>)> {
+        let mut packet = [0; PACKET_BYTES_MAX];
+        let receive = || recv_descriptor(self.socket.as_fd(), &mut packet);
+        let (length, descriptor) = self.socket.async_io(Interest::READABLE, receive).await?;
+        if length == 0 {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        let message = pb::HandoffMessage::decode(packet.get(..length).unwrap_or_default())?;
+        Ok((message, descriptor))
+    }
+}
+
+/// The task: receives until the connection ends, and says why it did.
+async fn serve(
+    link: Arc<Link>,
+    device: Arc<dyn Device>,
+    received: watch::Sender<Received>,
+    path: String,
+) {
+    let closed = loop {
+        let packet = tokio::select! {
+            packet = link.receive() => packet,
+            flushed = link.flush() => match flushed {
+                Ok(()) => continue,
+                Err(error) => Err(error),
+            },
+        };
+        let mapped = match packet {
+            Ok((message, descriptor)) => map(message, descriptor, device.as_ref()),
+            Err(error) => Err(ClientError::unreachable(&error, &path)),
+        };
+        match mapped {
+            Ok(mapped) => received.send_modify(|received| {
+                received.segments.insert(mapped.map.id().0, mapped);
+            }),
+            Err(error) => break error,
+        }
+    };
+    received.send_modify(|received| received.closed = Some(closed));
+}
+
+/// Maps the segment that a packet carries.
+fn map(
+    message: pb::HandoffMessage,
+    descriptor: Option<OwnedFd>,
+    device: &dyn Device,
+) -> Result<Mapped, ClientError> {
+    const MESSAGE: &str = "HandoffMessage";
+    let segment = match message.event {
+        Some(pb::handoff_message::Event::Segment(segment)) => segment,
+        Some(pb::handoff_message::Event::Refused(refused)) => {
+            return Err(ClientError::new(
+                Reason::from_name(&refused.reason).unwrap_or(Reason::UidNotAllowed),
+                format!("forebayd refuses the handoff session: {}", refused.reason),
+            ));
+        }
+        _ => return Err(Malformed::new(MESSAGE, "it is none that a daemon sends").into()),
+    };
+    let descriptor =
+        descriptor.ok_or_else(|| Malformed::new(MESSAGE, "a segment without its descriptor"))?;
+    let map = SegmentMap::open(descriptor)?;
+    if map.id().0 != segment.segment_id || map.bytes() as u64 != segment.bytes {
+        let what =
+            format!("segment {} of {} bytes is another one", segment.segment_id, segment.bytes);
+        return Err(Malformed::new(MESSAGE, what).into());
+    }
+    Ok(Mapped { _registration: device.register(&map)?, map })
+}
+
+fn encode(event: pb::handoff_message::Event) -> Vec<u8> {
+    pb::HandoffMessage { event: Some(event) }.encode_to_vec()
+}
+
+/// A connection that never blocks.
+async fn connect(path: &Path) -> io::Result<OwnedFd> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    loop {
+        match rustix::net::connect(&socket, &address) {
+            Ok(()) => return Ok(socket),
+            Err(Errno::AGAIN) => tokio::time::sleep(CONNECT_PAUSE).await,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}

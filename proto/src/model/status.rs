@@ -1,0 +1,289 @@
+//! What the control verbs `stat`, `ls`, `evict` and `status` answer.
+
+use std::time::Duration;
+
+use super::{BytesByTier, Malformed, Revision, span};
+use crate::pb;
+
+/// What a URI resolves to, and how much of it is cached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatSummary {
+    /// The URI as resolved, without a query.
+    pub uri: String,
+    /// What it resolved to.
+    pub revision: Revision,
+    /// Objects in the manifest.
+    pub object_count: u64,
+    /// Tensors in the manifest.
+    pub tensor_count: u64,
+    /// Size of the checkpoint.
+    pub bytes: u64,
+    /// Where its bytes are.
+    pub cached: BytesByTier,
+}
+
+impl StatSummary {
+    /// Checks the message.
+    pub fn receive(summary: pb::StatSummary) -> Result<Self, Malformed> {
+        let pb::StatSummary { uri, revision, object_count, tensor_count, bytes, cached } = summary;
+        Ok(Self {
+            uri,
+            revision: Revision::receive("StatSummary", revision)?,
+            object_count,
+            tensor_count,
+            bytes,
+            cached: BytesByTier::receive(cached),
+        })
+    }
+}
+
+/// One checkpoint of which something is cached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CachedCheckpoint {
+    /// Its URI, without a query.
+    pub uri: String,
+    /// Which revision of it.
+    pub revision: Revision,
+    /// Size of the checkpoint.
+    pub bytes: u64,
+    /// Objects in the manifest.
+    pub object_count: u64,
+    /// Where its bytes are.
+    pub cached: BytesByTier,
+    /// Loads that use it.
+    pub active_loads: u64,
+    /// Time since its last use.
+    pub idle: Duration,
+}
+
+impl CachedCheckpoint {
+    /// Checks the message.
+    pub fn receive(checkpoint: pb::CachedCheckpoint) -> Result<Self, Malformed> {
+        const MESSAGE: &str = "CachedCheckpoint";
+        let pb::CachedCheckpoint {
+            uri,
+            revision,
+            bytes,
+            object_count,
+            cached,
+            active_loads,
+            idle_seconds,
+        } = checkpoint;
+        Ok(Self {
+            uri,
+            revision: Revision::receive(MESSAGE, revision)?,
+            bytes,
+            object_count,
+            cached: BytesByTier::receive(cached),
+            active_loads,
+            idle: span(MESSAGE, "idle_seconds", idle_seconds)?,
+        })
+    }
+}
+
+/// What an eviction did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Evicted {
+    /// Checkpoints dropped.
+    pub checkpoints: u64,
+    /// Bytes free now.
+    pub freed_bytes: u64,
+    /// Bytes that become free when their last lease is released.
+    pub leased_bytes: u64,
+}
+
+impl Evicted {
+    /// Takes the message: every value of it is possible.
+    #[must_use]
+    pub fn receive(response: pb::EvictResponse) -> Self {
+        let pb::EvictResponse { checkpoints, freed_bytes, leased_bytes } = response;
+        Self { checkpoints, freed_bytes, leased_bytes }
+    }
+}
+
+/// The RAM tier.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RamStatus {
+    /// The most it may hold.
+    pub budget_bytes: u64,
+    /// In segments that exist.
+    pub populated_bytes: u64,
+    /// Readable, not leased.
+    pub cached_bytes: u64,
+    /// Leased to clients.
+    pub leased_bytes: u64,
+    /// Being written.
+    pub filling_bytes: u64,
+    /// Empty.
+    pub free_bytes: u64,
+    /// Locked in memory.
+    pub locked_bytes: u64,
+    /// Size of a slot.
+    pub chunk_bytes: u64,
+    /// Segments.
+    pub segments: u64,
+}
+
+impl RamStatus {
+    fn receive(ram: pb::RamStatus) -> Self {
+        let pb::RamStatus {
+            budget_bytes,
+            populated_bytes,
+            cached_bytes,
+            leased_bytes,
+            filling_bytes,
+            free_bytes,
+            locked_bytes,
+            chunk_bytes,
+            segments,
+        } = ram;
+        Self {
+            budget_bytes,
+            populated_bytes,
+            cached_bytes,
+            leased_bytes,
+            filling_bytes,
+            free_bytes,
+            locked_bytes,
+            chunk_bytes,
+            segments,
+        }
+    }
+}
+
+/// One bounded queue of the daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueStatus {
+    /// Its name.
+    pub name: String,
+    /// How many wait.
+    pub depth: u64,
+    /// How many may.
+    pub limit: u64,
+    /// How long the oldest has waited.
+    pub oldest_wait: Duration,
+}
+
+/// One running load.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadStatus {
+    /// Its id.
+    pub load_id: String,
+    /// Its URI, without a query.
+    pub uri: String,
+    /// Its lane.
+    pub lane: String,
+    /// Uid of the client.
+    pub uid: u32,
+    /// Pid of the client.
+    pub pid: u32,
+    /// Time since it was opened.
+    pub age: Duration,
+    /// Bytes granted so far.
+    pub granted_bytes: u64,
+    /// Bytes leased now.
+    pub leased_bytes: u64,
+    /// Bytes there will be.
+    pub total_bytes: u64,
+}
+
+/// One origin the daemon has spoken to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OriginStatus {
+    /// Scheme and bucket, or host.
+    pub origin: String,
+    /// Requests sent.
+    pub requests: u64,
+    /// Requests that failed.
+    pub errors: u64,
+    /// Body bytes received.
+    pub bytes: u64,
+    /// Requests under way.
+    pub inflight: u64,
+}
+
+/// The daemon at a glance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DaemonStatus {
+    /// The daemon's version.
+    pub version: String,
+    /// Time since it started.
+    pub uptime: Duration,
+    /// Whether it is shutting down.
+    pub draining: bool,
+    /// The RAM tier.
+    pub ram: RamStatus,
+    /// Its queues.
+    pub queues: Vec<QueueStatus>,
+    /// Running loads.
+    pub loads: Vec<LoadStatus>,
+    /// Origins.
+    pub origins: Vec<OriginStatus>,
+    /// One sentence for each thing that could not be had.
+    pub degraded: Vec<String>,
+}
+
+impl DaemonStatus {
+    /// Checks the message.
+    pub fn receive(status: pb::StatusResponse) -> Result<Self, Malformed> {
+        const MESSAGE: &str = "StatusResponse";
+        let queues = status.queues.into_iter().map(|queue| {
+            Ok(QueueStatus {
+                name: queue.name,
+                depth: queue.depth,
+                limit: queue.limit,
+                oldest_wait: span(MESSAGE, "oldest_wait_seconds", queue.oldest_wait_seconds)?,
+            })
+        });
+        let loads = status.loads.into_iter().map(|load| {
+            Ok(LoadStatus {
+                load_id: load.load_id,
+                uri: load.uri,
+                lane: load.lane,
+                uid: load.uid,
+                pid: load.pid,
+                age: span(MESSAGE, "age_seconds", load.age_seconds)?,
+                granted_bytes: load.granted_bytes,
+                leased_bytes: load.leased_bytes,
+                total_bytes: load.total_bytes,
+            })
+        });
+        let origins = status.origins.into_iter().map(|origin| OriginStatus {
+            origin: origin.origin,
+            requests: origin.requests,
+            errors: origin.errors,
+            bytes: origin.bytes,
+            inflight: origin.inflight,
+        });
+        Ok(Self {
+            version: status.version,
+            uptime: span(MESSAGE, "uptime_seconds", status.uptime_seconds)?,
+            draining: status.draining,
+            ram: RamStatus::receive(status.ram.unwrap_or_default()),
+            queues: queues.collect::<Result<_, Malformed>>()?,
+            loads: loads.collect::<Result<_, Malformed>>()?,
+            origins: origins.collect(),
+            degraded: status.degraded,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_status_is_possible_and_an_impossible_age_is_not() {
+        let status = DaemonStatus::receive(pb::StatusResponse::default()).unwrap();
+        assert_eq!(status.ram, RamStatus::default());
+        let load = pb::LoadStatus { age_seconds: -5.0, ..Default::default() };
+        let status = pb::StatusResponse { loads: vec![load], ..Default::default() };
+        DaemonStatus::receive(status).unwrap_err();
+    }
+
+    #[test]
+    fn a_summary_needs_its_revision() {
+        StatSummary::receive(pb::StatSummary::default()).unwrap_err();
+        CachedCheckpoint::receive(pb::CachedCheckpoint::default()).unwrap_err();
+    }
+}
