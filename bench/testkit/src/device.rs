@@ -1,9 +1,9 @@
 //! An accelerator that is not there: memory of its own behind one copy engine of a given speed.
 //!
 //! Copies queue at the engine and take their time on it, one after another. A copy reads its source
-//! when it finishes, not when it starts, so a lease that is given up too early shows as wrong bytes.
-//! Time is the caller's: `query` goes by the instant it is given, and only `wait` looks at the
-//! clock, to block until the copy is due.
+//! when it finishes, not when it starts, so a lease given up too early shows as wrong bytes. Time
+//! is the caller's: `query` goes by the instant it is given, and only `wait` looks at the clock, to
+//! block until the copy is due.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
