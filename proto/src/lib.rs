@@ -3,19 +3,28 @@
 //! * [`pb`]: the types generated from `forebay/v1/forebay.proto`. They never leave the edges: the
 //!   server names them only in its `rpc` modules, the client only in its transport.
 //! * [`model`]: the mirror types a client works with, validated when they are received.
+//! * [`handoff`]: the packets that accompany descriptors.
 //! * [`failure`]: the one error vocabulary, and the only place that maps an error to a gRPC status,
 //!   an exit code or a C status number.
 
 #![forbid(unsafe_code)]
 
 pub mod failure;
+pub mod handoff;
 pub mod model;
 
 pub use failure::{ErrorKind, Failure, Reason, StageSeconds};
 
 /// Types generated from `forebay/v1/forebay.proto`; the comments are in that file.
 #[allow(missing_docs, reason = "generated; documented in the .proto")]
-#[allow(unreachable_pub, clippy::all, clippy::pedantic, reason = "generated code")]
+#[allow(
+    unreachable_pub,
+    unused_qualifications,
+    clippy::allow_attributes_without_reason,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated"
+)]
 pub mod pb {
     tonic::include_proto!("forebay.v1");
 }

@@ -1,1 +1,31 @@
-//! Skeleton.
+//! The Forebay daemon.
+//!
+//! Modules in the order in which a request travels; `load` is the one function that reads the path
+//! aloud, `daemon` builds everything. `server/ARCHITECTURE.md` is the map.
+
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod daemon;
+
+mod rpc;
+
+mod deadline;
+mod load;
+mod loads;
+
+mod admission;
+mod fetch;
+mod flight;
+mod handoff;
+mod plan;
+mod ram;
+mod resolve;
+mod verify;
+
+mod cpu;
+mod error;
+mod http;
+mod metrics;
+mod report;
+mod timeline;

@@ -1,1 +1,56 @@
-//! Skeleton.
+//! What Forebay's tests and its demo run against: fake origins with faults, checkpoints to load,
+//! and contract suites for the seams.
+//!
+//! - [`S3Origin`], [`GcsOrigin`], [`AzureOrigin`] and [`HttpOrigin`] serve [`Contents`] over real
+//!   sockets on the loopback, commit the faults they are told to ([`FaultRule`]), and count what was
+//!   asked of them.
+//! - [`Content`] is bytes in memory or bytes made on the fly from a seed, so that an object of
+//!   5 GiB takes no memory; [`checkpoint`] lays such content out as sharded safetensors.
+//! - [`FakeDns`] and [`FakeDevice`] stand in for the resolver and the accelerator; [`contract`] says
+//!   what every implementation of their seams must do.
+//! - [`Prng`] is the seeded randomness of fixtures and fault schedules.
+//!
+//! Origins own their thread and stop when dropped. Nothing here reads the environment, uses a fixed
+//! port or keeps state between instances, so tests run in parallel.
+#![forbid(unsafe_code)]
+
+mod azure;
+mod checkpoint;
+mod content;
+mod contents;
+pub mod contract;
+mod device;
+mod disk;
+mod dns;
+mod fault;
+mod flow;
+mod gcs;
+mod head;
+mod http_origin;
+mod ledger;
+mod link;
+mod model;
+mod origin;
+mod pace;
+mod pattern;
+mod plan;
+mod random;
+mod s3;
+mod serve;
+mod text;
+
+pub use azure::{AzureOptions, AzureOrigin};
+pub use checkpoint::{CHECKPOINT_BYTES_MIN, Checkpoint, CheckpointSpec, Tensor, checkpoint};
+pub use content::{Concat, Content, sha256, sha256_of};
+pub use contents::Contents;
+pub use device::FakeDevice;
+pub use disk::{temp_dir, write_checkpoint, write_content};
+pub use dns::FakeDns;
+pub use fault::{Fault, FaultHandle, FaultRule, When};
+pub use gcs::{GcsOptions, GcsOrigin};
+pub use http_origin::{EntityTag, HttpOptions, HttpOrigin};
+pub use ledger::{Counts, Op, RequestRecord};
+pub use origin::Origin;
+pub use random::Prng;
+pub use s3::{S3Options, S3Origin};
+pub use serve::{Connections, LinkOptions};

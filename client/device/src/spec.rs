@@ -78,3 +78,67 @@ impl fmt::Display for DeviceSpec {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_and_written_back() {
+        for (text, spec) in [
+            ("host", DeviceSpec::Host),
+            ("fake:12.5", DeviceSpec::Fake { gigabytes_per_second: 12.5 }),
+            ("fake:0.001", DeviceSpec::Fake { gigabytes_per_second: 0.001 }),
+            ("cuda:0", DeviceSpec::Cuda { ordinal: 0 }),
+            ("cuda:4294967295", DeviceSpec::Cuda { ordinal: u32::MAX }),
+        ] {
+            assert_eq!(DeviceSpec::parse(text), Ok(spec));
+            assert_eq!(spec.to_string(), text);
+            assert_eq!(text.parse(), Ok(spec));
+        }
+    }
+
+    #[test]
+    fn other_names_are_errors_that_say_what_to_give() {
+        for text in [
+            "",
+            "Host",
+            " host",
+            "host:",
+            "host:0",
+            "gpu",
+            "gpu:0",
+            "fake",
+            "fake:",
+            "fake:0",
+            "fake:-1",
+            "fake:nan",
+            "fake:inf",
+            "fake:1e300",
+            "fake:1GB",
+            "cuda",
+            "cuda:",
+            "cuda:x",
+            "cuda:-1",
+            "cuda:4294967296",
+            "cuda:0:1",
+        ] {
+            let error = DeviceSpec::parse(text).expect_err(text);
+            assert!(matches!(&error, DeviceError::BadSpec { text: told, .. } if told == text));
+            assert!(error.to_string().ends_with("give host, fake:GBPS or cuda:N"), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_host_is_in_this_build() {
+        DeviceSpec::Host.open().expect("host is always there");
+        for text in ["fake:20", "cuda:3"] {
+            let refused = DeviceSpec::parse(text).and_then(|spec| spec.open()).expect_err(text);
+            assert_eq!(refused, DeviceError::NotInBuild(text.to_owned()));
+            assert_eq!(
+                refused.to_string(),
+                format!("device {text} is not in this build: use host")
+            );
+        }
+    }
+}

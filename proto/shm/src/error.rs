@@ -127,7 +127,7 @@ pub enum ShmError {
         /// The page size.
         page_bytes: usize,
     },
-    /// Something was placed there before, or the range was given up.
+    /// Something was placed there before.
     #[error("bytes {offset}+{len} of the object are taken: clear them first")]
     Occupied {
         /// Where the range begins.

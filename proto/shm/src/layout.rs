@@ -161,3 +161,119 @@ fn u64_at(bytes: &[u8; HEADER_BYTES], at: usize) -> u64 {
 fn usize_at(bytes: &[u8; HEADER_BYTES], at: usize) -> usize {
     usize::from_ne_bytes(field(bytes, at))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PAGE: usize = 4096;
+
+    fn header(slot_bytes: usize, slots: u32) -> Header {
+        let geometry = Geometry::new(slot_bytes, slots, PAGE).expect("a possible segment");
+        Header { id: SegmentId(0x0102_0304_0506_0708), domain: 9, geometry }
+    }
+
+    #[test]
+    fn the_bytes_of_a_header_are_fixed() {
+        let bytes = header(8 << 20, 31).encode();
+        let mut expected = Vec::from(*b"forebay\0");
+        expected.extend(1_u32.to_ne_bytes());
+        expected.extend(31_u32.to_ne_bytes());
+        let words = [0x0102_0304_0506_0708, 9, 8 << 20, 2 << 20, 250 << 20, 0_u64];
+        expected.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
+        assert_eq!(bytes[..], expected);
+    }
+
+    #[test]
+    fn slots_fit_the_largest_page_they_can() {
+        for (slot_bytes, data_offset) in
+            [(PAGE, PAGE), (3 * PAGE, PAGE), (64 << 10, 64 << 10), (8 << 20, 2 << 20)]
+        {
+            let geometry = header(slot_bytes, 8).geometry;
+            assert_eq!(geometry.data_offset(), data_offset);
+            assert_eq!(geometry.file_bytes(), data_offset + 8 * slot_bytes);
+            assert_eq!(geometry.slot_offset(SlotIndex(8)), None);
+            assert_eq!(geometry.generation_offset(SlotIndex(8)), None);
+        }
+        let crowded = header(PAGE, SLOTS_MAX).geometry;
+        assert!(crowded.table_end() <= crowded.data_offset(), "the table ends before the slots");
+    }
+
+    #[test]
+    fn impossible_segments_are_refused() {
+        for (slot_bytes, slots) in [
+            (0, 1),
+            (1, 1),
+            (PAGE - 1, 1),
+            (PAGE, 0),
+            (PAGE, SLOTS_MAX + 1),
+            (1 << 63, 1),
+            (1 << 48, SLOTS_MAX),
+            (usize::MAX - (PAGE - 1), 2),
+        ] {
+            let refused = Geometry::new(slot_bytes, slots, PAGE);
+            assert!(matches!(refused, Err(ShmError::BadSpec(_))), "{slot_bytes} x {slots}");
+        }
+    }
+
+    fn seeded(cases: u32) -> ProptestConfig {
+        ProptestConfig {
+            cases,
+            failure_persistence: None,
+            rng_seed: proptest::test_runner::RngSeed::Fixed(2),
+            ..ProptestConfig::default()
+        }
+    }
+
+    proptest! {
+        #![proptest_config(seeded(512))]
+
+        #[test]
+        fn a_header_survives(pages in 1_usize..5000, slots in 1..=SLOTS_MAX) {
+            let header = header(pages * PAGE, slots);
+            let file_bytes = header.geometry.file_bytes() as u64;
+            let back = Header::decode(&header.encode(), file_bytes, PAGE);
+            prop_assert_eq!(back.expect("its own header"), header);
+        }
+
+        /// Only the id and the domain can differ without contradicting the file.
+        #[test]
+        fn a_changed_header_is_refused(at in 0..HEADER_BYTES, flip in 1_u8..) {
+            let header = header(3 * PAGE, 40);
+            let mut bytes = header.encode();
+            bytes[at] ^= flip;
+            let back = Header::decode(&bytes, header.geometry.file_bytes() as u64, PAGE);
+            match back {
+                Ok(back) => {
+                    prop_assert!((16..32).contains(&at));
+                    prop_assert_eq!(back.geometry, header.geometry);
+                }
+                Err(error) => prop_assert!(!(16..32).contains(&at), "{}", error),
+            }
+        }
+
+        /// Whatever a peer declares, an accepted geometry stays inside the file.
+        #[test]
+        fn an_accepted_header_stays_inside(
+            slot_bytes in prop_oneof![any::<u64>(), (0_u64..64).prop_map(|n| n << 58),
+                                      (0_u64..9).prop_map(|n| n * 4096)],
+            slots in prop_oneof![any::<u32>(), 0_u32..9],
+            data_offset in prop_oneof![any::<u64>(), (0_u64..9).prop_map(|n| n * 4096)],
+            file_bytes in prop_oneof![any::<u64>(), (0_u64..99).prop_map(|n| n * 4096)],
+        ) {
+            let mut bytes = header(PAGE, 1).encode();
+            bytes[12..16].copy_from_slice(&slots.to_ne_bytes());
+            bytes[32..40].copy_from_slice(&slot_bytes.to_ne_bytes());
+            bytes[40..48].copy_from_slice(&data_offset.to_ne_bytes());
+            bytes[48..56].copy_from_slice(&file_bytes.to_ne_bytes());
+            if let Ok(header) = Header::decode(&bytes, file_bytes, PAGE) {
+                let geometry = header.geometry;
+                let last = geometry.slot_offset(SlotIndex(slots - 1)).expect("a slot");
+                prop_assert_eq!((last + geometry.slot_bytes()) as u64, file_bytes);
+                prop_assert!(geometry.table_end() <= geometry.data_offset());
+            }
+        }
+    }
+}

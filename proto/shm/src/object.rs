@@ -60,12 +60,12 @@ impl ObjectMap {
         }
         let mut placed = self.placed();
         let pages = whole_pages(&range);
-        if placed.intersects(&pages) || self.space.is_given_up(&pages) {
+        if placed.intersects(&pages) {
             return Err(ShmError::Occupied { offset, len });
         }
-        // SAFETY: nothing is placed in these pages and none is given up, so `bytes` has handed
-        // out no reference into them; the lock keeps others from placing there. The file is
-        // sealed against shrinking (SegmentMap::open).
+        // SAFETY: nothing is placed in these pages, so `bytes` has handed out no reference into
+        // them; the lock keeps others from placing there. The file is sealed against shrinking
+        // (SegmentMap::open).
         unsafe { self.space.place(pages, map.descriptor(), file_offset) }
             .map_err(|errno| ShmError::mapping("map a slot", len, errno))?;
         placed.insert(range);
@@ -92,22 +92,18 @@ impl ObjectMap {
     }
 
     /// Forgets the bytes of a range: whole pages, from an offset that is a multiple of the page
-    /// size. Their leases may end after this.
+    /// size. Their leases may end after this; if it is refused, everything stays as it was.
     pub fn clear(&mut self, range: Range<usize>) -> Result<(), ShmError> {
         let range = self.checked(range.start, range.end.saturating_sub(range.start))?;
         let pages = whole_pages(&range);
-        let placed = self.placed.get_mut().unwrap_or_else(PoisonError::into_inner);
-        placed.remove(&pages);
         if pages.is_empty() {
             return Ok(());
         }
-        if self.space.is_given_up(&pages) {
-            return Err(ShmError::Occupied { offset: range.start, len: range.len() });
-        }
-        // SAFETY: through `&mut self` no slice of `bytes` is left and nobody places; none of the
-        // pages is given up, as just asked.
-        unsafe { self.space.clear(pages) }
-            .map_err(|errno| ShmError::mapping("clear a range", range.len(), errno))
+        // SAFETY: through `&mut self` no slice of `bytes` is left and nobody else places.
+        unsafe { self.space.clear(pages.clone()) }
+            .map_err(|errno| ShmError::mapping("clear a range", range.len(), errno))?;
+        self.placed.get_mut().unwrap_or_else(PoisonError::into_inner).remove(&pages);
+        Ok(())
     }
 
     /// A range of the object that begins with a page.

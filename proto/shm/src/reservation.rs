@@ -1,21 +1,19 @@
 //! Address space that is kept free for one object, and into which pages of segments are mapped.
 //!
 //! A [`Reservation`] owns its range from the start: it is mapped without any access, so nothing
-//! else can come to lie there, and placing replaces a part of it. If the kernel refuses half-way,
-//! the part may be left unmapped, and another thread's mapping may take it: such a part is given
-//! up, never mapped again and not unmapped at the end.
+//! else can come to lie there, and placing or clearing replaces a part of it in one call. Linux
+//! refuses such a call before it changes anything (its own small allocations, which come later,
+//! fail only in a process that is being killed): after an error the part is as it was.
 
 use std::ffi::c_void;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
-use std::sync::{Mutex, PoisonError};
 
 use rustix::io::{Errno, Result as SysResult};
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::layout::HUGE_PAGE_BYTES;
-use crate::runs::Runs;
 
 /// An address range with no access, but where something is placed.
 #[derive(Debug)]
@@ -24,13 +22,12 @@ pub(crate) struct Reservation {
     bytes: usize,
     /// Where the part that is used begins: at an address that huge pages fit.
     lead: usize,
-    given_up: Mutex<Runs>,
 }
 
 // SAFETY: the range is plain memory that belongs to no thread.
 unsafe impl Send for Reservation {}
 // SAFETY: the methods that change the range or hand out references into it are unsafe: their
-// callers keep users of the same part apart. The bookkeeping is behind a mutex.
+// callers keep users of the same part apart.
 unsafe impl Sync for Reservation {}
 
 impl Reservation {
@@ -50,7 +47,7 @@ impl Reservation {
         let base = NonNull::new(base.cast::<u8>()).ok_or(Errno::NOMEM)?;
         let lead = base.as_ptr().addr().wrapping_neg() % HUGE_PAGE_BYTES;
         let lead = if slack == 0 { 0 } else { lead };
-        Ok(Self { base, bytes, lead, given_up: Mutex::default() })
+        Ok(Self { base, bytes, lead })
     }
 
     /// The address of a range, which must lie in the reservation.
@@ -62,17 +59,12 @@ impl Reservation {
         unsafe { self.base.as_ptr().add(self.lead + offset) }
     }
 
-    /// Whether a part of the range was given up.
-    pub(crate) fn is_given_up(&self, range: &Range<usize>) -> bool {
-        self.given_up.lock().unwrap_or_else(PoisonError::into_inner).intersects(range)
-    }
-
     /// Maps pages of a file over a range, to read.
     ///
     /// # Safety
     ///
-    /// No reference into the range exists, nobody else places or clears there meanwhile, and none
-    /// of it is given up. The file cannot shrink.
+    /// No reference into the range exists, and nobody else places or clears there meanwhile. The
+    /// file cannot shrink.
     pub(crate) unsafe fn place(
         &self,
         range: Range<usize>,
@@ -86,15 +78,14 @@ impl Reservation {
         let placed = unsafe {
             rustix::mm::mmap(start, range.len(), ProtFlags::READ, flags, file, file_offset as u64)
         };
-        self.settle(range, placed)
+        placed.map(|_| ())
     }
 
     /// Takes away all access to a range.
     ///
     /// # Safety
     ///
-    /// No reference into the range exists, nobody else places or clears there meanwhile, and none
-    /// of it is given up.
+    /// No reference into the range exists, and nobody else places or clears there meanwhile.
     pub(crate) unsafe fn clear(&self, range: Range<usize>) -> SysResult<()> {
         let start = self.at(range.start, range.len()).cast::<c_void>();
         let flags = empty_flags() | MapFlags::FIXED;
@@ -102,14 +93,7 @@ impl Reservation {
         // and the caller says, and which nobody refers to.
         let cleared =
             unsafe { rustix::mm::mmap_anonymous(start, range.len(), ProtFlags::empty(), flags) };
-        self.settle(range, cleared)
-    }
-
-    fn settle(&self, range: Range<usize>, outcome: SysResult<*mut c_void>) -> SysResult<()> {
-        if outcome.is_err() {
-            self.given_up.lock().unwrap_or_else(PoisonError::into_inner).insert(range);
-        }
-        outcome.map(|_| ())
+        cleared.map(|_| ())
     }
 
     /// The bytes of a range.
@@ -132,27 +116,10 @@ fn empty_flags() -> MapFlags {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let mut from = 0;
-        let lead = self.lead;
-        let given_up = self.given_up.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let lost = given_up.iter().map(|run| run.start + lead..run.end + lead);
-        let end = std::iter::once(self.bytes..self.bytes);
-        for run in lost.chain(end).collect::<Vec<_>>() {
-            unmap(self.base, from..run.start);
-            from = run.end;
-        }
+        let base = self.base.as_ptr().cast::<c_void>();
+        // SAFETY: the range, with whatever was placed in it, is ours since `new` and is unmapped
+        // nowhere else; every reference into it borrows from this value, which is going.
+        let ended = unsafe { rustix::mm::munmap(base, self.bytes) };
+        debug_assert_eq!(ended, Ok(()), "a whole mapping can always be unmapped");
     }
-}
-
-/// Ends a part of a reservation that is being dropped.
-fn unmap(base: NonNull<u8>, part: Range<usize>) {
-    if part.is_empty() {
-        return;
-    }
-    // SAFETY: the part lies in the reservation, whose length is an isize.
-    let start = unsafe { base.as_ptr().add(part.start) };
-    // SAFETY: the part is ours and was never given up; every reference into it borrowed from the
-    // reservation, which is going.
-    let ended = unsafe { rustix::mm::munmap(start.cast(), part.len()) };
-    debug_assert_eq!(ended, Ok(()), "a mapping of our own can be unmapped");
 }

@@ -52,7 +52,78 @@ impl Runs {
     }
 
     /// The runs in order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Range<usize>> {
+    #[cfg(test)]
+    fn iter(&self) -> impl Iterator<Item = Range<usize>> {
         self.0.iter().map(|(&start, &end)| start..end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BOUND: usize = 24;
+
+    #[derive(Debug, Clone)]
+    enum Change {
+        Insert(Range<usize>),
+        Remove(Range<usize>),
+    }
+
+    fn ranges() -> impl Strategy<Value = Range<usize>> {
+        (0..BOUND, 1..8_usize).prop_map(|(start, len)| start..BOUND.min(start + len))
+    }
+
+    fn changes() -> impl Strategy<Value = Change> {
+        prop_oneof![
+            3 => ranges().prop_map(Change::Insert),
+            1 => ranges().prop_map(Change::Remove),
+        ]
+    }
+
+    /// Runs as they are read off a map of single bytes.
+    fn runs_of(bytes: &[bool; BOUND]) -> Vec<Range<usize>> {
+        let starts = (0..BOUND).filter(|&at| bytes[at] && (at == 0 || !bytes[at - 1]));
+        starts.map(|start| start..(start..BOUND).find(|&at| !bytes[at]).unwrap_or(BOUND)).collect()
+    }
+
+    fn apply(change: Change, runs: &mut Runs, bytes: &mut [bool; BOUND]) {
+        match change {
+            Change::Insert(range) if !runs.intersects(&range) => {
+                bytes[range.clone()].fill(true);
+                runs.insert(range);
+            }
+            Change::Insert(_) => {}
+            Change::Remove(range) => {
+                bytes[range.clone()].fill(false);
+                runs.remove(&range);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: 256,
+            failure_persistence: None,
+            rng_seed: proptest::test_runner::RngSeed::Fixed(2),
+            ..ProptestConfig::default()
+        })]
+
+        #[test]
+        fn runs_agree_with_a_map_of_bytes(
+            changes in proptest::collection::vec(changes(), 1..40),
+            asked in ranges(),
+        ) {
+            let (mut runs, mut bytes) = (Runs::default(), [false; BOUND]);
+            for change in changes {
+                apply(change, &mut runs, &mut bytes);
+                prop_assert_eq!(runs.iter().collect::<Vec<_>>(), runs_of(&bytes));
+                let part = &bytes[asked.clone()];
+                prop_assert_eq!(runs.contains(&asked), part.iter().all(|&there| there));
+                prop_assert_eq!(runs.intersects(&asked), part.iter().any(|&there| there));
+            }
+        }
     }
 }

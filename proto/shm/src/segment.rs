@@ -233,11 +233,12 @@ fn populated(geometry: &Geometry) -> [(usize, usize); 2] {
 }
 
 fn populate(mapping: &Mapping, geometry: &Geometry) -> Result<(), ShmError> {
-    // Huge pages are a gift of the system's settings, and a kernel without them says so: the
-    // segment works the same. Weights do not belong into core dumps, but may end there.
-    for advice in [Advice::LinuxHugepage, Advice::LinuxDontDump] {
-        mapping.advise(0, mapping.bytes(), advice).ok();
-    }
+    // Huge pages are a gift of the system's settings, and a kernel without them refuses the advice:
+    // the segment works the same. Only for slots: a huge page would fill the hole before them.
+    let data = geometry.data_offset();
+    mapping.advise(data, mapping.bytes() - data, Advice::LinuxHugepage).ok();
+    // Weights do not belong into core dumps, but may end there.
+    mapping.advise(0, mapping.bytes(), Advice::LinuxDontDump).ok();
     for (offset, len) in populated(geometry) {
         mapping
             .advise(offset, len, Advice::LinuxPopulateWrite)

@@ -76,3 +76,28 @@ impl SlotStates {
         debug_assert!(before != FREE && before != WRITING, "only a reader ends reading");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_drawn_arrows_exist() {
+        let states = SlotStates::new(2);
+        assert_eq!(states.state(0), SlotState::Free);
+        assert!(states.claim(0));
+        assert_eq!(states.state(0), SlotState::Writing);
+        assert!(!states.claim(0), "one writer");
+        states.abandon(0);
+        assert!(states.claim(0), "free again");
+        states.publish(0);
+        assert_eq!(states.state(0), SlotState::Reading(1));
+        states.share(0);
+        assert_eq!(states.state(0), SlotState::Reading(2));
+        states.unshare(0);
+        assert!(!states.claim(0), "one reader is left");
+        states.unshare(0);
+        assert_eq!(states.state(0), SlotState::Free);
+        assert_eq!(states.state(1), SlotState::Free, "slots do not share a state");
+    }
+}

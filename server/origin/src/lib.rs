@@ -1,1 +1,44 @@
-//! Skeleton.
+//! Reads object stores: S3, Google Cloud Storage, Azure Blob Storage, web servers and files.
+//!
+//! ```text
+//! Origins --open--> OriginStore (object.rs: attempts, resume, checks)
+//!                        |            \- tries.rs, schedule.rs: the one retry layer of Forebay
+//!                   object_store      (signatures, XML, credentials; its retries are off)
+//!                        |
+//!                   transport/        (HTTP/1.1, TLS, names; every limit on a phase)
+//! ```
+//!
+//! A read writes into the memory it is given and nowhere else, and answers only with bytes of the
+//! version that was pinned. The caller owns deadlines, permits and scheduling: to give up, it drops
+//! the future. No text that leaves this crate holds a query, a key or a password.
+
+#![forbid(unsafe_code)]
+
+mod error;
+mod fault;
+mod file;
+mod key;
+mod object;
+mod origins;
+mod pin;
+mod providers;
+mod resolve;
+mod schedule;
+mod settings;
+mod stats;
+mod store;
+mod transport;
+mod tries;
+mod uri;
+mod web;
+
+pub use error::{OriginError, OriginErrorKind, OriginFailure};
+pub use key::{KEY_BYTES_MAX, KeyError, ObjectKey};
+pub use origins::Origins;
+pub use pin::Pin;
+pub use resolve::{Resolve, SystemResolver};
+pub use schedule::RetryPolicy;
+pub use settings::{OriginBlock, OriginSettings, Timeouts};
+pub use stats::OriginStats;
+pub use store::{AttemptOutcome, AttemptRecord, ObjectMeta, OriginStore, ReadRecord, ReadRequest};
+pub use uri::{OriginUri, Scheme, UriError};

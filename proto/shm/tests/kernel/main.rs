@@ -1,6 +1,12 @@
 //! The crate against the real kernel: real memfds, real mappings, real sockets.
 
+mod hostile;
 mod lending;
+mod limits;
+mod model;
+mod object;
+mod passing;
+mod seals;
 
 use std::sync::Arc;
 

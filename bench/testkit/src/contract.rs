@@ -1,0 +1,10 @@
+//! Contract suites: what every implementation of a seam must do, whatever else it does.
+//!
+//! A suite is called from a test of the implementation, with a subject that says how to seed or
+//! inspect it. It panics at the first rule that is broken, naming it.
+
+mod device;
+mod origin;
+
+pub use device::{DeviceSubject, device};
+pub use origin::{OriginSubject, origin_store};

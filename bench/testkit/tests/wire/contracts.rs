@@ -1,0 +1,112 @@
+//! The contract suites over Forebay's own implementations: both sides are tested at once.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use forebay_device::HostDevice;
+use forebay_origin::{
+    ObjectKey, OriginErrorKind, OriginSettings, OriginStore, OriginUri, Origins, ReadRequest,
+};
+use forebay_testkit::contract::{DeviceSubject, OriginSubject, device, origin_store};
+use forebay_testkit::{
+    AzureOptions, AzureOrigin, Content, EntityTag, FakeDevice, FakeDns, GcsOptions, GcsOrigin,
+    HttpOptions, HttpOrigin, Origin, S3Options, S3Origin, temp_dir, write_content,
+};
+
+fn open(env: Vec<(String, String)>, uri: &str) -> Arc<dyn OriginStore> {
+    let env = env.into_iter().collect();
+    let settings = OriginSettings { env, ..OriginSettings::default() };
+    let origins = Origins::new(settings, Arc::new(FakeDns::new())).unwrap();
+    origins.open(&OriginUri::parse(uri).unwrap()).unwrap()
+}
+
+async fn check_bucket(origin: &Origin, store: Arc<dyn OriginStore>) {
+    origin.put("bucket", "other", "makes the bucket");
+    let seed = |key: &str, content: Option<Content>| match content {
+        Some(content) => origin.put("bucket", key, content),
+        None => assert!(origin.remove("bucket", key)),
+    };
+    origin_store(OriginSubject::new(store, &seed).under("suite/")).await;
+}
+
+#[tokio::test]
+async fn s3_keeps_the_contract() {
+    let origin = S3Origin::start(S3Options { page_keys: 3, ..S3Options::default() }).await;
+    check_bucket(&origin, open(origin.env(), "s3://bucket/")).await;
+    assert!(origin.counts("suite/list/").lists >= 3, "pages were followed");
+    let reads = origin.records().into_iter().filter(|record| record.status == 206);
+    assert!(reads.into_iter().all(|record| record.if_match.is_some()), "every read is conditional");
+}
+
+#[tokio::test]
+async fn gcs_keeps_the_contract() {
+    let origin = GcsOrigin::start(GcsOptions { page_keys: 3, ..GcsOptions::default() }).await;
+    check_bucket(&origin, open(origin.env(), "gs://bucket/")).await;
+}
+
+#[tokio::test]
+async fn azure_keeps_the_contract() {
+    let options = AzureOptions { page_blobs: 3, ..AzureOptions::default() };
+    let origin = AzureOrigin::start(options).await;
+    check_bucket(&origin, open(origin.env(), "az://bucket/")).await;
+}
+
+#[tokio::test]
+async fn http_keeps_the_contract_with_any_entity_tag() {
+    for etag in [EntityTag::Strong, EntityTag::Weak, EntityTag::None] {
+        let origin = HttpOrigin::start(HttpOptions { etag, ..HttpOptions::default() }).await;
+        let store = open(vec![], &format!("{}/", origin.endpoint()));
+        let seed = |key: &str, content: Option<Content>| match content {
+            Some(content) => origin.put(key, content),
+            None => assert!(origin.remove(key)),
+        };
+        origin_store(OriginSubject::new(store, &seed).without_listing()).await;
+    }
+}
+
+#[tokio::test]
+async fn files_keep_the_contract() {
+    let directory = temp_dir();
+    let root = directory.path().to_str().unwrap();
+    let store = open(vec![], &format!("file://{root}/"));
+    let seed = |key: &str, content: Option<Content>| {
+        let path = Path::new("/").join(key);
+        match content {
+            Some(content) => write_content(&path, &content).unwrap(),
+            None => std::fs::remove_file(path).unwrap(),
+        }
+    };
+    let prefix = format!("{}/", root.trim_start_matches('/'));
+    origin_store(OriginSubject::new(store, &seed).under(prefix)).await;
+}
+
+#[tokio::test]
+async fn s3_tells_a_wrong_key_from_a_right_one() {
+    let origin = S3Origin::start(S3Options::default()).await;
+    origin.put("bucket", "k", "content");
+    let key = ObjectKey::parse("k").unwrap();
+    let mut env = origin.env();
+    for (name, value) in &mut env {
+        if name == "AWS_SECRET_ACCESS_KEY" {
+            value.push('x');
+        }
+    }
+    let refused = open(env, "s3://bucket/").head(&key).await.unwrap_err();
+    assert_eq!(refused.kind, OriginErrorKind::Denied);
+    let store = open(origin.env(), "s3://bucket/");
+    let meta = store.head(&key).await.unwrap();
+    let request = ReadRequest { key, pin: meta.pin, object_bytes: 7, range: 0..7 };
+    let mut into = [0; 7];
+    store.read(&request, &mut into).await.unwrap();
+    assert_eq!(&into, b"content");
+}
+
+#[test]
+fn devices_keep_the_contract() {
+    device(DeviceSubject { device: &HostDevice, memory: None });
+    let fake = FakeDevice::new(100.0, 256 << 10);
+    let memory = |range| fake.memory(range);
+    device(DeviceSubject { device: &fake, memory: Some(&memory) });
+    assert_eq!(fake.registrations(), 0, "registrations end with their handles");
+    assert!(fake.copies() >= 9);
+}

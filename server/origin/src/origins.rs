@@ -1,0 +1,205 @@
+//! The door to all origins: builds a store for a URI once, and keeps it.
+//!
+//! Stores are kept per origin, settings block and signed target; connections per set of certificates,
+//! so that stores share them; counters per origin. All three are bounded: the store that was opened
+//! longest ago makes room, and origins beyond the bound share one set of counters.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use object_store::local::LocalFileSystem;
+
+use crate::error::{OriginError, OriginErrorKind};
+use crate::fault::detail_of;
+use crate::file::FileReaders;
+use crate::object::{Backend, ObjectOrigin, WebBackend};
+use crate::providers::{self, Plan};
+use crate::resolve::Resolve;
+use crate::settings::{OriginBlock, OriginSettings};
+use crate::stats::{Counters, OriginStats};
+use crate::store::OriginStore;
+use crate::transport::connect::Connector;
+use crate::transport::service::{SignedTarget, Transport};
+use crate::transport::tls::Trust;
+use crate::uri::{OriginUri, Scheme, WebTarget};
+
+/// Stores kept open.
+const STORES_MAX: usize = 256;
+/// Origins that are counted apart.
+const COUNTED_MAX: usize = 256;
+/// The name under which the others are counted.
+const OTHERS: &str = "others";
+
+/// All origins.
+#[derive(Debug)]
+pub struct Origins {
+    settings: OriginSettings,
+    resolve: Arc<dyn Resolve>,
+    open: Mutex<Open>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    stores: HashMap<StoreKey, (u64, Arc<dyn OriginStore>)>,
+    opened: u64,
+    transports: HashMap<(Option<PathBuf>, Option<usize>), Transport>,
+    counters: BTreeMap<String, Arc<Counters>>,
+    readers: Option<Arc<FileReaders>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct StoreKey {
+    origin: String,
+    block: Option<String>,
+    signed: Option<WebTarget>,
+}
+
+impl Origins {
+    /// No store is opened, and nothing is read or sent, before it is asked for.
+    pub fn new(settings: OriginSettings, resolve: Arc<dyn Resolve>) -> Result<Self, OriginError> {
+        for block in &settings.origins {
+            let text = &block.prefix;
+            let known = text
+                .split_once("://")
+                .is_some_and(|(_, rest)| rest.is_empty() || OriginUri::parse(text).is_ok());
+            if !known {
+                let text = format!("{text:?} is no origin prefix");
+                let kind = OriginErrorKind::Local(std::io::ErrorKind::InvalidInput);
+                return Err(OriginError::new(kind, &crate::ObjectKey::root(), text));
+            }
+        }
+        Ok(Self { settings, resolve, open: Mutex::default() })
+    }
+
+    /// The store of a URI. It serves every key of the URI's bucket or host.
+    pub fn open(&self, uri: &OriginUri) -> Result<Arc<dyn OriginStore>, OriginError> {
+        let block = self.settings.block_for(uri);
+        let key = StoreKey {
+            origin: uri.origin(),
+            block: block.map(|block| block.prefix.clone()),
+            signed: uri.web_target().cloned(),
+        };
+        let mut open = self.lock();
+        open.opened += 1;
+        let now = open.opened;
+        if let Some((used, store)) = open.stores.get_mut(&key) {
+            *used = now;
+            return Ok(Arc::clone(store));
+        }
+        let block = block.cloned().unwrap_or_default();
+        let store: Arc<dyn OriginStore> = Arc::new(self.build(&mut open, uri, &block)?);
+        open.make_room();
+        open.stores.insert(key, (now, Arc::clone(&store)));
+        Ok(store)
+    }
+
+    /// What was asked of each origin so far, sorted by name.
+    #[must_use]
+    pub fn stats(&self) -> Vec<OriginStats> {
+        self.lock().counters.iter().map(|(origin, counters)| counters.snapshot(origin)).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn build(
+        &self,
+        open: &mut Open,
+        uri: &OriginUri,
+        block: &OriginBlock,
+    ) -> Result<ObjectOrigin, OriginError> {
+        let origin = uri.origin();
+        let counters = open.counters_of(&origin);
+        let local = |error: std::io::Error| {
+            OriginError::new(OriginErrorKind::Local(error.kind()), uri.key(), error.to_string())
+                .at(&origin)
+        };
+        let unbuilt = |error: object_store::Error| {
+            OriginError::new(OriginErrorKind::Rejected, uri.key(), detail_of(&error)).at(&origin)
+        };
+        let (store, backend) = match uri.scheme() {
+            Scheme::File => {
+                let store = Arc::new(LocalFileSystem::new());
+                (store as Arc<_>, Backend::File(open.readers().map_err(local)?))
+            }
+            scheme => {
+                let transport = self.transport(open, block).map_err(local)?;
+                let transport = transport.counting(Arc::clone(&counters));
+                let env = &self.settings.env;
+                let plan = Plan { bucket: uri.authority(), block, env, transport };
+                let cloud = match scheme {
+                    Scheme::S3 => plan.s3(),
+                    Scheme::Gs => plan.gs(),
+                    Scheme::Az => plan.az(),
+                    Scheme::Http | Scheme::Https | Scheme::File => {
+                        return self.web(uri, plan.transport, counters).map_err(unbuilt);
+                    }
+                };
+                let cloud = cloud.map_err(unbuilt)?;
+                (cloud.store, Backend::Cloud(cloud.pages))
+            }
+        };
+        Ok(ObjectOrigin { origin, store, backend, retry: self.settings.retry, counters })
+    }
+
+    fn web(
+        &self,
+        uri: &OriginUri,
+        transport: Transport,
+        counters: Arc<Counters>,
+    ) -> object_store::Result<ObjectOrigin> {
+        let origin = uri.origin();
+        let base = format!("{origin}/");
+        let signed = uri.web_target().cloned().map(|target| {
+            let path = providers::web_path(&base, uri.key().as_str());
+            Arc::new(SignedTarget { path, target })
+        });
+        let transport = transport.signed(signed);
+        let store = providers::web(&base, transport.clone())?;
+        let web = WebBackend { base, transport, signed: uri.has_query() };
+        let backend = Backend::Web(Box::new(web));
+        Ok(ObjectOrigin { origin, store, backend, retry: self.settings.retry, counters })
+    }
+
+    fn transport(&self, open: &mut Open, block: &OriginBlock) -> std::io::Result<Transport> {
+        let key = (block.ca_file.clone(), block.max_connections);
+        if let Some(transport) = open.transports.get(&key) {
+            return Ok(transport.clone());
+        }
+        let timeouts = self.settings.timeouts;
+        let trust = Trust::new(block.ca_file.as_deref())?;
+        let connector = Connector::new(Arc::clone(&self.resolve), trust, timeouts);
+        let transport = Transport::new(connector, timeouts, block.max_connections);
+        open.transports.insert(key, transport.clone());
+        Ok(transport)
+    }
+}
+
+impl Open {
+    fn counters_of(&mut self, origin: &str) -> Arc<Counters> {
+        let full = self.counters.len() >= COUNTED_MAX && !self.counters.contains_key(origin);
+        let name = if full { OTHERS } else { origin };
+        Arc::clone(self.counters.entry(name.to_owned()).or_default())
+    }
+
+    fn readers(&mut self) -> std::io::Result<Arc<FileReaders>> {
+        if let Some(readers) = &self.readers {
+            return Ok(Arc::clone(readers));
+        }
+        let readers = Arc::new(FileReaders::start()?);
+        self.readers = Some(Arc::clone(&readers));
+        Ok(readers)
+    }
+
+    fn make_room(&mut self) {
+        if self.stores.len() < STORES_MAX {
+            return;
+        }
+        let oldest = self.stores.iter().min_by_key(|(_, (used, _))| *used);
+        if let Some(key) = oldest.map(|(key, _)| key.clone()) {
+            self.stores.remove(&key);
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Numbers and texts a person may set for origins, and which block applies to a URI.
+//!
+//! The environment comes in as a snapshot taken by the daemon's configuration: nothing here reads it.
+//! A block of the configuration wins over the environment; of several blocks the one with the longest
+//! prefix applies, whole: blocks are not merged.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::schedule::RetryPolicy;
+use crate::uri::OriginUri;
+
+/// Everything that may be set about origins.
+#[derive(Clone, Default)]
+pub struct OriginSettings {
+    /// Blocks for single origins.
+    pub origins: Vec<OriginBlock>,
+    /// The variables `AWS_*`, `GOOGLE_*` and `AZURE_*` of the daemon's environment.
+    pub env: BTreeMap<String, String>,
+    /// Limits on the phases of a request.
+    pub timeouts: Timeouts,
+    /// Attempts and waits.
+    pub retry: RetryPolicy,
+}
+
+/// Settings of the origins under a prefix.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OriginBlock {
+    /// Canonical URI prefix; it matches at a segment boundary. `s3://` is every bucket.
+    pub prefix: String,
+    /// Base URL instead of the cloud's own.
+    pub endpoint: Option<String>,
+    /// Region (S3).
+    pub region: Option<String>,
+    /// Storage account (Azure).
+    pub account: Option<String>,
+    /// Whether plain HTTP may be used. An `http://` endpoint implies it.
+    pub allow_http: bool,
+    /// PEM file of certificate authorities that are trusted beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Send requests unsigned.
+    pub anonymous: bool,
+    /// Bytes per second from this origin. Kept by the caller, who schedules the reads.
+    pub max_bytes_per_second: Option<u64>,
+    /// Connections to this origin. Kept by the caller; here it bounds the idle ones.
+    pub max_connections: Option<usize>,
+}
+
+/// Limits on the phases of one attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Timeouts {
+    /// Name resolution.
+    pub dns: Duration,
+    /// TCP connect in the first attempt: short, because another address may be well.
+    pub connect_first: Duration,
+    /// TCP connect in later attempts.
+    pub connect: Duration,
+    /// TLS handshake.
+    pub tls: Duration,
+    /// From having a connection to the response's head.
+    pub first_byte: Duration,
+    /// Without a byte of body, while one is waited for.
+    pub body_idle: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            dns: Duration::from_secs(3),
+            connect_first: Duration::from_secs(1),
+            connect: Duration::from_secs(3),
+            tls: Duration::from_secs(3),
+            first_byte: Duration::from_secs(10),
+            body_idle: Duration::from_secs(5),
+        }
+    }
+}
+
+impl OriginSettings {
+    /// The block for a URI, if any.
+    #[must_use]
+    pub fn block_for(&self, uri: &OriginUri) -> Option<&OriginBlock> {
+        let text = uri.to_string();
+        self.origins
+            .iter()
+            .filter(|block| covers(&block.prefix, &text))
+            .max_by_key(|block| block.prefix.len())
+    }
+}
+
+fn covers(prefix: &str, uri: &str) -> bool {
+    uri.strip_prefix(prefix)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || prefix.ends_with('/'))
+}
+
+impl fmt::Debug for OriginSettings {
+    /// Shows which variables are set, never their values.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OriginSettings")
+            .field("origins", &self.origins)
+            .field("env", &self.env.keys().collect::<Vec<_>>())
+            .field("timeouts", &self.timeouts)
+            .field("retry", &self.retry)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_prefix_wins_at_segment_boundaries() {
+        let block = |prefix: &str| OriginBlock { prefix: prefix.into(), ..OriginBlock::default() };
+        let settings = OriginSettings {
+            origins: ["s3://", "s3://b/team", "s3://b", "https://h/"].map(block).to_vec(),
+            ..OriginSettings::default()
+        };
+        let prefix_for = |uri: &str| {
+            let uri = OriginUri::parse(uri).unwrap();
+            settings.block_for(&uri).map(|block| block.prefix.clone())
+        };
+        let table = [
+            ("s3://b/team/x", Some("s3://b/team")),
+            ("s3://b/team", Some("s3://b/team")),
+            ("s3://b/teamwork", Some("s3://b")),
+            ("s3://b", Some("s3://b")),
+            ("s3://bb/x", Some("s3://")),
+            ("https://h/x", Some("https://h/")),
+            ("gs://b/x", None),
+        ];
+        for (uri, want) in table {
+            assert_eq!(prefix_for(uri).as_deref(), want, "{uri}");
+        }
+    }
+
+    #[test]
+    fn variables_are_shown_without_their_values() {
+        let settings = OriginSettings {
+            env: [("AWS_SECRET_ACCESS_KEY".to_owned(), "canary".to_owned())].into(),
+            ..OriginSettings::default()
+        };
+        let shown = format!("{settings:?}");
+        assert!(shown.contains("AWS_SECRET_ACCESS_KEY") && !shown.contains("canary"));
+    }
+}

@@ -1,0 +1,98 @@
+//! The seam between Forebay and an object store: three calls, and what they say about themselves.
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use crate::error::{OriginError, OriginErrorKind};
+use crate::key::ObjectKey;
+use crate::pin::Pin;
+
+/// What is known of an object before it is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectMeta {
+    /// Its key, from the root of the store.
+    pub key: ObjectKey,
+    /// Its size.
+    pub bytes: u64,
+    /// What makes this version of it recognisable.
+    pub pin: Pin,
+}
+
+/// A byte range of one version of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadRequest {
+    /// The object.
+    pub key: ObjectKey,
+    /// The version that was resolved: any other is an error.
+    pub pin: Pin,
+    /// The size that was resolved: any other is an error.
+    pub object_bytes: u64,
+    /// The bytes that are wanted; its length is the length of the destination.
+    pub range: Range<u64>,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttemptOutcome {
+    /// It brought everything that was still missing.
+    Done,
+    /// It failed so.
+    Failed(OriginErrorKind),
+}
+
+/// One attempt at one request, with the time of each phase.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttemptRecord {
+    /// When it began.
+    pub started: Instant,
+    /// Name resolution, if this attempt was the first on a new connection.
+    pub dns: Option<Duration>,
+    /// TCP connect, likewise.
+    pub connect: Option<Duration>,
+    /// TLS handshake, likewise.
+    pub tls: Option<Duration>,
+    /// From having a connection to the response's head.
+    pub first_byte: Option<Duration>,
+    /// From the response's head to the end of the attempt.
+    pub body: Duration,
+    /// Body bytes received.
+    pub bytes: u64,
+    /// How it ended.
+    pub outcome: AttemptOutcome,
+}
+
+/// What a finished read cost.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ReadRecord {
+    /// Attempts made.
+    pub attempts: u32,
+    /// Body bytes received by all attempts.
+    pub bytes_received: u64,
+    /// Each attempt, in order.
+    pub attempt_log: Vec<AttemptRecord>,
+    /// Time spent waiting between attempts.
+    pub backoff: Duration,
+}
+
+/// An object store, or one bucket, host or file system of it.
+///
+/// Every call retries transient failures itself and is safe to drop at any point: the connection is
+/// closed at once. The destination of a dropped or failed read holds undefined bytes.
+#[async_trait]
+pub trait OriginStore: Send + Sync + Debug {
+    /// Size and version of one object.
+    async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, OriginError>;
+
+    /// Every object under a prefix, at any depth, sorted by key. Folder markers are left out. More
+    /// than `limit` objects are an error. A prefix with nothing under it is an empty list, but for
+    /// http(s), where it is [`OriginErrorKind::NotFound`].
+    async fn list(&self, prefix: &ObjectKey, limit: usize) -> Result<Vec<ObjectMeta>, OriginError>;
+
+    /// Fills `into` with the range, or fails.
+    async fn read(&self, request: &ReadRequest, into: &mut [u8])
+    -> Result<ReadRecord, OriginError>;
+}

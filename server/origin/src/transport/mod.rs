@@ -1,0 +1,18 @@
+//! The HTTP transport: the only way to the network for every store but `file`.
+//!
+//! ```text
+//! object_store -> Transport (service.rs) -> hyper-util pool -> Connector (connect.rs)
+//!                    |  head: first-byte limit                  |- Resolve (dns limit)
+//!                    |  body: idle limit (body.rs)              |- TCP (connect limit)
+//!                    `- fills the request's Probe (probe.rs)    `- TLS (tls.rs, handshake limit)
+//! ```
+//!
+//! object_store does requests, signatures and XML; with a connector of our own none of its timeouts
+//! apply, so all of them are here. It hides the status of most failures; the [`probe::Probe`] that
+//! travels in the request's extensions brings it back.
+
+pub(crate) mod body;
+pub(crate) mod connect;
+pub(crate) mod probe;
+pub(crate) mod service;
+pub(crate) mod tls;

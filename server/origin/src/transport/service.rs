@@ -1,0 +1,250 @@
+//! The `HttpService` that object_store sends its requests through.
+//!
+//! One transport is shared by all origins with the same certificates; each store has a clone with its
+//! own counters and, for a URI with a query, the exact target that was signed. The query goes into the
+//! request here and nowhere earlier: object_store, whose errors quote URLs, never has it.
+
+use std::error::Error;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, RETRY_AFTER};
+use http::uri::PathAndQuery;
+use http::{StatusCode, Uri};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::connect::capture_connection;
+use hyper_util::client::legacy::{Client, Error as ClientError};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody,
+    HttpResponse, HttpResponseBody, HttpService,
+};
+use object_store::{ClientConfigKey, ClientOptions};
+use tokio::time::{Instant, timeout};
+
+use super::body::TimedBody;
+use super::connect::{ConnectError, Connector, FreshTimes, PhaseTimes};
+use super::probe::{Break, Probe, Seen};
+use crate::settings::Timeouts;
+use crate::stats::Counters;
+use crate::uri::{Secret, WebTarget};
+
+/// Idle connections are closed before the origins do it (S3 and nginx keep them for 20 s or more).
+const POOL_IDLE: Duration = Duration::from_secs(15);
+/// Idle connections kept per host when nothing is set.
+const POOL_IDLE_MAX: usize = 64;
+
+/// A request target whose query is a secret.
+#[derive(Debug, Clone)]
+pub(crate) struct SignedTarget {
+    /// The path, as object_store writes it, that stands for the exact target.
+    pub(crate) path: String,
+    /// What was signed.
+    pub(crate) target: WebTarget,
+}
+
+/// A pool of connections and the limits on its exchanges.
+#[derive(Debug, Clone)]
+pub(crate) struct Transport {
+    client: Client<Connector, HttpRequestBody>,
+    timeouts: Timeouts,
+    allow_http: bool,
+    counters: Arc<Counters>,
+    signed: Option<Arc<SignedTarget>>,
+    probe: Option<Probe>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("plain HTTP is not allowed here (set allow_http)")]
+    PlainHttp,
+    #[error("no response within {} ms", .0.as_millis())]
+    Silent(Duration),
+    #[error("the signed URL is no valid request target")]
+    BadTarget,
+}
+
+impl Transport {
+    pub(crate) fn new(connector: Connector, timeouts: Timeouts, idle_max: Option<usize>) -> Self {
+        let mut builder = Client::builder(TokioExecutor::new());
+        builder
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(POOL_IDLE)
+            .pool_max_idle_per_host(idle_max.unwrap_or(POOL_IDLE_MAX))
+            // A request that met a connection its server had closed was never sent: that is no
+            // attempt, and takes the next connection.
+            .retry_canceled_requests(true);
+        Self {
+            client: builder.build(connector),
+            timeouts,
+            allow_http: false,
+            counters: Arc::default(),
+            signed: None,
+            probe: None,
+        }
+    }
+
+    /// This transport, counting for one origin.
+    pub(crate) fn counting(&self, counters: Arc<Counters>) -> Self {
+        Self { counters, ..self.clone() }
+    }
+
+    /// This transport, asking for what was signed.
+    pub(crate) fn signed(&self, signed: Option<Arc<SignedTarget>>) -> Self {
+        Self { signed, ..self.clone() }
+    }
+
+    /// This transport, reporting every request to one probe: for calls without extensions.
+    pub(crate) fn probed(&self, probe: Probe) -> Self {
+        Self { probe: Some(probe), ..self.clone() }
+    }
+
+    fn prepare(&self, request: &mut HttpRequest, probe: &Probe) -> Result<(), HttpError> {
+        if request.uri().scheme_str() == Some("http") && !self.allow_http {
+            let text = Refused::PlainHttp.to_string();
+            probe.note(|seen| seen.broke = Some((Break::Forbidden, text)));
+            return Err(HttpError::new(HttpErrorKind::Request, Refused::PlainHttp));
+        }
+        if let Some(signed) = &self.signed {
+            let target = signed.for_path(request.uri().path());
+            *request.uri_mut() = with_target(request.uri(), target.reveal())
+                .ok_or_else(|| HttpError::new(HttpErrorKind::Request, Refused::BadTarget))?;
+        }
+        Ok(())
+    }
+
+    /// The response's head. The clock of the first byte starts once there is a connection, because
+    /// making one has its own limits.
+    async fn head(
+        &self,
+        mut request: HttpRequest,
+        probe: &Probe,
+    ) -> Result<http::Response<Incoming>, HttpError> {
+        let mut captured = capture_connection(&mut request);
+        let mut response = pin!(self.client.request(request));
+        let connected = async {
+            drop(captured.wait_for_connection_metadata().await);
+        };
+        let early = tokio::select! {
+            biased;
+            answer = &mut response => Some(answer),
+            () = connected => None,
+        };
+        let begun = Instant::now();
+        let limit = self.timeouts.first_byte;
+        let answer = match early {
+            Some(answer) => answer,
+            None => match timeout(limit, response).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    let text = Refused::Silent(limit).to_string();
+                    probe.note(|seen| seen.broke = Some((Break::TimedOut, text)));
+                    return Err(HttpError::new(HttpErrorKind::Timeout, Refused::Silent(limit)));
+                }
+            },
+        };
+        let response = answer.map_err(|error| broke(error, probe))?;
+        probe.note(|seen| seen.first_byte = Some(begun.elapsed()));
+        let status = response.status();
+        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+            // The next attempt shall meet another machine of the origin.
+            if let Some(connection) = captured.connection_metadata().as_ref() {
+                connection.poison();
+            }
+        }
+        Ok(response)
+    }
+}
+
+#[async_trait]
+impl HttpService for Transport {
+    async fn call(&self, mut request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let probe = request.extensions().get::<Probe>().or(self.probe.as_ref()).cloned();
+        let probe = probe.unwrap_or_default();
+        probe.note(|seen| *seen = Seen { sent: true, ..Seen::default() });
+        self.prepare(&mut request, &probe)?;
+        let response = self.head(request, &probe).await?;
+        let (parts, body) = response.into_parts();
+        let times = parts.extensions.get::<FreshTimes>().map(FreshTimes::take).unwrap_or_default();
+        probe.note(|seen| {
+            seen.status = Some(parts.status.as_u16());
+            note_times(seen, times);
+            note_headers(seen, &parts.headers);
+        });
+        let idle = self.timeouts.body_idle;
+        let body = TimedBody::new(body, idle, probe, Arc::clone(&self.counters));
+        Ok(HttpResponse::from_parts(parts, HttpResponseBody::new(body)))
+    }
+}
+
+impl HttpConnector for Transport {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        // object_store forbids plain HTTP for single clients, such as the one that gets tokens.
+        let allow_http = options
+            .get_config_value(&ClientConfigKey::AllowHttp)
+            .is_some_and(|value| value == "true");
+        Ok(HttpClient::new(Self { allow_http, ..self.clone() }))
+    }
+}
+
+impl SignedTarget {
+    fn for_path(&self, path: &str) -> Secret {
+        if path == self.path {
+            return self.target.exact.clone();
+        }
+        Secret::new(format!("{path}?{}", self.target.query.reveal()))
+    }
+}
+
+fn with_target(uri: &Uri, target: &str) -> Option<Uri> {
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(PathAndQuery::try_from(target).ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+fn note_times(seen: &mut Seen, times: PhaseTimes) {
+    seen.dns = times.dns;
+    seen.connect = times.connect;
+    seen.tls = times.tls;
+}
+
+fn note_headers(seen: &mut Seen, headers: &HeaderMap) {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    seen.content_length = text(CONTENT_LENGTH.as_str()).and_then(|value| value.parse().ok());
+    seen.etag = text(ETAG.as_str()).map(str::to_owned);
+    seen.content_range = text(CONTENT_RANGE.as_str()).map(str::to_owned);
+    seen.request_id =
+        ["x-amz-request-id", "x-ms-request-id", "x-guploader-uploadid", "x-request-id"]
+            .iter()
+            .find_map(|name| text(name))
+            .map(|id| id.chars().take(128).collect());
+    // Seconds; S3's own hint is in milliseconds. A date, which the clouds do not send, is ignored.
+    let seconds = text(RETRY_AFTER.as_str()).and_then(|value| value.trim().parse().ok());
+    let millis = text("x-amz-retry-after").and_then(|value| value.trim().parse().ok());
+    seen.retry_after =
+        millis.map(Duration::from_millis).or_else(|| seconds.map(Duration::from_secs));
+}
+
+/// Notes how an exchange broke before there was a head.
+fn broke(error: ClientError, probe: &Probe) -> HttpError {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(&error);
+    let mut found = (Break::Cut, HttpErrorKind::Interrupted, error.to_string());
+    while let Some(layer) = cause {
+        if let Some(connect) = layer.downcast_ref::<ConnectError>() {
+            probe.note(|seen| note_times(seen, connect.times));
+            found = (connect.broke, HttpErrorKind::Connect, connect.to_string());
+            break;
+        }
+        if let Some(hyper) = layer.downcast_ref::<hyper::Error>() {
+            let parse = hyper.is_parse();
+            let broke = if parse { Break::Protocol } else { Break::Cut };
+            found = (broke, HttpErrorKind::Interrupted, hyper.to_string());
+        }
+        cause = layer.source();
+    }
+    let (broke, kind, text) = found;
+    probe.note(|seen| seen.broke = Some((broke, text)));
+    HttpError::new(kind, error)
+}

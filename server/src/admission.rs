@@ -1,0 +1,457 @@
+//! Admission: decides at once, or queues within bounds.
+//!
+//! [`Admission::admit`] gives an [`AdmissionPermit`], the first witness of a load's path. The permit
+//! guarantees a minimum window of slots for as long as it lives, so that a load which streams
+//! through a pool smaller than its checkpoint always makes progress; [`AdmissionPermit::slot`] hands
+//! out the tokens of that window and, while there are some, spare ones. A [`WindowSlot`] travels
+//! with the slot it covers and returns its token when dropped.
+//!
+//! The decisions are in [`queue`]; this file adds the waiting. A waiter that is dropped withdraws
+//! what it asked for, and gives back what it was handed in the same instant.
+//!
+//! Nothing here times out on its own: deadlines cut from outside. The one exception is a pool that
+//! does not move at all ([`Admission::stall`]): then the holder of most slots is named.
+
+pub(crate) mod queue;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use forebay_proto::{Failure, Reason};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use queue::{Decision, Limits, Queue, Refusal, Ticket};
+
+pub(crate) use queue::Lane;
+
+/// Hint to a caller that met a full queue: about the time a small load takes.
+const QUEUE_FULL_RETRY: Duration = Duration::from_millis(500);
+
+/// Hint to a caller that met a pool held by leases.
+const RAM_EXHAUSTED_RETRY: Duration = Duration::from_secs(5);
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Holder {
+    /// The load's id.
+    pub(crate) load_id: String,
+    /// The client's uid.
+    pub(crate) uid: u32,
+    /// The client's pid as the daemon sees it; 0 if it cannot.
+    pub(crate) pid: u32,
+}
+
+/// Why a load is not admitted, or gets no further slot.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AdmissionError {
+    /// The queue is at its bound.
+    #[error("{depth} loads already wait for admission")]
+    QueueFull {
+        /// Loads waiting.
+        depth: usize,
+    },
+    /// The daemon is going away.
+    #[error("the daemon is draining and takes no more loads")]
+    Draining,
+    /// Leases hold the pool and nothing came back for the stall limit.
+    #[error("no slot of the RAM tier came free for {waited:?}: {holder}")]
+    RamExhausted {
+        /// How long nothing moved.
+        waited: Duration,
+        /// Who holds most of it.
+        holder: String,
+    },
+}
+
+impl From<AdmissionError> for Failure {
+    fn from(error: AdmissionError) -> Self {
+        let message = error.to_string();
+        match error {
+            AdmissionError::QueueFull { depth } => Self::new(Reason::QueueFull, message)
+                .with_quota(format!("admission queue: {depth} waiting"))
+                .retry_in(QUEUE_FULL_RETRY),
+            AdmissionError::Draining => {
+                Self::new(Reason::Draining, message).retry_in(RAM_EXHAUSTED_RETRY)
+            }
+            AdmissionError::RamExhausted { holder, .. } => Self::new(Reason::RamExhausted, message)
+                .with_quota(holder)
+                .retry_in(RAM_EXHAUSTED_RETRY),
+        }
+        .at_stage("admission")
+    }
+}
+
+/// Depths and ages, for status and metrics.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LaneDepth {
+    /// The lane.
+    pub(crate) lane: Lane,
+    /// Loads waiting in it.
+    pub(crate) depth: usize,
+    /// The bound over both lanes.
+    pub(crate) limit: usize,
+    /// Age of the oldest one.
+    pub(crate) oldest_wait: Duration,
+}
+
+/// The admission of one daemon.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    shared: Arc<Shared>,
+    stall: Duration,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    queue: Queue,
+    waiters: HashMap<Ticket, oneshot::Sender<Decision>>,
+    holders: HashMap<Ticket, Holder>,
+    moved: Instant,
+}
+
+impl Admission {
+    /// An admission over an empty pool; [`Admission::grow`] adds slots. `stall` is how long the
+    /// pool may stand still before a waiter is refused.
+    pub(crate) fn new(limits: Limits, stall: Duration) -> Self {
+        let state = State {
+            queue: Queue::new(limits),
+            waiters: HashMap::new(),
+            holders: HashMap::new(),
+            moved: Instant::now(),
+        };
+        Self { shared: Arc::new(Shared { state: Mutex::new(state) }), stall }
+    }
+
+    /// The pool has `slots` more.
+    pub(crate) fn grow(&self, slots: usize) {
+        let mut state = self.shared.lock();
+        state.queue.grow(slots);
+        state.dispatch();
+    }
+
+    /// Refuses every load from now on, and those that wait.
+    pub(crate) fn drain(&self) {
+        let mut state = self.shared.lock();
+        for ticket in state.queue.drain() {
+            // Dropping the sender is the message.
+            state.waiters.remove(&ticket);
+            state.holders.remove(&ticket);
+        }
+    }
+
+    /// Waits for a place among the active loads.
+    pub(crate) async fn admit(
+        &self,
+        lane: Lane,
+        holder: Holder,
+    ) -> Result<AdmissionPermit, AdmissionError> {
+        let (ticket, granted) = {
+            let mut state = self.shared.lock();
+            let ticket =
+                state.queue.offer(lane, Instant::now()).map_err(|refusal| match refusal {
+                    Refusal::QueueFull { depth } => AdmissionError::QueueFull { depth },
+                    Refusal::Draining => AdmissionError::Draining,
+                })?;
+            let (sender, granted) = oneshot::channel();
+            state.waiters.insert(ticket, sender);
+            state.holders.insert(ticket, holder);
+            state.dispatch();
+            (ticket, granted)
+        };
+        // From here on, dropping the permit withdraws the offer or ends the load.
+        let permit =
+            AdmissionPermit { shared: Arc::clone(&self.shared), ticket, lane, stall: self.stall };
+        self.shared.wait(granted, self.stall).await?;
+        Ok(permit)
+    }
+
+    /// Depth and age per lane.
+    pub(crate) fn lanes(&self, now: Instant) -> [LaneDepth; 2] {
+        let state = self.shared.lock();
+        Lane::ALL.map(|lane| LaneDepth {
+            lane,
+            depth: state.queue.depth(lane),
+            limit: state.queue.limits().queued_max,
+            oldest_wait: state
+                .queue
+                .oldest(lane)
+                .map_or(Duration::ZERO, |at| now.saturating_duration_since(at)),
+        })
+    }
+
+    /// Loads that run.
+    pub(crate) fn active(&self) -> usize {
+        self.shared.lock().queue.active()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The queue is consistent after each call, whoever panicked between two of them.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a decision; gives up when the pool stands still while leases hold it.
+    async fn wait(
+        &self,
+        mut granted: oneshot::Receiver<Decision>,
+        stall: Duration,
+    ) -> Result<Decision, AdmissionError> {
+        let mut limit = Instant::now() + stall;
+        loop {
+            if let Ok(decision) = tokio::time::timeout_at(limit, &mut granted).await {
+                return decision.map_err(|_dropped| AdmissionError::Draining);
+            }
+            limit = self.lock().next_limit(limit, stall)?;
+        }
+    }
+
+    fn give_back(&self, ticket: Ticket) {
+        let mut state = self.lock();
+        state.queue.give_back(ticket);
+        state.moved = Instant::now();
+        state.dispatch();
+    }
+}
+
+impl State {
+    /// Carries out what can be granted.
+    fn dispatch(&mut self) {
+        while let Some(decision) = self.queue.decide() {
+            let (Decision::Admit(ticket, _) | Decision::Slot(ticket)) = decision;
+            // A waiter that is gone gives back what it was handed when its guard drops, which is
+            // after this lock is free again.
+            let waiter = self.waiters.remove(&ticket);
+            let _told = waiter.is_some_and(|waiter| waiter.send(decision).is_ok());
+        }
+    }
+
+    /// Until when to wait on, after nothing was granted until `limit`.
+    fn next_limit(&self, limit: Instant, stall: Duration) -> Result<Instant, AdmissionError> {
+        if self.moved + stall > limit {
+            return Ok(self.moved + stall);
+        }
+        match self.largest_holder() {
+            Some(holder) => Err(AdmissionError::RamExhausted { waited: stall, holder }),
+            // Nobody holds anything: the pool is still being populated.
+            None => Ok(limit + stall),
+        }
+    }
+
+    fn largest_holder(&self) -> Option<String> {
+        let (ticket, held) =
+            self.queue.holders().filter(|(_, held)| *held > 0).max_by_key(|(_, held)| *held)?;
+        let holder = self.holders.get(&ticket)?;
+        Some(format!(
+            "load {} of uid {} (pid {}) holds {held} of {} slots",
+            holder.load_id,
+            holder.uid,
+            holder.pid,
+            self.queue.capacity()
+        ))
+    }
+}
+
+/// The right to run one load. First witness of the path; dropped, it gives everything back.
+#[derive(Debug)]
+pub(crate) struct AdmissionPermit {
+    shared: Arc<Shared>,
+    ticket: Ticket,
+    lane: Lane,
+    stall: Duration,
+}
+
+impl AdmissionPermit {
+    /// The lane it was admitted in.
+    pub(crate) fn lane(&self) -> Lane {
+        self.lane
+    }
+
+    /// Waits for one more slot of the window. One call at a time per permit. Not cancel-safe in
+    /// its place in the queue: a dropped call asks anew.
+    pub(crate) async fn slot(&self) -> Result<WindowSlot, AdmissionError> {
+        let (sender, granted) = oneshot::channel();
+        let mut wish = Wish { permit: self, open: true };
+        {
+            let mut state = self.shared.lock();
+            state.waiters.insert(self.ticket, sender);
+            state.queue.want_slot(self.ticket);
+            state.dispatch();
+        }
+        self.shared.wait(granted, self.stall).await?;
+        wish.open = false;
+        Ok(WindowSlot { shared: Arc::clone(&self.shared), ticket: self.ticket })
+    }
+
+    /// The most slots this load held at one time.
+    pub(crate) fn peak_slots(&self) -> usize {
+        self.shared.lock().queue.peak(self.ticket)
+    }
+
+    /// The most slots this load can hold: all of the pool, as it is now.
+    pub(crate) fn window_slots(&self) -> usize {
+        self.shared.lock().queue.capacity()
+    }
+}
+
+impl Drop for AdmissionPermit {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.queue.finish(self.ticket);
+        state.waiters.remove(&self.ticket);
+        state.holders.remove(&self.ticket);
+        state.moved = Instant::now();
+        state.dispatch();
+    }
+}
+
+/// A wish for a slot; dropped while open it is withdrawn, or what it was handed is given back.
+#[derive(Debug)]
+struct Wish<'a> {
+    permit: &'a AdmissionPermit,
+    open: bool,
+}
+
+impl Drop for Wish<'_> {
+    fn drop(&mut self) {
+        if !self.open {
+            return;
+        }
+        let mut state = self.permit.shared.lock();
+        state.waiters.remove(&self.permit.ticket);
+        if !state.queue.unwant_slot(self.permit.ticket) {
+            state.queue.give_back(self.permit.ticket);
+        }
+        state.dispatch();
+    }
+}
+
+/// One token of a load's window. It travels with the slot it covers.
+#[derive(Debug)]
+pub(crate) struct WindowSlot {
+    shared: Arc<Shared>,
+    ticket: Ticket,
+}
+
+impl Drop for WindowSlot {
+    fn drop(&mut self) {
+        self.shared.give_back(self.ticket);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holder(id: &str) -> Holder {
+        Holder { load_id: id.into(), uid: 7, pid: 9 }
+    }
+
+    fn admission(slots: usize) -> Admission {
+        let limits = Limits { queued_max: 2, active_max: 2 };
+        let admission = Admission::new(limits, Duration::from_secs(10));
+        admission.grow(slots);
+        admission
+    }
+
+    async fn admit(admission: &Admission, id: &str) -> AdmissionPermit {
+        admission.admit(Lane::Interactive, holder(id)).await.unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dropped_waiter_leaves_no_trace() {
+        let admission = admission(1);
+        let first = admit(&admission, "a").await;
+        {
+            let waiting = admission.admit(Lane::Interactive, holder("b"));
+            tokio::pin!(waiting);
+            assert!(futures::poll!(&mut waiting).is_pending());
+            assert_eq!(admission.lanes(Instant::now())[0].depth, 1);
+        }
+        assert_eq!(admission.lanes(Instant::now())[0].depth, 0);
+        drop(first);
+        assert_eq!(admission.active(), 0);
+        drop(admit(&admission, "c").await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_grant_that_meets_a_dropped_wish_is_given_back() {
+        let admission = admission(1);
+        let load = admit(&admission, "a").await;
+        let slot = load.slot().await.unwrap();
+        {
+            let wish = load.slot();
+            tokio::pin!(wish);
+            assert!(futures::poll!(&mut wish).is_pending());
+            drop(slot); // grants the wish, which is never polled again
+        }
+        drop(load.slot().await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pool_that_stands_still_names_its_holder() {
+        let admission = admission(1);
+        let load = admit(&admission, "hoarder").await;
+        let _slot = load.slot().await.unwrap();
+        let error = admission.admit(Lane::Interactive, holder("b")).await.unwrap_err();
+        let failure = Failure::from(error);
+        assert_eq!(failure.reason, Reason::RamExhausted);
+        assert!(
+            failure.message.contains("load hoarder of uid 7 (pid 9) holds 1 of 1"),
+            "{failure}"
+        );
+        assert_eq!(admission.lanes(Instant::now())[0].depth, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pool_that_moves_keeps_its_waiters() {
+        // One slot; the stall limit is 10 s. The first load gives its slot back and takes it again
+        // every 6 s, so the second one waits far beyond the limit and still gets its turn.
+        let admission = admission(1);
+        let streaming = admit(&admission, "a").await;
+        let waiting = admission.admit(Lane::Interactive, holder("b"));
+        tokio::pin!(waiting);
+        for _ in 0..5 {
+            let held = streaming.slot().await.unwrap();
+            assert!(futures::poll!(&mut waiting).is_pending());
+            tokio::time::sleep(Duration::from_secs(6)).await;
+            assert!(futures::poll!(&mut waiting).is_pending());
+            drop(held);
+        }
+        drop(streaming);
+        drop(waiting.await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn draining_refuses_those_that_wait_and_those_that_come() {
+        let admission = admission(0);
+        let waiting = admission.admit(Lane::Prefetch, holder("a"));
+        tokio::pin!(waiting);
+        assert!(futures::poll!(&mut waiting).is_pending());
+        admission.drain();
+        assert!(matches!(waiting.await, Err(AdmissionError::Draining)));
+        let late = admission.admit(Lane::Prefetch, holder("b")).await;
+        assert!(matches!(late, Err(AdmissionError::Draining)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_queue_refuses_at_once_with_a_hint() {
+        let admission = admission(0);
+        let a = admission.admit(Lane::Prefetch, holder("a"));
+        let b = admission.admit(Lane::Prefetch, holder("b"));
+        tokio::pin!(a, b);
+        assert!(futures::poll!(&mut a).is_pending());
+        assert!(futures::poll!(&mut b).is_pending());
+        let failure =
+            Failure::from(admission.admit(Lane::Prefetch, holder("c")).await.unwrap_err());
+        assert_eq!(failure.reason, Reason::QueueFull);
+        assert!(failure.retry_after.is_some() && failure.quota.is_some());
+    }
+}

@@ -1,0 +1,458 @@
+//! Who may start, and who gets the next slot: the decisions of admission without a clock or a task.
+//!
+//! ```text
+//!  offer ──► lane queues ──admit (needs `guarantee` free tokens)──► active load ──finish──►
+//!                                                                     │    ▲
+//!                                          want_slot ─► own guarantee │    │ give_back
+//!                                                    └► spare queue ──┘    │
+//! ```
+//!
+//! The pool's slots are counted as *tokens*. Each slot that cannot be evicted (being filled or
+//! leased) is covered by at least one token, and there are never more tokens out than slots, so the
+//! holder of a fresh token always finds a slot that is free or can be evicted. An active load owns
+//! `guarantee` tokens for its lifetime; what it holds beyond them is *spare*. Free tokens go first
+//! to loads that wait for admission (a minimum for everybody before more for anybody), then to
+//! waiting loads in the order they asked.
+//!
+//! Between the lanes, interactive goes first; after [`INTERACTIVE_RUN_MAX`] interactive admissions
+//! while prefetches wait, one prefetch goes.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use tokio::time::Instant;
+
+/// Interactive admissions in a row while a prefetch waits.
+const INTERACTIVE_RUN_MAX: u32 = 4;
+
+/// Guaranteed slots of a load, at most: 4 chunks of 8 MiB keep four connections busy.
+const GUARANTEE_SLOTS_MAX: usize = 4;
+
+/// Share of the pool that one load's guarantee may take, as a divisor.
+const GUARANTEE_POOL_DIVISOR: usize = 8;
+
+/// Whose work it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Lane {
+    /// Someone waits for the bytes.
+    Interactive,
+    /// Ahead of need.
+    Prefetch,
+}
+
+impl Lane {
+    /// Both lanes, in order of precedence.
+    pub(crate) const ALL: [Self; 2] = [Self::Interactive, Self::Prefetch];
+
+    /// The name on the wire.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Interactive => "interactive",
+            Self::Prefetch => "prefetch",
+        }
+    }
+
+    fn index(self) -> usize {
+        match self {
+            Self::Interactive => 0,
+            Self::Prefetch => 1,
+        }
+    }
+}
+
+/// One request of admission, for its whole life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Ticket(pub(crate) u64);
+
+/// The bounds of admission.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Loads that wait, over both lanes.
+    pub(crate) queued_max: usize,
+    /// Loads that run.
+    pub(crate) active_max: usize,
+}
+
+/// Why an offer is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The queue is at its bound.
+    QueueFull {
+        /// Loads waiting.
+        depth: usize,
+    },
+    /// The daemon is going away.
+    Draining,
+}
+
+/// A decision to carry out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// This load may start, with so many guaranteed slots.
+    Admit(Ticket, usize),
+    /// This load got the slot token it asked for.
+    Slot(Ticket),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Active {
+    guarantee: usize,
+    held: usize,
+    peak: usize,
+    wants_slot: bool,
+}
+
+/// The state of admission; see the module's head.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    limits: Limits,
+    capacity: usize,
+    free: usize,
+    lanes: [VecDeque<(Ticket, Instant)>; 2],
+    active: BTreeMap<Ticket, Active>,
+    spare_waiters: VecDeque<Ticket>,
+    interactive_run: u32,
+    next_ticket: u64,
+    draining: bool,
+}
+
+impl Queue {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            capacity: 0,
+            free: 0,
+            lanes: [VecDeque::new(), VecDeque::new()],
+            active: BTreeMap::new(),
+            spare_waiters: VecDeque::new(),
+            interactive_run: 0,
+            next_ticket: 0,
+            draining: false,
+        }
+    }
+
+    /// The pool has `slots` more.
+    pub(crate) fn grow(&mut self, slots: usize) {
+        self.capacity += slots;
+        self.free += slots;
+    }
+
+    /// Takes no more offers, and drops those that wait; returns them.
+    pub(crate) fn drain(&mut self) -> Vec<Ticket> {
+        self.draining = true;
+        self.lanes.iter_mut().flat_map(|lane| lane.drain(..)).map(|(ticket, _)| ticket).collect()
+    }
+
+    /// A load asks to start.
+    pub(crate) fn offer(&mut self, lane: Lane, now: Instant) -> Result<Ticket, Refusal> {
+        if self.draining {
+            return Err(Refusal::Draining);
+        }
+        let depth = self.queued();
+        if depth >= self.limits.queued_max {
+            return Err(Refusal::QueueFull { depth });
+        }
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.lanes[lane.index()].push_back((ticket, now));
+        Ok(ticket)
+    }
+
+    /// An active load asks for one more slot token. At most one wish at a time.
+    pub(crate) fn want_slot(&mut self, ticket: Ticket) {
+        let Some(load) = self.active.get_mut(&ticket) else { return };
+        debug_assert!(!load.wants_slot, "one wish at a time");
+        load.wants_slot = true;
+        self.spare_waiters.push_back(ticket);
+    }
+
+    /// A wish is withdrawn. True if it was still waiting.
+    pub(crate) fn unwant_slot(&mut self, ticket: Ticket) -> bool {
+        let Some(load) = self.active.get_mut(&ticket) else { return false };
+        self.spare_waiters.retain(|waiter| *waiter != ticket);
+        std::mem::take(&mut load.wants_slot)
+    }
+
+    /// A slot token comes back.
+    pub(crate) fn give_back(&mut self, ticket: Ticket) {
+        let Some(load) = self.active.get_mut(&ticket) else {
+            // The load finished first: all its tokens became free as they came back.
+            self.free += 1;
+            debug_assert!(self.free <= self.capacity);
+            return;
+        };
+        debug_assert!(load.held > 0);
+        if load.held > load.guarantee {
+            self.free += 1;
+        }
+        load.held -= 1;
+    }
+
+    /// The load is over, or its offer is withdrawn. Tokens it still holds come back one by one.
+    pub(crate) fn finish(&mut self, ticket: Ticket) {
+        for lane in &mut self.lanes {
+            lane.retain(|(waiter, _)| *waiter != ticket);
+        }
+        self.spare_waiters.retain(|waiter| *waiter != ticket);
+        if let Some(load) = self.active.remove(&ticket) {
+            self.free += load.guarantee.saturating_sub(load.held);
+        }
+    }
+
+    /// The next thing that can be granted, if anything can.
+    pub(crate) fn decide(&mut self) -> Option<Decision> {
+        self.decide_own().or_else(|| self.decide_admission()).or_else(|| self.decide_spare())
+    }
+
+    /// A load below its guarantee never waits.
+    fn decide_own(&mut self) -> Option<Decision> {
+        let at = self.spare_waiters.iter().position(|ticket| {
+            self.active.get(ticket).is_some_and(|load| load.held < load.guarantee)
+        })?;
+        let ticket = self.spare_waiters.remove(at)?;
+        self.hand_token(ticket)
+    }
+
+    fn decide_admission(&mut self) -> Option<Decision> {
+        let guarantee = self.guarantee();
+        if guarantee == 0 || self.active.len() >= self.limits.active_max || self.free < guarantee {
+            return None;
+        }
+        let [interactive, prefetch] = &self.lanes;
+        let yields = self.interactive_run >= INTERACTIVE_RUN_MAX && !prefetch.is_empty();
+        let lane =
+            if !interactive.is_empty() && !yields { Lane::Interactive } else { Lane::Prefetch };
+        let (ticket, _) = self.lanes[lane.index()].pop_front()?;
+        self.interactive_run = match lane {
+            Lane::Interactive => self.interactive_run + 1,
+            Lane::Prefetch => 0,
+        };
+        self.free -= guarantee;
+        let load = Active { guarantee, held: 0, peak: 0, wants_slot: false };
+        self.active.insert(ticket, load);
+        Some(Decision::Admit(ticket, guarantee))
+    }
+
+    fn decide_spare(&mut self) -> Option<Decision> {
+        // Free tokens are kept together for a load that could start with them.
+        let may_start = self.active.len() < self.limits.active_max && self.queued() > 0;
+        if self.free == 0 || may_start {
+            return None;
+        }
+        let ticket = self.spare_waiters.pop_front()?;
+        self.free -= 1;
+        self.hand_token(ticket)
+    }
+
+    fn hand_token(&mut self, ticket: Ticket) -> Option<Decision> {
+        let load = self.active.get_mut(&ticket)?;
+        load.held += 1;
+        load.peak = load.peak.max(load.held);
+        load.wants_slot = false;
+        Some(Decision::Slot(ticket))
+    }
+
+    /// Guaranteed slots of the next load to start.
+    fn guarantee(&self) -> usize {
+        (self.capacity / GUARANTEE_POOL_DIVISOR).clamp(1, GUARANTEE_SLOTS_MAX).min(self.capacity)
+    }
+
+    /// Loads that wait to start.
+    pub(crate) fn queued(&self) -> usize {
+        self.lanes.iter().map(VecDeque::len).sum()
+    }
+
+    /// Loads that wait to start in `lane`.
+    pub(crate) fn depth(&self, lane: Lane) -> usize {
+        self.lanes[lane.index()].len()
+    }
+
+    /// When the first of those that wait in `lane` was offered.
+    pub(crate) fn oldest(&self, lane: Lane) -> Option<Instant> {
+        self.lanes[lane.index()].front().map(|(_, offered)| *offered)
+    }
+
+    /// Loads that run.
+    pub(crate) fn active(&self) -> usize {
+        self.active.len()
+    }
+
+    /// Slots in the pool.
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// The bound on loads that wait.
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// The most tokens `ticket` held at one time.
+    pub(crate) fn peak(&self, ticket: Ticket) -> usize {
+        self.active.get(&ticket).map_or(0, |load| load.peak)
+    }
+
+    /// Active loads and the tokens they hold.
+    pub(crate) fn holders(&self) -> impl Iterator<Item = (Ticket, usize)> + '_ {
+        self.active.iter().map(|(ticket, load)| (*ticket, load.held))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn queue(slots: usize) -> Queue {
+        let mut queue = Queue::new(Limits { queued_max: 4, active_max: 3 });
+        queue.grow(slots);
+        queue
+    }
+
+    fn offer(queue: &mut Queue, lane: Lane) -> Ticket {
+        queue.offer(lane, Instant::now()).unwrap()
+    }
+
+    #[test]
+    fn nothing_starts_before_the_pool_has_slots() {
+        let mut queue = queue(0);
+        let load = offer(&mut queue, Lane::Interactive);
+        assert_eq!(queue.decide(), None);
+        queue.grow(1);
+        assert_eq!(queue.decide(), Some(Decision::Admit(load, 1)));
+    }
+
+    #[test]
+    fn the_queue_is_bounded_and_a_withdrawn_offer_leaves_it() {
+        let mut queue = queue(0);
+        let tickets: Vec<_> = (0..4).map(|_| offer(&mut queue, Lane::Prefetch)).collect();
+        let refused = queue.offer(Lane::Interactive, Instant::now());
+        assert_eq!(refused, Err(Refusal::QueueFull { depth: 4 }));
+        queue.finish(tickets[1]);
+        assert_eq!(queue.queued(), 3);
+    }
+
+    #[test]
+    fn interactive_goes_first_but_never_starves_prefetch() {
+        let mut queue = Queue::new(Limits { queued_max: 64, active_max: 64 });
+        queue.grow(1000);
+        let prefetch = offer(&mut queue, Lane::Prefetch);
+        for _ in 0..6 {
+            offer(&mut queue, Lane::Interactive);
+        }
+        let order: Vec<_> = std::iter::from_fn(|| queue.decide()).collect();
+        let at = order.iter().position(|d| matches!(d, Decision::Admit(t, _) if *t == prefetch));
+        assert_eq!(at, Some(INTERACTIVE_RUN_MAX as usize));
+    }
+
+    #[test]
+    fn a_waiting_load_comes_before_more_slots_for_a_running_one() {
+        let mut queue = queue(2);
+        let first = offer(&mut queue, Lane::Interactive);
+        assert_eq!(queue.decide(), Some(Decision::Admit(first, 1)));
+        queue.want_slot(first);
+        assert_eq!(queue.decide(), Some(Decision::Slot(first)));
+        let second = offer(&mut queue, Lane::Interactive);
+        queue.want_slot(first);
+        assert_eq!(queue.decide(), Some(Decision::Admit(second, 1)));
+        assert_eq!(queue.decide(), None, "no spare token is left");
+        queue.give_back(first);
+        assert_eq!(queue.decide(), Some(Decision::Slot(first)), "its own guarantee is free again");
+    }
+
+    #[test]
+    fn draining_refuses_and_returns_those_that_wait() {
+        let mut queue = queue(0);
+        let waiting = offer(&mut queue, Lane::Interactive);
+        assert_eq!(queue.drain(), [waiting]);
+        assert_eq!(queue.offer(Lane::Interactive, Instant::now()), Err(Refusal::Draining));
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Offer(bool),
+        Want(usize),
+        GiveBack(usize),
+        Unwant(usize),
+        Finish(usize),
+        Grow,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            any::<bool>().prop_map(Op::Offer),
+            (0..8usize).prop_map(Op::Want),
+            (0..8usize).prop_map(Op::GiveBack),
+            (0..8usize).prop_map(Op::Unwant),
+            (0..8usize).prop_map(Op::Finish),
+            Just(Op::Grow),
+        ]
+    }
+
+    /// The model: tokens out, per load, as a caller sees them.
+    #[derive(Default)]
+    struct Model {
+        live: Vec<(Ticket, usize, usize, bool)>, // ticket, guarantee, held, wants
+        zombies: Vec<Ticket>,
+    }
+
+    proptest! {
+        /// Tokens out never exceed the slots; a load below its guarantee never waits; when
+        /// everything ends, every token is free again.
+        #[test]
+        fn tokens_are_conserved(ops in proptest::collection::vec(op(), 1..200)) {
+            let mut queue = Queue::new(Limits { queued_max: 8, active_max: 4 });
+            let mut model = Model::default();
+            for op in ops {
+                let pick = |n: usize| model.live.get(n).map(|load| load.0);
+                match op {
+                    Op::Offer(interactive) => {
+                        let lane = if interactive { Lane::Interactive } else { Lane::Prefetch };
+                        let _refused = queue.offer(lane, Instant::now()).is_err();
+                    }
+                    Op::Want(n) => if let Some(load) = model.live.get_mut(n).filter(|l| !l.3) {
+                        load.3 = true;
+                        queue.want_slot(load.0);
+                    },
+                    Op::GiveBack(n) => if let Some(load) = model.live.get_mut(n).filter(|l| l.2 > 0) {
+                        load.2 -= 1;
+                        queue.give_back(load.0);
+                    } else if let Some(ticket) = model.zombies.pop() {
+                        queue.give_back(ticket);
+                    },
+                    Op::Unwant(n) => if let Some(ticket) = pick(n) {
+                        prop_assert_eq!(queue.unwant_slot(ticket), model.live[n].3);
+                        model.live[n].3 = false;
+                    },
+                    Op::Finish(n) => if let Some(ticket) = pick(n) {
+                        queue.finish(ticket);
+                        let (_, _, held, _) = model.live.remove(n);
+                        model.zombies.extend(std::iter::repeat_n(ticket, held));
+                    },
+                    Op::Grow => queue.grow(3),
+                }
+                while let Some(decision) = queue.decide() {
+                    match decision {
+                        Decision::Admit(ticket, guarantee) => model.live.push((ticket, guarantee, 0, false)),
+                        Decision::Slot(ticket) => {
+                            let load = model.live.iter_mut().find(|load| load.0 == ticket).unwrap();
+                            prop_assert!(load.3);
+                            load.2 += 1;
+                            load.3 = false;
+                        }
+                    }
+                }
+                let out: usize = model.live.iter().map(|load| load.2.max(load.1)).sum();
+                prop_assert!(out + model.zombies.len() <= queue.capacity());
+                prop_assert!(model.live.iter().all(|load| !load.3 || load.2 >= load.1));
+            }
+            for (ticket, _, held, _) in model.live {
+                queue.finish(ticket);
+                (0..held).for_each(|_| queue.give_back(ticket));
+            }
+            model.zombies.into_iter().for_each(|ticket| queue.give_back(ticket));
+            prop_assert_eq!(queue.free, queue.capacity);
+            prop_assert_eq!(queue.active(), 0);
+        }
+    }
+}

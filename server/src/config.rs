@@ -1,0 +1,537 @@
+//! Configuration, in two steps.
+//!
+//! [`raw`] mirrors what was written in the file, the environment and the flags, in that order;
+//! [`Settings`] is what the daemon works with: every value checked, every default filled in, every
+//! contradiction refused with the place of the value that causes it. This is the only module that
+//! reads the environment, and it takes one snapshot of it.
+
+pub(crate) mod flags;
+pub(crate) mod raw;
+pub(crate) mod size;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use forebay_origin::{OriginBlock, OriginSettings, Timeouts};
+
+pub use flags::Flags;
+pub use raw::ConfigError;
+use raw::{Raw, RawOrigin, Written};
+use size::{Size, parse_duration, show_bytes};
+
+/// Default size of a slot: in the 8-16 MiB range where one connection of an object store is at its
+/// best rate.
+const CHUNK_BYTES: u64 = 8 << 20;
+
+/// Slots the RAM tier has at least: one to read while one is filled.
+const SLOTS_MIN: u64 = 2;
+
+/// Share of the host's memory the RAM tier takes by default.
+const RAM_DEFAULT: Size = Size::Percent(25);
+
+/// Parts on the wire: ceil(10 Gbit/s / 0.4 Gbit/s per connection) rounded down to a power of two.
+const CONNECTIONS: usize = 16;
+
+/// Loads that run at one time.
+const LOADS_MAX: usize = 64;
+
+/// Loads that wait.
+const QUEUE_MAX: usize = 256;
+
+/// RPC deadline if the client gives none: a 140 GB checkpoint at 1 GB/s takes 140 s.
+const DEADLINE: Duration = Duration::from_secs(15 * 60);
+
+/// The longest deadline a client gets.
+const DEADLINE_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// How long a load may stand still.
+const NO_PROGRESS: Duration = Duration::from_secs(30);
+
+/// How long SIGTERM waits for loads.
+const DRAIN: Duration = Duration::from_secs(30);
+
+const METRICS: &str = "127.0.0.1:9464";
+const SOCKET: &str = "forebay/forebay.sock";
+
+/// The form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogForm {
+    /// Lines for people.
+    Human,
+    /// One object a line.
+    Json,
+}
+
+/// What the daemon works with.
+#[derive(Clone)]
+pub struct Settings {
+    pub(crate) sockets: Vec<PathBuf>,
+    pub(crate) cache_dir: Option<PathBuf>,
+    pub(crate) ram_bytes: u64,
+    pub(crate) nvme_asked: Option<String>,
+    pub(crate) metrics: Option<SocketAddr>,
+    pub(crate) log: LogForm,
+    pub(crate) allow_uids: Vec<u32>,
+    pub(crate) chunk_bytes: u64,
+    pub(crate) lock_memory: bool,
+    pub(crate) max_loads: usize,
+    pub(crate) max_queue: usize,
+    pub(crate) connections: usize,
+    pub(crate) deadline: Duration,
+    pub(crate) deadline_max: Duration,
+    pub(crate) no_progress: Duration,
+    pub(crate) drain: Duration,
+    pub(crate) origins: OriginSettings,
+    pub(crate) notify_socket: Option<PathBuf>,
+}
+
+impl Settings {
+    /// The settings that file, environment and flags make together.
+    pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
+        let env = environment();
+        let mut raw = Raw::default();
+        if let Some(path) = &flags.config {
+            let file = path.display().to_string();
+            let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable {
+                path: file.clone(),
+                problem: error.to_string(),
+            })?;
+            raw.read_file(&file, &text)?;
+        }
+        raw.read_env(&env)?;
+        raw.read_flags(flags);
+        Self::resolve(raw, env, &Host::probe())
+    }
+
+    /// The form of the log.
+    #[must_use]
+    pub fn log(&self) -> LogForm {
+        self.log
+    }
+
+    fn resolve(
+        mut raw: Raw,
+        env: BTreeMap<String, String>,
+        host: &Host,
+    ) -> Result<Self, ConfigError> {
+        let mut take = Take { raw: &mut raw, env: &env, host };
+        let chunk_bytes = take.chunk_bytes()?;
+        let settings = Self {
+            sockets: take.sockets()?,
+            cache_dir: take.cache_dir(),
+            ram_bytes: take.ram_bytes(chunk_bytes)?,
+            nvme_asked: take.nvme()?,
+            metrics: take.metrics()?,
+            log: take.log()?,
+            allow_uids: take.allow_uids()?,
+            chunk_bytes,
+            lock_memory: take.truth("lock_memory", true)?,
+            max_loads: take.count("max_loads", LOADS_MAX)?,
+            max_queue: take.count("max_queue", QUEUE_MAX)?,
+            connections: take.count("connections", CONNECTIONS)?,
+            deadline: take.duration("deadline", DEADLINE)?,
+            deadline_max: take.duration("deadline_max", DEADLINE_MAX)?,
+            no_progress: take.duration("no_progress", NO_PROGRESS)?,
+            drain: take.duration("drain", DRAIN)?,
+            origins: take.origins()?,
+            notify_socket: env.get("NOTIFY_SOCKET").map(PathBuf::from),
+        };
+        debug_assert!(raw.values.is_empty(), "a known key that nothing takes: {:?}", raw.values);
+        Ok(settings)
+    }
+}
+
+/// What the defaults depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Host {
+    memory_bytes: u64,
+    uid: u32,
+}
+
+impl Host {
+    fn probe() -> Self {
+        Self { memory_bytes: memory_bytes(), uid: rustix::process::getuid().as_raw() }
+    }
+}
+
+/// Memory that the cgroup or the host allows.
+fn memory_bytes() -> u64 {
+    let number = |path: &str| {
+        std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok())
+    };
+    let host = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| {
+            let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+            line.split_whitespace().next()?.parse::<u64>().ok()
+        })
+        .map_or(0, |kib| kib * 1024);
+    ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
+        .into_iter()
+        .filter_map(number)
+        .fold(host, u64::min)
+}
+
+/// One snapshot of the environment; variables that are no text are left out.
+fn environment() -> BTreeMap<String, String> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+impl Raw {
+    fn read_flags(&mut self, flags: &Flags) {
+        let Flags { config: _, listen, cache_dir, ram, nvme, metrics, log, check_config: _ } =
+            flags;
+        if !listen.is_empty() {
+            self.set("listen", listen.join(","), "--listen".into());
+        }
+        let texts = [("cache_dir", cache_dir), ("ram", ram), ("nvme", nvme), ("metrics", metrics)];
+        for (key, value) in texts.into_iter().chain([("log", log)]) {
+            if let Some(value) = value {
+                self.set(key, value.clone(), format!("--{}", key.replace('_', "-")));
+            }
+        }
+    }
+}
+
+/// Takes settings out of the raw ones, one by one.
+struct Take<'a> {
+    raw: &'a mut Raw,
+    env: &'a BTreeMap<String, String>,
+    host: &'a Host,
+}
+
+impl Take<'_> {
+    fn take(&mut self, key: &str) -> Option<Written<String>> {
+        self.raw.values.remove(key)
+    }
+
+    /// The value of `key` as `read` makes it, or the default.
+    fn read<T, E: fmt::Display>(
+        &mut self,
+        key: &str,
+        default: T,
+        read: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Result<T, ConfigError> {
+        let Some(written) = self.take(key) else { return Ok(default) };
+        read(&written.value).map_err(|problem| bad(key, written.place, problem))
+    }
+
+    fn duration(&mut self, key: &str, default: Duration) -> Result<Duration, ConfigError> {
+        self.read(key, default, |text| match parse_duration(text) {
+            Ok(Duration::ZERO) => Err("must be more than zero".to_owned()),
+            Ok(duration) => Ok(duration),
+            Err(error) => Err(error.to_string()),
+        })
+    }
+
+    fn count(&mut self, key: &str, default: usize) -> Result<usize, ConfigError> {
+        self.read(key, default, |text| match text.parse() {
+            Ok(0) | Err(_) => Err("is a number from 1"),
+            Ok(count) => Ok(count),
+        })
+    }
+
+    fn truth(&mut self, key: &str, default: bool) -> Result<bool, ConfigError> {
+        self.read(key, default, |text| text.parse().map_err(|_other| "is true or false"))
+    }
+
+    fn sockets(&mut self) -> Result<Vec<PathBuf>, ConfigError> {
+        let default = default_socket(self.env, self.host.uid);
+        self.read("listen", vec![default], |text| {
+            text.split(',').map(|uri| socket_path(uri.trim())).collect()
+        })
+    }
+
+    fn cache_dir(&mut self) -> Option<PathBuf> {
+        let written = self.take("cache_dir").map(|written| PathBuf::from(written.value));
+        written.or_else(|| {
+            if self.host.uid == 0 {
+                return Some(PathBuf::from("/var/cache/forebay"));
+            }
+            let home =
+                |name: &str, below: &str| self.env.get(name).map(|dir| Path::new(dir).join(below));
+            home("XDG_CACHE_HOME", "forebay").or_else(|| home("HOME", ".cache/forebay"))
+        })
+    }
+
+    fn chunk_bytes(&mut self) -> Result<u64, ConfigError> {
+        self.read("chunk", CHUNK_BYTES, |text| match Size::parse(text) {
+            Ok(Size::Bytes(bytes))
+                if bytes.is_power_of_two() && (64 << 10..=16 << 20).contains(&bytes) =>
+            {
+                Ok(bytes)
+            }
+            Ok(_) => Err("is a power of two from 64KiB to 16MiB".to_owned()),
+            Err(error) => Err(error.to_string()),
+        })
+    }
+
+    fn ram_bytes(&mut self, chunk_bytes: u64) -> Result<u64, ConfigError> {
+        let (host, least) = (self.host.memory_bytes, SLOTS_MIN * chunk_bytes);
+        self.read("ram", RAM_DEFAULT.of(host), |text| {
+            let bytes = Size::parse(text).map_err(|error| error.to_string())?.of(host);
+            if bytes < least {
+                return Err(format!(
+                    "loads are lent from RAM, so the tier needs at least {} (two chunks)",
+                    show_bytes(least)
+                ));
+            }
+            if host > 0 && bytes > host {
+                return Err(format!("is more than the {} this host allows", show_bytes(host)));
+            }
+            Ok(bytes)
+        })
+    }
+
+    /// The NVMe tier that was asked for, if one was.
+    fn nvme(&mut self) -> Result<Option<String>, ConfigError> {
+        self.read("nvme", None, |text| match Size::parse(text) {
+            Ok(Size::Bytes(0) | Size::Percent(0)) => Ok(None),
+            Ok(_) => Ok(Some(text.to_owned())),
+            Err(error) => Err(error.to_string()),
+        })
+    }
+
+    fn metrics(&mut self) -> Result<Option<SocketAddr>, ConfigError> {
+        let written = self.take("metrics");
+        let written = written
+            .unwrap_or_else(|| Written { value: METRICS.to_owned(), place: "default".to_owned() });
+        if written.value == "off" {
+            return Ok(None);
+        }
+        let parsed = written.value.parse().map(Some);
+        parsed.map_err(|_other| bad("metrics", written.place, "is ADDR:PORT or off"))
+    }
+
+    fn log(&mut self) -> Result<LogForm, ConfigError> {
+        self.read("log", LogForm::Human, |text| match text {
+            "human" => Ok(LogForm::Human),
+            "json" => Ok(LogForm::Json),
+            _ => Err("is human or json"),
+        })
+    }
+
+    fn allow_uids(&mut self) -> Result<Vec<u32>, ConfigError> {
+        let mut default = vec![0, self.host.uid];
+        default.dedup();
+        self.read("allow_uids", default, |text| {
+            text.split(',')
+                .map(|uid| uid.trim().parse().map_err(|_nan| "is a list of numeric uids"))
+                .collect()
+        })
+    }
+
+    fn origins(&mut self) -> Result<OriginSettings, ConfigError> {
+        let blocks = std::mem::take(&mut self.raw.origins);
+        let origins = blocks.into_iter().map(origin_block).collect::<Result<_, _>>()?;
+        let mut timeouts = Timeouts::default();
+        timeouts.first_byte = self.duration("first_byte_timeout", timeouts.first_byte)?;
+        timeouts.body_idle = self.duration("body_idle_timeout", timeouts.body_idle)?;
+        let of_a_cloud = |name: &&String| {
+            ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix))
+        };
+        let env = self
+            .env
+            .iter()
+            .filter(|(name, _)| of_a_cloud(name))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        Ok(OriginSettings { origins, env, timeouts, ..OriginSettings::default() })
+    }
+}
+
+fn bad(key: &str, place: String, problem: impl fmt::Display) -> ConfigError {
+    ConfigError::BadValue { place, key: key.to_owned(), problem: problem.to_string() }
+}
+
+fn origin_block(written: Written<RawOrigin>) -> Result<OriginBlock, ConfigError> {
+    let Written { value, place } = written;
+    let RawOrigin {
+        prefix,
+        endpoint,
+        region,
+        account,
+        allow_http,
+        ca_file,
+        anonymous,
+        max_bytes_per_second,
+        max_connections,
+    } = value;
+    if !prefix.contains("://") {
+        return Err(bad("origin.prefix", place, format!("{prefix:?} has no scheme")));
+    }
+    let max_bytes_per_second = match max_bytes_per_second.as_deref().map(Size::parse) {
+        None => None,
+        Some(Ok(Size::Bytes(bytes))) if bytes > 0 => Some(bytes),
+        Some(_) => {
+            return Err(bad("origin.max_bytes_per_second", place, "is a size such as 100MiB"));
+        }
+    };
+    Ok(OriginBlock {
+        prefix,
+        endpoint,
+        region,
+        account,
+        allow_http: allow_http.unwrap_or(false),
+        ca_file: ca_file.map(PathBuf::from),
+        anonymous: anonymous.unwrap_or(false),
+        max_bytes_per_second,
+        max_connections,
+    })
+}
+
+/// Where the daemon listens and clients look if nobody says otherwise.
+fn default_socket(env: &BTreeMap<String, String>, uid: u32) -> PathBuf {
+    match env.get("XDG_RUNTIME_DIR") {
+        Some(dir) if uid != 0 => Path::new(dir).join(SOCKET),
+        _ => Path::new("/run").join(SOCKET),
+    }
+}
+
+fn socket_path(uri: &str) -> Result<PathBuf, String> {
+    if uri.starts_with("tcp://") {
+        return Err(format!("{uri}: this build serves unix:///PATH only; TCP needs TLS"));
+    }
+    let path = uri.strip_prefix("unix://").filter(|path| path.starts_with('/'));
+    path.map(PathBuf::from).ok_or_else(|| format!("{uri:?} is not unix:///PATH"))
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Settings {
+    /// The resolved settings as TOML; secrets as `***`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sockets: Vec<_> =
+            self.sockets.iter().map(|path| format!("\"unix://{}\"", path.display())).collect();
+        writeln!(f, "listen = [{}]", sockets.join(", "))?;
+        if let Some(dir) = &self.cache_dir {
+            writeln!(f, "cache_dir = {:?}", dir.display().to_string())?;
+        }
+        writeln!(f, "ram = \"{}\"", show_bytes(self.ram_bytes))?;
+        writeln!(f, "nvme = {:?}", self.nvme_asked.as_deref().unwrap_or("0"))?;
+        let metrics = self.metrics.map_or_else(|| "off".to_owned(), |addr| addr.to_string());
+        writeln!(f, "metrics = \"{metrics}\"")?;
+        writeln!(f, "log = \"{}\"", if self.log == LogForm::Json { "json" } else { "human" })?;
+        writeln!(f, "allow_uids = {:?}", self.allow_uids)?;
+        writeln!(f, "chunk = \"{}\"", show_bytes(self.chunk_bytes))?;
+        writeln!(f, "lock_memory = {}", self.lock_memory)?;
+        writeln!(f, "max_loads = {}", self.max_loads)?;
+        writeln!(f, "max_queue = {}", self.max_queue)?;
+        writeln!(f, "connections = {}", self.connections)?;
+        let durations = [
+            ("deadline", self.deadline),
+            ("deadline_max", self.deadline_max),
+            ("no_progress", self.no_progress),
+            ("drain", self.drain),
+            ("first_byte_timeout", self.origins.timeouts.first_byte),
+            ("body_idle_timeout", self.origins.timeouts.body_idle),
+        ];
+        for (key, duration) in durations {
+            writeln!(f, "{key} = \"{}ms\"", duration.as_millis())?;
+        }
+        for block in &self.origins.origins {
+            writeln!(f, "\n[[origin]]\nprefix = {:?}", block.prefix)?;
+            let texts = [
+                ("endpoint", block.endpoint.clone()),
+                ("region", block.region.clone()),
+                ("account", block.account.clone()),
+                ("ca_file", block.ca_file.as_ref().map(|path| path.display().to_string())),
+                ("max_bytes_per_second", block.max_bytes_per_second.map(show_bytes)),
+            ];
+            for (key, value) in texts.into_iter().filter_map(|(k, v)| Some((k, v?))) {
+                writeln!(f, "{key} = {:?}", without_userinfo(&value))?;
+            }
+            writeln!(f, "allow_http = {}\nanonymous = {}", block.allow_http, block.anonymous)?;
+            if let Some(connections) = block.max_connections {
+                writeln!(f, "max_connections = {connections}")?;
+            }
+        }
+        for name in self.origins.env.keys() {
+            writeln!(f, "# {name} = ***")?;
+        }
+        Ok(())
+    }
+}
+
+/// A URL without the user name and password someone may have put into it.
+fn without_userinfo(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
+    match rest.split_once('@') {
+        Some((_, host)) => format!("{scheme}://***@{host}"),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST: Host = Host { memory_bytes: 16 << 30, uid: 1000 };
+
+    fn resolve(file: &str, env: &[(&str, &str)]) -> Result<Settings, ConfigError> {
+        let env: BTreeMap<String, String> =
+            env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let mut raw = Raw::default();
+        raw.read_file("forebay.toml", file)?;
+        raw.read_env(&env)?;
+        Settings::resolve(raw, env, &HOST)
+    }
+
+    fn problem(file: &str) -> String {
+        resolve(file, &[]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_interface() {
+        let settings =
+            resolve("", &[("XDG_RUNTIME_DIR", "/run/user/1000"), ("HOME", "/h")]).unwrap();
+        assert_eq!(settings.sockets, [PathBuf::from("/run/user/1000/forebay/forebay.sock")]);
+        assert_eq!(settings.ram_bytes, (16 << 30) / 100 * 25);
+        assert_eq!(settings.metrics, Some("127.0.0.1:9464".parse().unwrap()));
+        assert_eq!(settings.allow_uids, [0, 1000]);
+        assert_eq!(settings.cache_dir, Some(PathBuf::from("/h/.cache/forebay")));
+        assert_eq!(settings.drain, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn bad_values_name_their_place() {
+        assert!(problem("\nram = \"5\"").starts_with("forebay.toml:2: ram: \"5\" is not a size"));
+        assert!(problem("ram = \"0\"").contains("at least 16MiB"));
+        assert!(problem("ram = \"32GiB\"").contains("more than the 16GiB"));
+        assert!(problem("chunk = \"3MiB\"").contains("power of two"));
+        assert!(problem("listen = \"tcp://0.0.0.0:1\"").contains("TLS"));
+        assert!(problem("listen = \"/run/x.sock\"").contains("unix:///PATH"));
+        assert!(problem("drain = \"0s\"").contains("more than zero"));
+        assert!(problem("connections = 0").contains("from 1"));
+        assert!(problem("allow_uids = [\"root\"]").contains("numeric"));
+        assert!(problem("metrics = \"9464\"").contains("ADDR:PORT"));
+        assert!(problem("[[origin]]\nprefix = \"b\"").contains("no scheme"));
+    }
+
+    #[test]
+    fn every_key_is_taken_and_what_is_shown_reads_back() {
+        let file = "listen = [\"unix:///a/b.sock\"]\ncache_dir = \"/c\"\nram = \"1GiB\"\nnvme = \"0\"\n\
+            metrics = \"off\"\nlog = \"json\"\nallow_uids = [5]\nchunk = \"1MiB\"\nlock_memory = false\n\
+            max_loads = 2\nmax_queue = 3\nconnections = 4\ndeadline = \"5s\"\ndeadline_max = \"6s\"\n\
+            no_progress = \"7s\"\ndrain = \"8s\"\nfirst_byte_timeout = \"9s\"\nbody_idle_timeout = \"10s\"\n\
+            [[origin]]\nprefix = \"s3://b\"\nendpoint = \"http://user:pw@h:1\"\nmax_bytes_per_second = \"1MiB\"\n";
+        for key in &raw::KEYS[..raw::KEYS.len() - 1] {
+            assert!(file.contains(&format!("{key} = ")), "{key} is not in this test");
+        }
+        let shown = resolve(file, &[("AWS_SECRET_ACCESS_KEY", "canary")]).unwrap().to_string();
+        assert!(!shown.contains("canary") && !shown.contains("pw"), "{shown}");
+        assert!(shown.contains("AWS_SECRET_ACCESS_KEY = ***"));
+        let again = resolve(&shown, &[]).unwrap().to_string();
+        let without_env = shown.lines().filter(|line| !line.starts_with('#'));
+        assert_eq!(again.lines().collect::<Vec<_>>(), without_env.collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,94 @@
+//! A few named threads for work that burns CPU: digests now, decoders later.
+//!
+//! Such work on the async runtime would delay every socket of the daemon. Jobs wait in one bounded
+//! queue; a caller that meets a full queue waits. The threads live as long as [`Workers`]: dropping
+//! it closes the queue, and what is queued is dropped unrun.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use tokio::sync::{mpsc, oneshot};
+
+/// Jobs that may wait per worker. Two keep a worker busy while its next job is on the way.
+const QUEUED_PER_WORKER: usize = 2;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The threads and their queue.
+#[derive(Debug)]
+pub(crate) struct Workers {
+    jobs: Option<mpsc::Sender<Job>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// The worker's thread is gone: the daemon is shutting down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the worker threads have stopped")]
+pub(crate) struct Stopped;
+
+impl Workers {
+    /// Starts `count` threads named after `name`.
+    pub(crate) fn start(name: &str, count: usize) -> std::io::Result<Self> {
+        let (jobs, queue) = mpsc::channel::<Job>(count.max(1) * QUEUED_PER_WORKER);
+        let queue = Arc::new(Mutex::new(queue));
+        let spawn = |n: usize| {
+            let queue = Arc::clone(&queue);
+            std::thread::Builder::new().name(format!("{name}-{n}")).spawn(move || work(&queue))
+        };
+        let threads = (0..count.max(1)).map(spawn).collect::<std::io::Result<_>>()?;
+        Ok(Self { jobs: Some(jobs), threads })
+    }
+
+    /// Runs `work` on one of the threads. Dropped before it ran, the work is still run, and its
+    /// result dropped there.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        let jobs = self.jobs.as_ref().ok_or(Stopped)?;
+        let (sender, result) = oneshot::channel();
+        // A caller that is gone drops its receiver, and the result with it.
+        let job: Job = Box::new(move || drop(sender.send(work())));
+        jobs.send(job).await.map_err(|_closed| Stopped)?;
+        result.await.map_err(|_dropped| Stopped)
+    }
+}
+
+/// One thread: jobs until the queue is closed.
+fn work(queue: &Mutex<mpsc::Receiver<Job>>) {
+    // The lock is held while waiting: one worker waits for a job, the others for the lock.
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
+    while let Some(job) = next() {
+        job();
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a worker thread panicked");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn work_runs_off_the_runtime_and_returns() {
+        let workers = Workers::start("test", 2).unwrap();
+        let name = workers.run(|| std::thread::current().name().map(str::to_owned)).await.unwrap();
+        assert!(name.unwrap().starts_with("test-"));
+    }
+
+    #[tokio::test]
+    async fn many_jobs_pass_a_bounded_queue() {
+        let workers = Workers::start("test", 1).unwrap();
+        let sums = futures::future::join_all((0..100u64).map(|n| workers.run(move || n * n))).await;
+        assert_eq!(sums.into_iter().map(Result::unwrap).sum::<u64>(), 328_350);
+    }
+}

@@ -1,0 +1,425 @@
+//! Builds the daemon, serves, and takes it down again.
+//!
+//! Start: sockets' folder and its lock, cache directory, RAM tier (its first segment; a thread makes
+//! the rest), stages, sockets, then one log line and `READY=1`. Nothing touches an origin before a
+//! load does. What cannot be had without being essential degrades the daemon and is said in the
+//! log, in `Status` and in a metric.
+//!
+//! Stop: SIGTERM or SIGINT turns health to NOT_SERVING, refuses new loads and waits for those that
+//! run, up to the drain limit; a second signal ends at once. Every task is in one of two trackers,
+//! every thread is joined.
+
+mod place;
+mod vitals;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use clap::Parser;
+use forebay_origin::{Origins, SystemResolver};
+use forebay_proto::ErrorKind;
+use forebay_proto::pb::forebay_server::ForebayServer;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::server::{HealthReporter, health_reporter};
+
+use crate::admission::Admission;
+use crate::admission::queue::Limits;
+use crate::config::{ConfigError, Flags, LogForm, Settings};
+use crate::cpu::Workers;
+use crate::fetch::Fetcher;
+use crate::flight::Flights;
+use crate::handoff::Sessions;
+use crate::load::Stages;
+use crate::loads::Loads;
+use crate::metrics::{self, Metrics};
+use crate::ram::RamTier;
+use crate::ram::pool::{Pool, PoolSpec};
+use crate::resolve::Resolver;
+use crate::rpc::serve::Face;
+use crate::rpc::{Service, Shared};
+use crate::verify::Verifier;
+use crate::verify::record::Records;
+use place::{Places, notify_ready};
+use vitals::DaemonVitals;
+
+/// What a client message may have at most: releases and opens are small.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
+/// The health name beside the empty one.
+const SERVICE_NAME: &str = "forebay.v1.Forebay";
+
+/// Why the daemon does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The settings cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Another daemon serves there.
+    #[error("another forebayd serves {path}: stop it or give another --listen")]
+    Taken {
+        /// The socket.
+        path: String,
+    },
+    /// A socket, folder or thread cannot be had.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Not even the first segment of the RAM tier can be had.
+    #[error("the RAM tier cannot be made: {0}")]
+    Ram(#[from] forebay_shm::ShmError),
+    /// Something inside is inconsistent.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl DaemonError {
+    fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::System { what, source }
+    }
+
+    /// The exit code, as those of the `forebay` command.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) => ErrorKind::InvalidArgument,
+            Self::Taken { .. } => ErrorKind::FailedPrecondition,
+            Self::System { source, .. }
+                if source.kind() == std::io::ErrorKind::PermissionDenied =>
+            {
+                ErrorKind::PermissionDenied
+            }
+            Self::System { .. } => ErrorKind::Unavailable,
+            Self::Ram(_) => ErrorKind::ResourceExhausted,
+            Self::Internal(_) => ErrorKind::Internal,
+        }
+        .exit_code()
+    }
+}
+
+/// `forebayd`, from its arguments to its exit code.
+#[must_use]
+pub fn main(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
+    let flags = match Flags::try_parse_from(args) {
+        Ok(flags) => flags,
+        Err(error) => {
+            // clap's own text goes where it belongs; a closed stream has no reader to tell.
+            drop(error.print());
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match run(&flags) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the one sentence that a failed start owes its caller")]
+fn complain(error: &DaemonError) {
+    eprintln!("forebayd: {error}");
+}
+
+#[expect(clippy::print_stdout, reason = "--check-config prints the settings")]
+fn run(flags: &Flags) -> Result<(), DaemonError> {
+    let settings = Settings::load(flags)?;
+    if flags.check_config {
+        print!("{settings}");
+        return Ok(());
+    }
+    start_log(settings.log());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("forebay-io")
+        .build()
+        .map_err(DaemonError::system("start the runtime"))?;
+    let ran = runtime.block_on(async { Daemon::start(settings).await?.until_stopped().await });
+    // What is left are tasks that ignored their end; they do not hold up the exit.
+    runtime.shutdown_background();
+    ran
+}
+
+/// Lines go to stderr. A subscriber that is there already (another daemon of a test) stays.
+fn start_log(form: LogForm) {
+    use tracing_subscriber::prelude::*;
+    let level = tracing_subscriber::filter::LevelFilter::INFO;
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let started = match form {
+        LogForm::Human => tracing_subscriber::registry().with(lines.with_filter(level)).try_init(),
+        LogForm::Json => {
+            tracing_subscriber::registry().with(lines.json().with_filter(level)).try_init()
+        }
+    };
+    if started.is_err() {
+        tracing::debug!("a log subscriber is installed already");
+    }
+}
+
+/// A daemon that serves.
+struct Daemon {
+    settings: Settings,
+    stages: Arc<Stages>,
+    pool: Arc<Pool>,
+    growth: JoinHandle<()>,
+    places: Places,
+    health: HealthReporter,
+    /// Calls.
+    streams: TaskTracker,
+    /// Fetches.
+    flights: TaskTracker,
+    /// Listeners.
+    listeners: JoinSet<()>,
+    draining: CancellationToken,
+    closing: CancellationToken,
+    stop: CancellationToken,
+    signals: Signals,
+}
+
+impl Daemon {
+    async fn start(settings: Settings) -> Result<Self, DaemonError> {
+        let signals = Signals::listen()?;
+        let mut degraded = Vec::new();
+        let places = Places::take(&settings.sockets)?;
+        let recorder = Metrics::install()
+            .map_err(|error| DaemonError::Internal(format!("the metrics recorder: {error}")))?;
+        let records = open_records(&settings, &mut degraded);
+        if let Some(asked) = &settings.nvme_asked {
+            degraded.push(format!("nvme: this build has no NVMe tier, so --nvme {asked} is off"));
+        }
+        let pool = Arc::new(Pool::create(PoolSpec {
+            budget_bytes: settings.ram_bytes,
+            chunk_bytes: settings.chunk_bytes,
+            lock: settings.lock_memory,
+        })?);
+        let origins = Origins::new(settings.origins.clone(), Arc::new(SystemResolver));
+        let origins = Arc::new(origins.map_err(|e| DaemonError::Internal(e.to_string()))?);
+        let flights = TaskTracker::new();
+        let stages = build_stages(&settings, &pool, &origins, records, &flights)?;
+        let sessions = Sessions::new(Arc::clone(&pool));
+        let shared = Arc::new(Shared {
+            stages: Arc::clone(&stages),
+            sessions,
+            origins,
+            tasks: TaskTracker::new(),
+            handoffs: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            draining: CancellationToken::new(),
+            degraded: Arc::new(degraded),
+            started: Instant::now(),
+            deadline: settings.deadline,
+            deadline_max: settings.deadline_max,
+        });
+        shared.degraded.iter().for_each(|what| tracing::warn!("degraded: {what}"));
+        let growth = grow(&pool, &stages)?;
+
+        let (health, health_service) = health_reporter();
+        let routes = routes(&shared, health_service)?;
+        let face = Face { routes, allow_uids: Arc::new(settings.allow_uids.clone()) };
+        let closing = CancellationToken::new();
+        let mut listeners = JoinSet::new();
+        places.serve(&mut listeners, &shared, &face, &closing)?;
+        let metrics_at = serve_metrics(&settings, &mut listeners, &shared, recorder).await?;
+        set_health(&health, ServingStatus::Serving).await;
+        tracing::info!(
+            listen = %places.shown(),
+            metrics = metrics_at.as_deref().unwrap_or("off"),
+            ram_bytes = settings.ram_bytes,
+            version = env!("CARGO_PKG_VERSION"),
+            "ready"
+        );
+        notify_ready(settings.notify_socket.as_deref());
+        Ok(Self {
+            stages,
+            pool,
+            growth,
+            places,
+            health,
+            streams: shared.tasks.clone(),
+            flights,
+            listeners,
+            draining: shared.draining.clone(),
+            closing,
+            stop: shared.stop.clone(),
+            signals,
+            settings,
+        })
+    }
+
+    /// Serves until a signal, then drains.
+    async fn until_stopped(mut self) -> Result<(), DaemonError> {
+        self.signals.next().await;
+        tracing::info!(drain = ?self.settings.drain, "stopping");
+        self.draining.cancel();
+        set_health(&self.health, ServingStatus::NotServing).await;
+        self.stages.admission.drain();
+        self.streams.close();
+        tokio::select! {
+            () = self.streams.wait() => {}
+            () = tokio::time::sleep(self.settings.drain) => {
+                tracing::warn!(streams = self.streams.len(), "the drain limit has passed");
+            }
+            () = self.signals.next() => {
+                tracing::warn!(streams = self.streams.len(), "a second signal: ending at once");
+            }
+        }
+        self.take_down().await
+    }
+
+    async fn take_down(mut self) -> Result<(), DaemonError> {
+        self.stop.cancel();
+        self.pool.stop_growing();
+        self.streams.wait().await;
+        // Connections send what their streams ended with; a client that does not read is cut.
+        self.closing.cancel();
+        let ended = async { while self.listeners.join_next().await.is_some() {} };
+        if tokio::time::timeout(place::FAREWELL, ended).await.is_err() {
+            self.listeners.shutdown().await;
+        }
+        self.flights.close();
+        self.flights.wait().await;
+        drop(self.places);
+        if self.growth.join().is_err() {
+            return Err(DaemonError::Internal("the thread that grows the pool panicked".into()));
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+fn open_records(settings: &Settings, degraded: &mut Vec<String>) -> Records {
+    let Some(dir) = &settings.cache_dir else {
+        degraded.push("cache-dir: no home directory, so digests last as long as the daemon".into());
+        return Records::in_memory();
+    };
+    match place::cache_dir(dir).and_then(|()| Records::open(dir)) {
+        Ok(records) => records,
+        Err(error) => {
+            degraded.push(format!(
+                "cache-dir: {}: {error}; digests last as long as the daemon",
+                dir.display()
+            ));
+            Records::in_memory()
+        }
+    }
+}
+
+fn build_stages(
+    settings: &Settings,
+    pool: &Arc<Pool>,
+    origins: &Arc<Origins>,
+    records: Records,
+    flights: &TaskTracker,
+) -> Result<Arc<Stages>, DaemonError> {
+    let limits = Limits { queued_max: settings.max_queue, active_max: settings.max_loads };
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    // One digest worker per two cores: BLAKE3 is some five times faster than a connection.
+    let workers = Workers::start("forebay-digest", cores.div_ceil(2))
+        .map_err(DaemonError::system("start the digest workers"))?;
+    let stages = Stages {
+        admission: Admission::new(limits, settings.no_progress),
+        resolver: Resolver::new(Arc::clone(origins)),
+        fetcher: Fetcher::new(settings.connections),
+        verifier: Verifier::new(workers, records),
+        ram: Arc::new(RamTier::new(Arc::clone(pool), metrics::ram_evictions())),
+        flights: Flights::new(flights.clone()),
+        loads: Loads::default(),
+        chunk_bytes: settings.chunk_bytes,
+        no_progress: settings.no_progress,
+    };
+    stages.admission.grow(pool.slots());
+    Ok(Arc::new(stages))
+}
+
+fn grow(pool: &Arc<Pool>, stages: &Arc<Stages>) -> Result<JoinHandle<()>, DaemonError> {
+    let stages = Arc::clone(stages);
+    Arc::clone(pool)
+        .grow_in_background(move |slots| stages.admission.grow(slots))
+        .map_err(DaemonError::system("start the thread that grows the pool"))
+}
+
+fn routes<H>(shared: &Arc<Shared>, health: H) -> Result<Routes, DaemonError>
+where
+    H: tower::Service<
+            http::Request<tonic::body::Body>,
+            Response = http::Response<tonic::body::Body>,
+            Error = std::convert::Infallible,
+        > + tonic::server::NamedService
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    H::Future: Send + 'static,
+{
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(forebay_proto::DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(|error| DaemonError::Internal(format!("reflection: {error}")))?;
+    let forebay = ForebayServer::new(Service::new(Arc::clone(shared)))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX);
+    Ok(Routes::new(forebay).add_service(health).add_service(reflection).prepare())
+}
+
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    health.set_service_status("", status).await;
+    health.set_service_status(SERVICE_NAME, status).await;
+}
+
+/// Serves the HTTP endpoint; returns its address.
+async fn serve_metrics(
+    settings: &Settings,
+    listeners: &mut JoinSet<()>,
+    shared: &Arc<Shared>,
+    recorder: Metrics,
+) -> Result<Option<String>, DaemonError> {
+    let Some(address) = settings.metrics else { return Ok(None) };
+    let what = format!("serve metrics on {address}");
+    let listener = TcpListener::bind(address).await.map_err(DaemonError::system(what))?;
+    let bound = listener.local_addr().map_err(DaemonError::system("read the metrics address"))?;
+    let vitals = Arc::new(DaemonVitals::new(Arc::clone(shared), recorder));
+    listeners.spawn(async move {
+        let closing = vitals.closing();
+        tokio::select! {
+            () = crate::http::serve(listener, vitals) => {}
+            () = closing.cancelled() => {}
+        }
+    });
+    Ok(Some(bound.to_string()))
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, DaemonError> {
+        let listen = |kind| signal(kind).map_err(DaemonError::system("listen for signals"));
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

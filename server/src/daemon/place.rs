@@ -1,0 +1,223 @@
+//! The daemon's places in the file system: socket folders, their locks, the cache directory.
+//!
+//! A socket folder is made with mode 0750, the sockets get 0660. Who may serve there is decided by
+//! a lock on `.forebay.lock` in the folder, which the kernel drops with the process: a socket that
+//! a killed daemon left behind is replaced, one of a living daemon never is.
+
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay_proto::handoff::SOCKET_NAME;
+use rustix::fs::{FlockOperation, flock};
+use tokio::net::UnixListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::DaemonError;
+use crate::handoff::socket;
+use crate::rpc::Shared;
+use crate::rpc::serve::{Face, serve};
+
+/// How long connections may take to send their last bytes.
+pub(super) const FAREWELL: Duration = Duration::from_secs(1);
+
+const LOCK_NAME: &str = ".forebay.lock";
+const FOLDER_MODE: u32 = 0o750;
+const SOCKET_MODE: u32 = 0o660;
+const CACHE_MODE: u32 = 0o700;
+
+/// The sockets of this daemon. Dropped, they are removed.
+pub(super) struct Places {
+    sockets: Vec<Place>,
+}
+
+struct Place {
+    socket: PathBuf,
+    handoff: PathBuf,
+    _lock: File,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Under the lock: they are ours. One that is gone already is as it should be.
+        drop(std::fs::remove_file(&self.socket));
+        drop(std::fs::remove_file(&self.handoff));
+    }
+}
+
+impl Places {
+    /// Takes the folders of `sockets` for this daemon.
+    pub(super) fn take(sockets: &[PathBuf]) -> Result<Self, DaemonError> {
+        let sockets = sockets.iter().map(|path| Place::take(path)).collect::<Result<_, _>>()?;
+        Ok(Self { sockets })
+    }
+
+    /// Binds every socket and serves it.
+    pub(super) fn serve(
+        &self,
+        listeners: &mut JoinSet<()>,
+        shared: &Arc<Shared>,
+        face: &Face,
+        closing: &CancellationToken,
+    ) -> Result<(), DaemonError> {
+        for place in &self.sockets {
+            let listener = bind(&place.socket, |path| UnixListener::bind(path))?;
+            listeners.spawn(serve(listener, face.clone(), closing.clone()));
+            let handoff = bind(&place.handoff, socket::open)?;
+            let allowed = Arc::clone(&face.allow_uids);
+            let sessions = Arc::clone(&shared.sessions);
+            let connections = shared.handoffs.clone();
+            let closing = closing.clone();
+            listeners.spawn(async move {
+                let allowed = move |uid| allowed.contains(&uid);
+                tokio::select! {
+                    () = socket::serve(handoff, sessions, allowed, connections) => {}
+                    () = closing.cancelled() => {}
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// The sockets, for the log.
+    pub(super) fn shown(&self) -> String {
+        let uris = self.sockets.iter().map(|place| format!("unix://{}", place.socket.display()));
+        uris.collect::<Vec<_>>().join(",")
+    }
+}
+
+impl Place {
+    fn take(socket: &Path) -> Result<Self, DaemonError> {
+        let folder = socket.parent().unwrap_or_else(|| Path::new("/"));
+        if !folder.exists() {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(FOLDER_MODE)
+                .create(folder)
+                .map_err(DaemonError::system(format!("make {}", folder.display())))?;
+        }
+        let lock_path = folder.join(LOCK_NAME);
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(DaemonError::system(format!("open {}", lock_path.display())))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(DaemonError::Taken { path: socket.display().to_string() });
+            }
+            Err(errno) => {
+                let what = format!("lock {}", lock_path.display());
+                return Err(DaemonError::system(what)(errno.into()));
+            }
+        }
+        let handoff = folder.join(SOCKET_NAME);
+        Ok(Self { socket: socket.to_owned(), handoff, _lock: lock })
+    }
+}
+
+/// Binds at `path`, replacing a socket that nobody serves; anything else there is left alone.
+fn bind<T>(path: &Path, open: impl FnOnce(&Path) -> io::Result<T>) -> Result<T, DaemonError> {
+    use std::os::unix::fs::FileTypeExt;
+    let what = || format!("listen on {}", path.display());
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => {
+            std::fs::remove_file(path).map_err(DaemonError::system(what()))?;
+        }
+        Ok(_) => {
+            let error = io::Error::new(io::ErrorKind::AlreadyExists, "it is no socket");
+            return Err(DaemonError::system(what())(error));
+        }
+        Err(_absent) => {}
+    }
+    let socket = open(path).map_err(DaemonError::system(what()))?;
+    std::fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE))
+        .map_err(DaemonError::system(what()))?;
+    Ok(socket)
+}
+
+/// Makes sure of a cache directory that is ours alone.
+pub(super) fn cache_dir(dir: &Path) -> io::Result<()> {
+    if !dir.exists() {
+        DirBuilder::new().recursive(true).mode(CACHE_MODE).create(dir)?;
+    }
+    let found = std::fs::metadata(dir)?;
+    let refused = |why: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    if !found.is_dir() {
+        return refused("it is no directory");
+    }
+    if found.uid() != rustix::process::getuid().as_raw() {
+        return refused("it belongs to another user");
+    }
+    if found.mode() & 0o022 != 0 {
+        return refused("others may write to it (chmod go-w)");
+    }
+    Ok(())
+}
+
+/// Tells systemd that the daemon serves.
+pub(super) fn notify_ready(socket: Option<&Path>) {
+    let Some(path) = socket else { return };
+    let sent = UnixDatagram::unbound().and_then(|datagram| match path.to_str() {
+        // A leading @ is the abstract namespace.
+        Some(name) if name.starts_with('@') => {
+            use std::os::linux::net::SocketAddrExt;
+            let address = std::os::unix::net::SocketAddr::from_abstract_name(&name[1..])?;
+            datagram.send_to_addr(b"READY=1", &address)
+        }
+        _ => datagram.send_to(b"READY=1", path),
+    });
+    if let Err(error) = sent {
+        tracing::warn!(%error, "cannot tell NOTIFY_SOCKET that the daemon is ready");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_has_one_daemon() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("run/forebay.sock");
+        let first = Place::take(&socket).unwrap();
+        let mode = std::fs::metadata(socket.parent().unwrap()).unwrap().mode();
+        assert_eq!(mode & 0o777, FOLDER_MODE);
+        assert!(matches!(Place::take(&socket), Err(DaemonError::Taken { .. })));
+        drop(first);
+        Place::take(&socket).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_a_file_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "left behind");
+        let listener = bind(&path, |path| UnixListener::bind(path)).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, SOCKET_MODE);
+        drop(listener);
+        let file = dir.path().join("precious");
+        std::fs::write(&file, b"x").unwrap();
+        bind(&file, |path| UnixListener::bind(path)).unwrap_err();
+        assert_eq!(std::fs::read(&file).unwrap(), b"x");
+    }
+
+    #[test]
+    fn a_cache_directory_that_others_may_write_to_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let ours = dir.path().join("a/b");
+        cache_dir(&ours).unwrap();
+        assert_eq!(std::fs::metadata(&ours).unwrap().mode() & 0o777, CACHE_MODE);
+        std::fs::set_permissions(&ours, Permissions::from_mode(0o777)).unwrap();
+        assert!(cache_dir(&ours).unwrap_err().to_string().contains("chmod"));
+    }
+}

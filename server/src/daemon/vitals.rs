@@ -1,0 +1,74 @@
+//! What `/metrics` and `/readyz` say: gauges are read from the state when somebody asks.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::http::Vitals;
+use crate::metrics::{self, Metrics, as_f64, set, set_of};
+use crate::rpc::Shared;
+
+/// The daemon's vital signs.
+pub(super) struct DaemonVitals {
+    shared: Arc<Shared>,
+    recorder: Metrics,
+}
+
+impl DaemonVitals {
+    pub(super) fn new(shared: Arc<Shared>, recorder: Metrics) -> Self {
+        Self { shared, recorder }
+    }
+
+    /// Set when the endpoint has to end.
+    pub(super) fn closing(&self) -> CancellationToken {
+        self.shared.stop.clone()
+    }
+
+    fn set_gauges(&self) {
+        let stages = &self.shared.stages;
+        for lane in stages.admission.lanes(Instant::now()) {
+            let name = lane.lane.as_str();
+            set_of(metrics::QUEUE_DEPTH, "lane", name, as_f64(lane.depth as u64));
+            let oldest = lane.oldest_wait.as_secs_f64();
+            set_of(metrics::OLDEST_WAIT_SECONDS, "lane", name, oldest);
+            set(metrics::QUEUE_LIMIT, lane.limit as u64);
+        }
+        set(metrics::ACTIVE_LOADS, stages.admission.active() as u64);
+        set(metrics::FLIGHTS, stages.flights.len() as u64);
+        set(metrics::FREE_CONNECTIONS, stages.fetcher.free_connections() as u64);
+        let sizes = stages.ram.sizes();
+        for (state, bytes) in [
+            ("free", sizes.free),
+            ("filling", sizes.filling),
+            ("cached", sizes.cached),
+            ("leased", sizes.leased),
+        ] {
+            set_of(metrics::PINNED_BYTES, "state", state, as_f64(bytes));
+        }
+        set(metrics::POPULATED_BYTES, sizes.populated);
+        set(metrics::BUDGET_BYTES, sizes.budget);
+        set(metrics::LOCKED_BYTES, sizes.locked);
+        let (sessions, leases, leased_bytes) = self.shared.sessions.totals();
+        set(metrics::SESSIONS, sessions as u64);
+        set(metrics::LEASES, leases as u64);
+        set(metrics::LEASED_BYTES, leased_bytes);
+        let troubles = stages.ram.pool().degraded();
+        for what in ["ram", "memlock", "nvme", "cache-dir"] {
+            let is_degraded = self.shared.degraded.iter().chain(&troubles).any(|sentence| {
+                sentence.split_once(':').is_some_and(|(subject, _)| subject == what)
+            });
+            set_of(metrics::DEGRADED, "what", what, f64::from(u8::from(is_degraded)));
+        }
+    }
+}
+
+impl Vitals for DaemonVitals {
+    fn metrics(&self) -> String {
+        self.recorder.render(|| self.set_gauges())
+    }
+
+    fn ready(&self) -> bool {
+        !self.shared.draining.is_cancelled()
+    }
+}

@@ -1,0 +1,36 @@
+//! From the origin's errors to the one vocabulary that leaves the daemon.
+//!
+//! Each stage turns its own error into a [`Failure`] beside its definition; what several stages share
+//! is here. The gRPC side is `rpc`'s, through `forebay-proto`.
+
+use forebay_origin::{OriginError, OriginErrorKind};
+use forebay_proto::{Failure, Reason};
+
+/// The failure of a call to an origin.
+pub(crate) fn origin_failure(error: OriginError) -> Failure {
+    let message = error.to_string();
+    let facts = error.into_failure();
+    let reason = match facts.kind {
+        OriginErrorKind::NotFound => Reason::ObjectNotFound,
+        OriginErrorKind::Denied => Reason::OriginDenied,
+        OriginErrorKind::Unauthenticated => Reason::CredentialsExpired,
+        OriginErrorKind::Changed => Reason::RevisionChanged,
+        OriginErrorKind::Rejected | OriginErrorKind::Unsupported => Reason::OriginRejected,
+        OriginErrorKind::Throttled => Reason::OriginThrottled,
+        OriginErrorKind::DnsFailed => Reason::DnsFailed,
+        OriginErrorKind::Unreachable | OriginErrorKind::Timeout => Reason::OriginUnreachable,
+        OriginErrorKind::Truncated => Reason::Truncated,
+        OriginErrorKind::Malformed | OriginErrorKind::Failed => Reason::OriginFailed,
+        OriginErrorKind::LimitExceeded => Reason::LimitExceeded,
+        OriginErrorKind::Local(std::io::ErrorKind::NotFound) => Reason::ObjectNotFound,
+        OriginErrorKind::Local(std::io::ErrorKind::PermissionDenied) => Reason::OriginDenied,
+        // `OriginErrorKind` may grow; what is not known here yet is a failing dependency.
+        _ => Reason::OriginFailed,
+    };
+    let mut failure = Failure::new(reason, message);
+    failure.object = (!facts.key.is_root()).then(|| facts.key.to_string());
+    failure.attempt = (facts.attempts > 0).then_some(facts.attempts);
+    failure.origin_status = facts.status;
+    failure.retry_after = facts.retry_after;
+    failure
+}

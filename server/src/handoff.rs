@@ -1,0 +1,337 @@
+//! Handoff: who may read which slots, and until when.
+//!
+//! A [`Session`] is one client process: it is made by the process's first load, named by a random
+//! token, and joined by the process's connection to `handoff.sock`, over which it gets the
+//! descriptors of segments. A [`Lease`] is the right to read one slot: it owns a reference to the
+//! chunk, which keeps the slot from being rewritten, and the window token that pays for it. The
+//! session owns its leases. They end
+//!
+//! * when the client releases them, over the load's stream or over the socket;
+//! * when the socket closes, as the kernel does for a process that dies: no timer is involved;
+//! * with the load's stream, if the process never connected: then it cannot have mapped anything.
+//!
+//! A stream that breaks while the process lives leaves its leases to the session: the process may
+//! still read, and releases what it holds over the socket.
+
+pub(crate) mod socket;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use forebay_proto::{Failure, Reason};
+use forebay_shm::{Segment, SegmentId};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::WindowSlot;
+use crate::ram::PinnedChunk;
+use crate::ram::pool::Pool;
+
+/// Sessions at one time: a node has some tens of inference servers and jobs.
+const SESSIONS_MAX: usize = 4096;
+
+/// A session's name: nobody who was not told it can guess it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct SessionToken([u8; 16]);
+
+impl SessionToken {
+    /// The token in these bytes, if they can be one.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// Its bytes, for the owner's eyes only.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SessionToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SessionToken(***)")
+    }
+}
+
+/// The process at the other end of a socket, as the kernel told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// Its uid when it connected.
+    pub(crate) uid: u32,
+    /// Its pid as seen from here; 0 if it cannot be seen.
+    pub(crate) pid: u32,
+}
+
+/// One load, among all loads of the daemon's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct LoadKey(pub(crate) u64);
+
+/// The right to read one slot. Last witness of the path.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    // Before `window`: the slot can be evicted before its token can be used again.
+    pinned: PinnedChunk,
+    #[expect(dead_code, reason = "held for its Drop")]
+    window: WindowSlot,
+    load: LoadKey,
+    chunk: usize,
+}
+
+/// What a client needs to find a leased slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GrantedSlot {
+    /// Names the lease in a release.
+    pub(crate) lease_id: u64,
+    /// Which segment.
+    pub(crate) segment: u64,
+    /// Which slot of it.
+    pub(crate) slot: u32,
+    /// The slot's generation.
+    pub(crate) generation: u64,
+}
+
+/// A lease that ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Released {
+    /// The load it was granted to.
+    pub(crate) load: LoadKey,
+    /// The chunk of that load's plan.
+    pub(crate) chunk: usize,
+    /// Bytes of the chunk.
+    pub(crate) bytes: u64,
+}
+
+/// One client process.
+#[derive(Debug)]
+pub(crate) struct Session {
+    token: SessionToken,
+    peer: Peer,
+    state: Mutex<State>,
+    /// Wakes the connection when there are descriptors to send.
+    outgoing: Notify,
+    /// Set when the socket closed: loads of this session end.
+    closed: CancellationToken,
+    sessions: Weak<Sessions>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    connected: bool,
+    loads: usize,
+    leases: HashMap<u64, Lease>,
+    known_segments: BTreeSet<SegmentId>,
+    to_send: VecDeque<Arc<Segment>>,
+}
+
+impl Session {
+    /// Its name.
+    pub(crate) fn token(&self) -> SessionToken {
+        self.token
+    }
+
+    /// Completes when the client's socket has closed.
+    pub(crate) fn closed(&self) -> &CancellationToken {
+        &self.closed
+    }
+
+    /// Leases one chunk to this session.
+    pub(crate) fn grant(
+        &self,
+        load: LoadKey,
+        chunk: usize,
+        pinned: PinnedChunk,
+        window: WindowSlot,
+    ) -> GrantedSlot {
+        static LEASES: AtomicU64 = AtomicU64::new(1);
+        let lease_id = LEASES.fetch_add(1, Ordering::Relaxed);
+        let granted = GrantedSlot {
+            lease_id,
+            segment: pinned.segment_id().0,
+            slot: pinned.slot().0,
+            generation: pinned.generation().0,
+        };
+        let segment = pinned.segment_id();
+        let mut state = self.lock();
+        state.leases.insert(lease_id, Lease { pinned, window, load, chunk });
+        if state.connected && !state.known_segments.contains(&segment) {
+            let sessions = self.sessions.upgrade();
+            if let Some(sessions) = sessions {
+                state.offer(sessions.pool.segments());
+            }
+            self.outgoing.notify_one();
+        }
+        granted
+    }
+
+    /// Ends the named leases; those it does not know are ignored, so that a release can be repeated.
+    pub(crate) fn release(&self, lease_ids: &[u64]) -> Vec<Released> {
+        let ended: Vec<Lease> = {
+            let mut state = self.lock();
+            lease_ids.iter().filter_map(|id| state.leases.remove(id)).collect()
+        };
+        // Dropped outside the lock: a slot that comes free may wake an eviction.
+        ended.into_iter().map(|lease| lease.ended()).collect()
+    }
+
+    /// Ends every lease of one load.
+    pub(crate) fn release_load(&self, load: LoadKey) -> Vec<Released> {
+        let ids: Vec<u64> = {
+            let state = self.lock();
+            state.leases.iter().filter(|(_, l)| l.load == load).map(|(id, _)| *id).collect()
+        };
+        self.release(&ids)
+    }
+
+    /// Leases held, and their bytes.
+    pub(crate) fn held(&self) -> (usize, u64) {
+        let state = self.lock();
+        (state.leases.len(), state.leases.values().map(|lease| lease.pinned.bytes()).sum())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Queues the segments that the client has not got yet.
+    fn offer(&mut self, segments: Vec<Arc<Segment>>) {
+        for segment in segments {
+            if self.known_segments.insert(segment.id()) {
+                self.to_send.push_back(segment);
+            }
+        }
+    }
+}
+
+impl Lease {
+    fn ended(self) -> Released {
+        Released { load: self.load, chunk: self.chunk, bytes: self.pinned.bytes() }
+    }
+}
+
+/// A load's stay in a session.
+#[derive(Debug)]
+pub(crate) struct SessionStay {
+    session: Arc<Session>,
+    load: LoadKey,
+    over: bool,
+}
+
+impl SessionStay {
+    /// The session.
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    /// The load.
+    pub(crate) fn load(&self) -> LoadKey {
+        self.load
+    }
+
+    /// The client said that it is done: what it did not release is released.
+    pub(crate) fn finish(mut self) {
+        self.over = true;
+    }
+}
+
+impl Drop for SessionStay {
+    fn drop(&mut self) {
+        let (connected, last) = {
+            let mut state = self.session.lock();
+            state.loads -= 1;
+            (state.connected, state.loads == 0)
+        };
+        if self.over || !connected {
+            self.session.release_load(self.load);
+        }
+        if last && !connected {
+            self.session.leave();
+        }
+    }
+}
+
+impl Session {
+    /// Leaves the registry and gives every lease back.
+    fn leave(&self) {
+        if let Some(sessions) = self.sessions.upgrade() {
+            sessions.lock().remove(&self.token);
+        }
+        self.closed.cancel();
+        let leases = std::mem::take(&mut self.lock().leases);
+        drop(leases);
+    }
+}
+
+/// The sessions of one daemon.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    pool: Arc<Pool>,
+    by_token: Mutex<HashMap<SessionToken, Arc<Session>>>,
+}
+
+impl Sessions {
+    /// No sessions yet; descriptors will be those of `pool`.
+    pub(crate) fn new(pool: Arc<Pool>) -> Arc<Self> {
+        Arc::new(Self { pool, by_token: Mutex::default() })
+    }
+
+    /// A stay of one load in the session named by `token`, or in a new one if it is empty.
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        token: &[u8],
+        peer: Peer,
+    ) -> Result<SessionStay, Failure> {
+        static LOADS: AtomicU64 = AtomicU64::new(1);
+        let session = if token.is_empty() { self.make(peer)? } else { self.find(token, peer)? };
+        session.lock().loads += 1;
+        let load = LoadKey(LOADS.fetch_add(1, Ordering::Relaxed));
+        Ok(SessionStay { session, load, over: false })
+    }
+
+    fn make(self: &Arc<Self>, peer: Peer) -> Result<Arc<Session>, Failure> {
+        let mut token = [0; 16];
+        getrandom::fill(&mut token).map_err(|error| {
+            Failure::new(Reason::Internal, format!("no random bytes for a session: {error}"))
+        })?;
+        let session = Arc::new(Session {
+            token: SessionToken(token),
+            peer,
+            state: Mutex::default(),
+            outgoing: Notify::new(),
+            closed: CancellationToken::new(),
+            sessions: Arc::downgrade(self),
+        });
+        let mut by_token = self.lock();
+        if by_token.len() >= SESSIONS_MAX {
+            return Err(Failure::new(Reason::QueueFull, "too many client processes")
+                .with_quota(format!("sessions: {SESSIONS_MAX}")));
+        }
+        by_token.insert(session.token, Arc::clone(&session));
+        Ok(session)
+    }
+
+    /// The session with this token, if it belongs to the peer's uid.
+    pub(crate) fn find(&self, token: &[u8], peer: Peer) -> Result<Arc<Session>, Failure> {
+        SessionToken::from_bytes(token)
+            .and_then(|token| self.lock().get(&token).cloned())
+            .filter(|session| session.peer.uid == peer.uid)
+            .ok_or_else(|| {
+                Failure::new(Reason::BadRequest, "the session is unknown: its socket has closed")
+            })
+    }
+
+    /// Sessions, leases and leased bytes.
+    pub(crate) fn totals(&self) -> (usize, usize, u64) {
+        let by_token = self.lock();
+        let held = by_token.values().map(|session| session.held());
+        held.fold((by_token.len(), 0, 0), |(sessions, leases, bytes), (more, their)| {
+            (sessions, leases + more, bytes + their)
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<SessionToken, Arc<Session>>> {
+        self.by_token.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

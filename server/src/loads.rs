@@ -1,0 +1,200 @@
+//! The loads that run now, and the revisions of those that ran lately.
+//!
+//! A load is known by its client-chosen id within its uid. Opening an id again attaches to the same
+//! load: it gets the manifest that the first opening resolved, so the same revision, and takes the
+//! place of a stream that is still open. Manifests are remembered for the last [`REMEMBERED_MAX`]
+//! ids.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use forebay_proto::{Failure, Reason};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::Lane;
+use crate::handoff::{LoadKey, Peer};
+use crate::resolve::Manifest;
+
+/// Ids whose revision is remembered.
+const REMEMBERED_MAX: usize = 64;
+
+/// One running load, as others see it.
+#[derive(Debug)]
+pub(crate) struct LoadState {
+    /// The client's name for it.
+    pub(crate) load_id: String,
+    /// What it loads, without a query.
+    pub(crate) uri: String,
+    /// In which lane.
+    pub(crate) lane: Lane,
+    /// For whom.
+    pub(crate) peer: Peer,
+    /// Since when.
+    pub(crate) opened: Instant,
+    /// Bytes to hand over, once planned.
+    pub(crate) total_bytes: AtomicU64,
+    /// Bytes handed over.
+    pub(crate) granted_bytes: AtomicU64,
+    /// Bytes released.
+    pub(crate) released_bytes: AtomicU64,
+    /// Set when another stream takes its place.
+    pub(crate) superseded: CancellationToken,
+}
+
+impl LoadState {
+    /// Bytes leased now.
+    pub(crate) fn leased_bytes(&self) -> u64 {
+        let released = self.released_bytes.load(Ordering::Relaxed);
+        self.granted_bytes.load(Ordering::Relaxed).saturating_sub(released)
+    }
+}
+
+#[derive(Debug)]
+struct Remembered {
+    uid: u32,
+    load_id: String,
+    asked_uri: String,
+    manifest: Arc<Manifest>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    running: BTreeMap<u64, Arc<LoadState>>,
+    remembered: VecDeque<Remembered>,
+}
+
+/// The loads of one daemon.
+#[derive(Debug, Default)]
+pub(crate) struct Loads {
+    inner: Mutex<Inner>,
+}
+
+/// A load's entry; it leaves with it.
+#[derive(Debug)]
+pub(crate) struct Entry<'a> {
+    loads: &'a Loads,
+    key: LoadKey,
+    state: Arc<LoadState>,
+}
+
+impl Entry<'_> {
+    /// What others see.
+    pub(crate) fn state(&self) -> &Arc<LoadState> {
+        &self.state
+    }
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        self.loads.lock().running.remove(&self.key.0);
+    }
+}
+
+impl Loads {
+    /// Enters a load. A running one of the same uid and id is superseded.
+    pub(crate) fn enter(&self, key: LoadKey, state: LoadState) -> Entry<'_> {
+        let state = Arc::new(state);
+        let mut inner = self.lock();
+        let same = |other: &&Arc<LoadState>| {
+            other.load_id == state.load_id && other.peer.uid == state.peer.uid
+        };
+        inner.running.values().filter(same).for_each(|other| other.superseded.cancel());
+        inner.running.insert(key.0, Arc::clone(&state));
+        Entry { loads: self, key, state }
+    }
+
+    /// The manifest that this id resolved to before. The same id with another URI is an error.
+    pub(crate) fn attach(
+        &self,
+        uid: u32,
+        load_id: &str,
+        uri: &str,
+    ) -> Result<Option<Arc<Manifest>>, Failure> {
+        let inner = self.lock();
+        let known = inner.remembered.iter().find(|r| r.uid == uid && r.load_id == load_id);
+        match known {
+            Some(known) if known.asked_uri == uri => Ok(Some(Arc::clone(&known.manifest))),
+            Some(_) => Err(Failure::new(
+                Reason::BadRequest,
+                format!("load id {load_id} belongs to a load of another URI"),
+            )),
+            None => Ok(None),
+        }
+    }
+
+    /// Remembers what an id resolved to.
+    pub(crate) fn remember(&self, uid: u32, load_id: &str, uri: &str, manifest: &Arc<Manifest>) {
+        let mut inner = self.lock();
+        inner.remembered.retain(|known| known.uid != uid || known.load_id != load_id);
+        if inner.remembered.len() == REMEMBERED_MAX {
+            inner.remembered.pop_front();
+        }
+        inner.remembered.push_back(Remembered {
+            uid,
+            load_id: load_id.to_owned(),
+            asked_uri: uri.to_owned(),
+            manifest: Arc::clone(manifest),
+        });
+    }
+
+    /// Those that run, oldest first.
+    pub(crate) fn running(&self) -> Vec<Arc<LoadState>> {
+        self.lock().running.values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resolve::manifest_for_tests;
+
+    fn state(load_id: &str, uid: u32) -> LoadState {
+        LoadState {
+            load_id: load_id.into(),
+            uri: "s3://b/k".into(),
+            lane: Lane::Interactive,
+            peer: Peer { uid, pid: 1 },
+            opened: Instant::now(),
+            total_bytes: AtomicU64::default(),
+            granted_bytes: AtomicU64::default(),
+            released_bytes: AtomicU64::default(),
+            superseded: CancellationToken::new(),
+        }
+    }
+
+    #[test]
+    fn a_second_stream_of_the_same_id_and_uid_takes_the_place() {
+        let loads = Loads::default();
+        let first = loads.enter(LoadKey(1), state("a", 7));
+        let other = loads.enter(LoadKey(2), state("a", 8));
+        assert!(!first.state().superseded.is_cancelled());
+        let second = loads.enter(LoadKey(3), state("a", 7));
+        assert!(first.state().superseded.is_cancelled());
+        assert!(!other.state().superseded.is_cancelled());
+        drop((first, other));
+        assert_eq!(loads.running().len(), 1);
+        drop(second);
+        assert!(loads.running().is_empty());
+    }
+
+    #[test]
+    fn an_id_keeps_its_revision_and_its_uri() {
+        let loads = Loads::default();
+        let manifest = manifest_for_tests(&[("k", 5)], &[]);
+        loads.remember(7, "a", "s3://b/k", &manifest);
+        let attached = loads.attach(7, "a", "s3://b/k").unwrap().unwrap();
+        assert!(Arc::ptr_eq(&attached, &manifest));
+        assert!(loads.attach(8, "a", "s3://b/k").unwrap().is_none());
+        loads.attach(7, "a", "s3://b/other").unwrap_err();
+        for n in 0..REMEMBERED_MAX {
+            loads.remember(9, &n.to_string(), "s3://b/k", &manifest);
+        }
+        assert!(loads.attach(7, "a", "s3://b/k").unwrap().is_none(), "memory is bounded");
+    }
+}

@@ -1,0 +1,215 @@
+//! Every metric of the daemon, in one table: name, type, unit, labels, meaning.
+//!
+//! [`TABLE`] is what `describe` registers and what the document is compared with. Handles of hot
+//! paths are made once and kept. Gauges are set from the state itself when somebody scrapes, so that
+//! they cannot drift: see [`Metrics::render`]. Labels come from closed sets: never a key, a URI, a
+//! uid or an address.
+
+use std::sync::OnceLock;
+
+use forebay_proto::{Failure, Reason, StageSeconds};
+use metrics::{
+    Counter, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::report::{Report, Tally};
+
+/// What a metric counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Type {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// A distribution.
+    Histogram,
+}
+
+/// One row of the table.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Row {
+    /// The name as scraped.
+    pub(crate) name: &'static str,
+    /// Its type.
+    pub(crate) kind: Type,
+    /// Its unit.
+    pub(crate) unit: Unit,
+    /// Its labels.
+    pub(crate) labels: &'static [&'static str],
+    /// What it means.
+    pub(crate) meaning: &'static str,
+}
+
+macro_rules! table {
+    ($($constant:ident $name:literal $kind:ident $unit:ident [$($label:literal)*] $meaning:literal;)*) => {
+        $(#[doc = $meaning] pub(crate) const $constant: &str = $name;)*
+
+        /// Every metric.
+        pub(crate) const TABLE: &[Row] = &[$(Row {
+            name: $name,
+            kind: Type::$kind,
+            unit: Unit::$unit,
+            labels: &[$($label),*],
+            meaning: $meaning,
+        },)*];
+    };
+}
+
+table! {
+    REQUESTS "forebay_requests_total" Counter Count ["method" "code"] "RPCs ended, by gRPC code";
+    REQUEST_SECONDS "forebay_request_duration_seconds" Histogram Seconds ["method"] "From the request to the end of its stream";
+    UNATTRIBUTED_SECONDS "forebay_request_unattributed_seconds" Histogram Seconds [] "Wall time of a load that no stage accounts for";
+    STAGE_QUEUE_SECONDS "forebay_stage_queue_seconds" Histogram Seconds ["stage"] "Time per load between being handed to a stage and being taken up, summed over its chunks";
+    STAGE_SERVICE_SECONDS "forebay_stage_service_seconds" Histogram Seconds ["stage"] "Time per load being worked on in a stage, summed over its chunks";
+    STAGE_BYTES "forebay_load_bytes_total" Counter Bytes ["tier"] "Bytes handed over or kept, by the tier they came from";
+    ATTEMPTS "forebay_origin_attempts_total" Counter Count ["class"] "Requests to origins by finished loads: first or retry";
+    ORIGIN_BYTES "forebay_origin_bytes_total" Counter Bytes [] "Body bytes received from origins by finished loads, failed attempts included";
+    REJECTED "forebay_admission_rejected_total" Counter Count ["reason"] "Loads refused by admission";
+    EVICTIONS "forebay_cache_evictions_total" Counter Count ["tier"] "Chunks given up to make room";
+    DIGEST_MISMATCHES "forebay_digest_mismatches_total" Counter Count [] "Chunks whose bytes differ from their digest";
+    QUEUE_DEPTH "forebay_admission_queue_depth" Gauge Count ["lane"] "Loads waiting for admission";
+    QUEUE_LIMIT "forebay_admission_queue_limit" Gauge Count [] "Bound on loads waiting for admission";
+    OLDEST_WAIT_SECONDS "forebay_admission_oldest_wait_seconds" Gauge Seconds ["lane"] "Age of the oldest load waiting for admission";
+    ACTIVE_LOADS "forebay_loads_active" Gauge Count [] "Loads that run";
+    FLIGHTS "forebay_flights" Gauge Count [] "Chunks being fetched";
+    FREE_CONNECTIONS "forebay_origin_connections_free" Gauge Count [] "Parts that could start now";
+    PINNED_BYTES "forebay_pinned_bytes" Gauge Bytes ["state"] "Slots of the RAM tier: free, filling, cached, leased";
+    POPULATED_BYTES "forebay_ram_populated_bytes" Gauge Bytes [] "Slots in segments so far";
+    BUDGET_BYTES "forebay_ram_budget_bytes" Gauge Bytes [] "Size of the RAM tier as configured";
+    LOCKED_BYTES "forebay_ram_locked_bytes" Gauge Bytes [] "Segment bytes locked in memory";
+    LEASES "forebay_leases" Gauge Count [] "Slots lent to clients";
+    LEASED_BYTES "forebay_leased_bytes" Gauge Bytes [] "Bytes lent to clients";
+    SESSIONS "forebay_sessions" Gauge Count [] "Client processes";
+    DEGRADED "forebay_degraded" Gauge Count ["what"] "1 where something asked for could not be had";
+}
+
+/// Bounds of all `_seconds` histograms: small enough to see that nothing waited.
+const SECONDS_BOUNDS: [f64; 20] = [
+    1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    10.0, 30.0, 60.0, 120.0,
+];
+
+/// The recorder of this process.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    handle: PrometheusHandle,
+}
+
+impl Metrics {
+    /// Installs the recorder, once per process; later calls share it.
+    pub(crate) fn install() -> Result<Self, BuildError> {
+        static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+        if let Some(handle) = HANDLE.get() {
+            return Ok(Self { handle: handle.clone() });
+        }
+        let handle = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS_BOUNDS)?
+            .install_recorder()?;
+        for row in TABLE {
+            let text = match row.labels {
+                [] => row.meaning.to_owned(),
+                labels => format!("{} (by {})", row.meaning, labels.join(", ")),
+            };
+            match row.kind {
+                Type::Counter => describe_counter!(row.name, row.unit, text),
+                Type::Gauge => describe_gauge!(row.name, row.unit, text),
+                Type::Histogram => describe_histogram!(row.name, row.unit, text),
+            }
+        }
+        Ok(Self { handle: HANDLE.get_or_init(|| handle).clone() })
+    }
+
+    /// The exposition, after `set_gauges` has written the present state.
+    pub(crate) fn render(&self, set_gauges: impl FnOnce()) -> String {
+        set_gauges();
+        self.handle.run_upkeep();
+        self.handle.render()
+    }
+}
+
+/// One RPC has ended.
+pub(crate) fn request_ended(method: &'static str, code: &'static str, seconds: f64) {
+    counter!(REQUESTS, "method" => method, "code" => code).increment(1);
+    histogram!(REQUEST_SECONDS, "method" => method).record(seconds);
+}
+
+/// A call has failed.
+pub(crate) fn failed(failure: &Failure) {
+    match failure.reason {
+        Reason::QueueFull
+        | Reason::RamExhausted
+        | Reason::Draining
+        | Reason::DeadlineInfeasible => {
+            counter!(REJECTED, "reason" => failure.reason.as_str()).increment(1);
+        }
+        Reason::DigestMismatch => counter!(DIGEST_MISMATCHES).increment(1),
+        _ => {}
+    }
+    stages(&failure.stages);
+}
+
+/// A load has ended.
+pub(crate) fn load_ended(report: &Report) {
+    let Tally { tiers, cost, .. } = report.tally;
+    counter!(STAGE_BYTES, "tier" => "ram").increment(tiers.ram);
+    counter!(STAGE_BYTES, "tier" => "origin").increment(tiers.origin);
+    counter!(ATTEMPTS, "class" => "first").increment(cost.attempts - cost.retries);
+    counter!(ATTEMPTS, "class" => "retry").increment(cost.retries);
+    counter!(ORIGIN_BYTES).increment(cost.bytes);
+    histogram!(UNATTRIBUTED_SECONDS).record(report.unattributed.as_secs_f64());
+    stages(&report.stages);
+}
+
+/// The counter of chunks given up by the RAM tier.
+pub(crate) fn ram_evictions() -> Counter {
+    counter!(EVICTIONS, "tier" => "ram")
+}
+
+fn stages(stages: &[StageSeconds]) {
+    for stage in stages {
+        let name = stage.stage.clone();
+        histogram!(STAGE_QUEUE_SECONDS, "stage" => name.clone()).record(stage.queue.as_secs_f64());
+        histogram!(STAGE_SERVICE_SECONDS, "stage" => name).record(stage.service.as_secs_f64());
+    }
+}
+
+/// A gauge without labels.
+pub(crate) fn set(name: &'static str, value: u64) {
+    gauge!(name).set(as_f64(value));
+}
+
+/// A gauge with one label.
+pub(crate) fn set_of(name: &'static str, label: &'static str, of: &'static str, value: f64) {
+    gauge!(name, label => of).set(value);
+}
+
+/// Counts of this size are exact in a double up to 2^53; beyond that nobody reads the last digit.
+#[expect(clippy::cast_precision_loss, reason = "see above")]
+pub(crate) fn as_f64(value: u64) -> f64 {
+    value as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_conventions_and_are_unique() {
+        let mut names: Vec<_> = TABLE.iter().map(|row| row.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), TABLE.len());
+        for row in TABLE {
+            assert!(row.name.starts_with("forebay_"), "{}", row.name);
+            assert_eq!(row.name.ends_with("_total"), row.kind == Type::Counter, "{}", row.name);
+            let body = row.name.trim_end_matches("_total");
+            assert_eq!(body.ends_with("_seconds"), row.unit == Unit::Seconds, "{}", row.name);
+            assert_eq!(body.ends_with("_bytes"), row.unit == Unit::Bytes, "{}", row.name);
+            assert!(
+                row.labels.iter().all(|label| !["key", "uri", "uid", "pid", "ip"].contains(label))
+            );
+            assert!(!row.meaning.is_empty());
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! The RAM tier: verified chunks in slots of shared segments, kept until room is needed.
+//!
+//! [`RamTier::claim`] finds a slot to fill: a free one, or one that eviction frees. Who may claim is
+//! admission's decision (a token per slot); that law makes the wait here short: it only bridges the
+//! moment between an abandoned fetch and its slot's return. [`RamTier::insert`] is the only
+//! constructor of a [`PinnedChunk`] and wants a [`VerifiedChunk`]: no unverified byte gets in.
+//!
+//! A pinned chunk is counted. The tier's own reference keeps it cached; every further one (a lease, a
+//! load in progress) makes it ineligible for eviction. Evicted or dropped while leased, it leaves
+//! the index at once and its slot comes free with the last reference.
+
+pub(crate) mod pool;
+pub(crate) mod residency;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use forebay_proto::{Failure, Reason};
+use forebay_shm::{Generation, SegmentId, ShmError, SlotIndex};
+use metrics::Counter;
+use tokio::time::Instant;
+
+use crate::plan::ChunkKey;
+use crate::ram::pool::{ClaimedSlot, Pool, ReadableSlot};
+use crate::ram::residency::Residency;
+use crate::resolve::{Manifest, Revision};
+use crate::verify::VerifiedChunk;
+
+/// A readable, verified chunk in a slot. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct PinnedChunk(Arc<Pinned>);
+
+#[derive(Debug)]
+struct Pinned {
+    slot: ReadableSlot,
+    bytes: u64,
+}
+
+impl PinnedChunk {
+    /// Its segment.
+    pub(crate) fn segment_id(&self) -> SegmentId {
+        self.0.slot.reader().segment_id()
+    }
+
+    /// Its slot.
+    pub(crate) fn slot(&self) -> SlotIndex {
+        self.0.slot.reader().slot()
+    }
+
+    /// The slot's generation.
+    pub(crate) fn generation(&self) -> Generation {
+        self.0.slot.reader().generation()
+    }
+
+    /// Bytes of it that are used.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.bytes
+    }
+
+    /// Whether anyone but the tier refers to it. Exact under the tier's lock: new references to a
+    /// chunk that only the tier holds are made under that lock.
+    fn is_leased(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
+
+/// Why there is no slot.
+#[derive(Debug, thiserror::Error)]
+#[error("a slot that should be free is in use")]
+pub(crate) struct ClaimError(#[from] ShmError);
+
+impl From<ClaimError> for Failure {
+    fn from(error: ClaimError) -> Self {
+        tracing::error!(error = %error.0, "slot accounting is broken");
+        Self::new(Reason::Internal, error.to_string()).at_stage("lease_alloc")
+    }
+}
+
+/// A checkpoint that is cached or in use.
+#[derive(Debug, Clone)]
+pub(crate) struct CachedCheckpoint {
+    /// Where it was loaded from last.
+    pub(crate) uri: String,
+    /// Which revision.
+    pub(crate) revision: Revision,
+    /// Bytes of all its objects.
+    pub(crate) bytes: u64,
+    /// How many objects.
+    pub(crate) objects: usize,
+    /// Bytes of it in this tier.
+    pub(crate) cached_bytes: u64,
+    /// Loads that use it.
+    pub(crate) active: usize,
+    /// Time since its last use.
+    pub(crate) idle: Duration,
+}
+
+/// Sizes of the tier.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct RamSizes {
+    /// As configured.
+    pub(crate) budget: u64,
+    /// In segments so far.
+    pub(crate) populated: u64,
+    /// Readable, not leased.
+    pub(crate) cached: u64,
+    /// Leased or being handed over.
+    pub(crate) leased: u64,
+    /// Being filled, or evicted and still leased.
+    pub(crate) filling: u64,
+    /// On the free list.
+    pub(crate) free: u64,
+    /// Locked in memory.
+    pub(crate) locked: u64,
+    /// One slot.
+    pub(crate) chunk: u64,
+    /// Segments.
+    pub(crate) segments: u64,
+}
+
+/// What an eviction did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Evicted {
+    /// Checkpoints dropped.
+    pub(crate) checkpoints: u64,
+    /// Bytes free at once.
+    pub(crate) freed_bytes: u64,
+    /// Bytes that come free with their last lease.
+    pub(crate) leased_bytes: u64,
+}
+
+/// The tier.
+#[derive(Debug)]
+pub(crate) struct RamTier {
+    pool: Arc<Pool>,
+    index: Mutex<Index>,
+    evicted_chunks: Counter,
+}
+
+#[derive(Debug)]
+struct Index {
+    residency: Residency<PinnedChunk>,
+    last_used: std::collections::BTreeMap<Revision, Instant>,
+}
+
+impl RamTier {
+    /// A tier over `pool`; `evicted_chunks` counts what was given up for room.
+    pub(crate) fn new(pool: Arc<Pool>, evicted_chunks: Counter) -> Self {
+        let index = Index { residency: Residency::new(), last_used: Default::default() };
+        Self { pool, index: Mutex::new(index), evicted_chunks }
+    }
+
+    /// The slots.
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Counts `manifest` as in use until the guard drops.
+    pub(crate) fn use_revision(self: &Arc<Self>, manifest: &Manifest) -> RevisionUse {
+        let mut index = self.lock();
+        let revision = manifest.revision();
+        index.residency.begin(revision, manifest.uri(), manifest.bytes(), manifest.objects().len());
+        index.last_used.insert(revision, Instant::now());
+        RevisionUse { tier: Arc::clone(self), revision }
+    }
+
+    /// The chunk, if it is here.
+    pub(crate) fn get(&self, key: &ChunkKey, revision: Revision) -> Option<PinnedChunk> {
+        self.lock().residency.get(key, revision)
+    }
+
+    /// Whether the chunk is here, without counting as a use.
+    pub(crate) fn holds(&self, key: &ChunkKey) -> bool {
+        self.lock().residency.holds(key)
+    }
+
+    /// A slot to fill. The caller holds a window token for it.
+    pub(crate) async fn claim(&self) -> Result<ClaimedSlot, ClaimError> {
+        loop {
+            // Registered before looking, so that a slot that comes free in between is heard.
+            let came_free = self.pool.came_free();
+            tokio::pin!(came_free);
+            came_free.as_mut().enable();
+            if let Some(slot) = self.pool.take() {
+                return Ok(slot?);
+            }
+            let victims = self.lock().residency.evict(PinnedChunk::is_leased);
+            if victims.is_empty() {
+                came_free.await;
+            } else {
+                self.evicted_chunks.increment(victims.len() as u64);
+            }
+        }
+    }
+
+    /// Takes a verified chunk in and makes it readable.
+    pub(crate) fn insert(&self, verified: VerifiedChunk, revision: Revision) -> PinnedChunk {
+        let (slot, spec) = verified.into_parts();
+        let pinned = PinnedChunk(Arc::new(Pinned { slot: slot.publish(), bytes: spec.bytes }));
+        let replaced = self.lock().residency.insert(spec.key, revision, spec.bytes, pinned.clone());
+        drop(replaced);
+        pinned
+    }
+
+    /// Drops the checkpoints at or under `uri`.
+    pub(crate) fn evict_uri(&self, uri: &str) -> Evicted {
+        let (victims, checkpoints) = {
+            let mut index = self.lock();
+            let revisions: Vec<Revision> = index
+                .residency
+                .revisions()
+                .filter(|(_, entry)| is_at_or_under(&entry.uri, uri))
+                .map(|(revision, _)| *revision)
+                .collect();
+            (index.residency.drop_revisions(&revisions), revisions.len() as u64)
+        };
+        let mut evicted = Evicted { checkpoints, ..Evicted::default() };
+        for chunk in victims {
+            if chunk.is_leased() {
+                evicted.leased_bytes += chunk.bytes();
+            } else {
+                evicted.freed_bytes += chunk.bytes();
+            }
+        }
+        evicted
+    }
+
+    /// What is cached or in use at or under `uri`; everything if it is empty.
+    pub(crate) fn list(&self, uri: &str, now: Instant) -> Vec<CachedCheckpoint> {
+        let index = self.lock();
+        let mut listed: Vec<CachedCheckpoint> = index
+            .residency
+            .revisions()
+            .filter(|(_, entry)| uri.is_empty() || is_at_or_under(&entry.uri, uri))
+            .map(|(revision, entry)| CachedCheckpoint {
+                uri: entry.uri.clone(),
+                revision: *revision,
+                bytes: entry.bytes,
+                objects: entry.objects,
+                cached_bytes: entry.cached_bytes,
+                active: entry.active,
+                idle: index
+                    .last_used
+                    .get(revision)
+                    .map_or(Duration::ZERO, |used| now.saturating_duration_since(*used)),
+            })
+            .collect();
+        listed.sort_by(|a, b| (&a.uri, a.revision).cmp(&(&b.uri, b.revision)));
+        listed
+    }
+
+    /// How the tier's bytes are used.
+    pub(crate) fn sizes(&self) -> RamSizes {
+        let spec = self.pool.spec();
+        let segments = self.pool.segments();
+        let populated = self.pool.slots() as u64 * spec.chunk_bytes;
+        let free = self.pool.free_slots() as u64 * spec.chunk_bytes;
+        let index = self.lock();
+        let (mut cached, mut leased) = (0, 0);
+        for chunk in index.residency.values() {
+            let side = if chunk.is_leased() { &mut leased } else { &mut cached };
+            *side += spec.chunk_bytes;
+        }
+        RamSizes {
+            budget: spec.budget_bytes,
+            populated,
+            cached,
+            leased,
+            filling: populated.saturating_sub(free + cached + leased),
+            free,
+            locked: segments
+                .iter()
+                .filter(|segment| segment.placement().locked)
+                .map(|segment| segment.bytes() as u64)
+                .sum(),
+            chunk: spec.chunk_bytes,
+            segments: segments.len() as u64,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Index> {
+        // The index is consistent after each call, whoever panicked between two of them.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// `s3://b/a` is at or under `s3://b` and `s3://b/a/`, not under `s3://b/aa`.
+fn is_at_or_under(uri: &str, root: &str) -> bool {
+    let root = root.trim_end_matches('/');
+    uri.trim_end_matches('/')
+        .strip_prefix(root)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// A revision in use; eviction gives up others first.
+#[derive(Debug)]
+pub(crate) struct RevisionUse {
+    tier: Arc<RamTier>,
+    revision: Revision,
+}
+
+impl Drop for RevisionUse {
+    fn drop(&mut self) {
+        let mut index = self.tier.lock();
+        index.residency.end(self.revision);
+        let Index { residency, last_used } = &mut *index;
+        last_used.insert(self.revision, Instant::now());
+        // Bounded like the residency: what it forgot is forgotten here.
+        let known: std::collections::BTreeSet<&Revision> =
+            residency.revisions().map(|(revision, _)| revision).collect();
+        last_used.retain(|revision, _| known.contains(revision));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uri_covers_itself_and_what_is_under_it() {
+        assert!(is_at_or_under("s3://b/a", "s3://b/a"));
+        assert!(is_at_or_under("s3://b/a/", "s3://b/a"));
+        assert!(is_at_or_under("s3://b/a/m", "s3://b/a/"));
+        assert!(!is_at_or_under("s3://b/aa", "s3://b/a"));
+        assert!(!is_at_or_under("s3://b/a", "s3://b/a/m"));
+    }
+}

@@ -1,0 +1,230 @@
+//! The report of a load: what was handed over, from where, and where the time went.
+
+use std::time::Duration;
+
+use forebay_proto::StageSeconds;
+use tokio::time::Instant;
+
+use crate::fetch::FetchCost;
+use crate::timeline::path::CriticalPath;
+use crate::timeline::{Kind, Span, Stage, Timeline};
+
+/// Which tier the bytes of a load came from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct TierBytes {
+    /// RAM hits.
+    pub(crate) ram: u64,
+    /// From the origin, by this load's fetches or by those it joined.
+    pub(crate) origin: u64,
+}
+
+/// What a load counts while it runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Bytes by tier.
+    pub(crate) tiers: TierBytes,
+    /// What its own fetches cost.
+    pub(crate) cost: FetchCost,
+    /// One slot.
+    pub(crate) slot_bytes: u64,
+    /// The most bytes in slots at one time.
+    pub(crate) peak_window_bytes: u64,
+}
+
+/// A finished load.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Report {
+    /// The load's id.
+    pub(crate) load_id: String,
+    /// What was loaded, without a query.
+    pub(crate) uri: String,
+    /// Which revision.
+    pub(crate) revision: String,
+    /// In which lane.
+    pub(crate) lane: &'static str,
+    /// Counts.
+    pub(crate) tally: Tally,
+    /// From open to end.
+    pub(crate) wall: Duration,
+    /// From open to the first readable chunk; the wall time if there was none.
+    pub(crate) first_chunk: Duration,
+    /// Sums per stage.
+    pub(crate) stages: Vec<StageSeconds>,
+    /// The chain that decided the wall time.
+    pub(crate) critical_path: Vec<(Stage, Kind, Duration)>,
+    /// What no span covers.
+    pub(crate) unattributed: Duration,
+    /// When the client's copy engine waited, by cause.
+    pub(crate) device_idle: Vec<(Cause, Duration)>,
+}
+
+/// What the copy engine waited for. Names as in metrics.
+///
+/// A cause is charged only on the evidence of our own clocks: a queue of ours, a digest of ours, a
+/// client that holds what it was given. Waiting for the origin is `unknown` until the evidence that
+/// tells a slow origin from a lossy path is read (TCP state, throttle answers).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Cause {
+    /// Waiting for a place among the active loads.
+    AdmissionQueue,
+    /// Name resolution.
+    Dns,
+    /// TCP connect.
+    TcpConnect,
+    /// Waiting for a slot that leases held.
+    LeaseMemory,
+    /// Digests, and waiting for them.
+    Verify,
+    /// Readable, and the client did not take it.
+    Client,
+    /// No evidence.
+    Unknown,
+}
+
+impl Cause {
+    /// The name on the wire.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::AdmissionQueue => "admission_queue",
+            Self::Dns => "dns",
+            Self::TcpConnect => "tcp_connect",
+            Self::LeaseMemory => "lease_memory",
+            Self::Verify => "verify",
+            Self::Client => "client",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    fn of(stage: Stage) -> Self {
+        match stage {
+            Stage::Admission => Self::AdmissionQueue,
+            Stage::Dns => Self::Dns,
+            Stage::Connect => Self::TcpConnect,
+            Stage::LeaseAlloc => Self::LeaseMemory,
+            Stage::VerifyPart => Self::Verify,
+            Stage::ClientAck => Self::Client,
+            Stage::Resolve
+            | Stage::Plan
+            | Stage::ConnAcquire
+            | Stage::Tls
+            | Stage::Ttfb
+            | Stage::Body
+            | Stage::Backoff
+            | Stage::Publish => Self::Unknown,
+        }
+    }
+}
+
+/// Who and what a report is about.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Subject<'a> {
+    /// The load's id.
+    pub(crate) load_id: &'a str,
+    /// What was loaded.
+    pub(crate) uri: &'a str,
+    /// Which revision.
+    pub(crate) revision: &'a str,
+    /// In which lane.
+    pub(crate) lane: &'static str,
+}
+
+/// Closes the books of a load at `end`. `copies` are the busy stretches of the client's copy engine.
+pub(crate) fn close(
+    subject: Subject<'_>,
+    timeline: &Timeline,
+    tally: Tally,
+    copies: &[(Instant, Instant)],
+    end: Instant,
+) -> Report {
+    let opened = timeline.opened();
+    let path = timeline.critical_path(end);
+    let wall = end - opened;
+    Report {
+        load_id: subject.load_id.to_owned(),
+        uri: subject.uri.to_owned(),
+        revision: subject.revision.to_owned(),
+        lane: subject.lane,
+        tally,
+        wall,
+        first_chunk: timeline.first_chunk_at().map_or(wall, |at| at - opened),
+        stages: timeline.stages(),
+        critical_path: path.steps(),
+        unattributed: path.unattributed,
+        device_idle: idle_causes(&gaps(opened, end, copies), &path),
+    }
+}
+
+/// The stretches of `opened..end` in which no copy ran.
+fn gaps(opened: Instant, end: Instant, copies: &[(Instant, Instant)]) -> Vec<(Instant, Instant)> {
+    let mut copies = copies.to_vec();
+    copies.sort_unstable();
+    let mut gaps = Vec::new();
+    let mut at = opened;
+    for (start, stop) in copies {
+        if start > at {
+            gaps.push((at, start.min(end)));
+        }
+        at = at.max(stop.min(end));
+    }
+    if end > at {
+        gaps.push((at, end));
+    }
+    gaps
+}
+
+/// Charges each gap to what the critical path says of the same time; the rest is unknown.
+fn idle_causes(gaps: &[(Instant, Instant)], path: &CriticalPath) -> Vec<(Cause, Duration)> {
+    let overlap = |span: &Span, gap: &(Instant, Instant)| {
+        span.end.min(gap.1).saturating_duration_since(span.start.max(gap.0))
+    };
+    let mut sums: std::collections::BTreeMap<Cause, Duration> = Default::default();
+    let mut idle: Duration = gaps.iter().map(|(start, stop)| *stop - *start).sum();
+    for span in &path.segments {
+        let time: Duration = gaps.iter().map(|gap| overlap(span, gap)).sum();
+        idle = idle.saturating_sub(time);
+        *sums.entry(Cause::of(span.stage)).or_default() += time;
+    }
+    *sums.entry(Cause::Unknown).or_default() += idle;
+    sums.into_iter().filter(|(_, time)| !time.is_zero()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_time_is_charged_once_and_completely() {
+        let zero = Instant::now();
+        let at = |ms| zero + Duration::from_millis(ms);
+        let timeline = Timeline::new(zero);
+        timeline.load_span(Span::new(Stage::Admission, Kind::Queue, at(0), at(10)));
+        timeline.chunk_spans(
+            0,
+            [
+                Span::new(Stage::Body, Kind::Service, at(10), at(50)),
+                Span::new(Stage::VerifyPart, Kind::Service, at(50), at(55)),
+                Span::new(Stage::Publish, Kind::Service, at(55), at(60)),
+                Span::new(Stage::ClientAck, Kind::Service, at(60), at(100)),
+            ],
+        );
+        let subject = Subject { load_id: "l", uri: "u", revision: "r", lane: "interactive" };
+        let copies = [(at(70), at(80)), (at(75), at(90))];
+        let report = close(subject, &timeline, Tally::default(), &copies, at(100));
+        let idle: Vec<_> =
+            report.device_idle.iter().map(|(c, t)| (c.as_str(), t.as_millis())).collect();
+        assert_eq!(idle, [("admission_queue", 10), ("verify", 5), ("client", 20), ("unknown", 45)]);
+        let busy = 20;
+        assert_eq!(idle.iter().map(|(_, ms)| ms).sum::<u128>() + busy, report.wall.as_millis());
+        let path: Duration = report.critical_path.iter().map(|(.., time)| *time).sum();
+        assert_eq!(path + report.unattributed, report.wall);
+        assert_eq!(report.first_chunk, Duration::from_millis(60));
+    }
+
+    #[test]
+    fn copies_beyond_the_load_do_not_count() {
+        let zero = Instant::now();
+        let at = |ms| zero + Duration::from_millis(ms);
+        assert_eq!(gaps(at(0), at(10), &[(at(2), at(20))]), [(at(0), at(2))]);
+        assert_eq!(gaps(at(0), at(10), &[]), [(at(0), at(10))]);
+    }
+}

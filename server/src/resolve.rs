@@ -1,0 +1,321 @@
+//! Resolve: from a URI to an immutable [`Manifest`].
+//!
+//! A URI names one object, or all objects under a prefix, or, ending in `.safetensors.index.json`,
+//! the index and the shards it names. Without a trailing slash the exact key is tried first, then
+//! the prefix. Every object is pinned as the store described it at that moment; later stages ask for
+//! exactly that version.
+//!
+//! Objects whose name ends in `.safetensors` get their header read (see [`safetensors`]); all others
+//! are plain objects. Tensor indexes are kept for the last [`INDEXES_MAX`] revisions, so that a warm
+//! load asks the store for a listing and for nothing else.
+
+mod manifest;
+pub(crate) mod safetensors;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use forebay_origin::{
+    ObjectKey, ObjectMeta, OriginError, OriginErrorKind, OriginStore, OriginUri, Origins,
+    ReadRequest, UriError,
+};
+use forebay_proto::{Failure, Reason};
+use futures::{StreamExt, TryStreamExt};
+
+use crate::admission::AdmissionPermit;
+use crate::error::origin_failure;
+use safetensors::HeaderError;
+
+pub(crate) use manifest::{Manifest, Object, Revision, Tensor};
+
+/// Objects of a checkpoint.
+const OBJECTS_MAX: usize = 100_000;
+
+/// Tensors of a checkpoint, over all objects.
+const TENSORS_MAX: usize = 2 << 20;
+
+/// Bytes of an index file; the largest published ones have a few MB.
+const INDEX_BYTES_MAX: u64 = 64 << 20;
+
+/// Headers read at one time.
+const HEADERS_AT_ONCE: usize = 16;
+
+/// First read of a header: most are smaller, so one request is enough.
+const HEADER_GUESS_BYTES: u64 = 64 << 10;
+
+/// Revisions whose tensor index is kept.
+const INDEXES_MAX: usize = 64;
+
+const INDEX_SUFFIX: &str = ".safetensors.index.json";
+const SAFETENSORS_SUFFIX: &str = ".safetensors";
+
+/// Why a URI cannot be resolved.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ResolveError {
+    /// Not a URI of an origin.
+    #[error(transparent)]
+    Uri(#[from] UriError),
+    /// The origin failed.
+    #[error(transparent)]
+    Origin(#[from] OriginError),
+    /// Neither an object nor anything under it as a prefix.
+    #[error("{uri} names no object, and nothing lies under it")]
+    Nothing {
+        /// As asked for, without a query.
+        uri: String,
+    },
+    /// A header is not what the format asks for.
+    #[error("{key}: {problem}")]
+    Header {
+        /// The object.
+        key: String,
+        /// What is wrong.
+        problem: HeaderError,
+    },
+    /// More than a checkpoint may have.
+    #[error("{uri} has more than {limit} {what}")]
+    Limit {
+        /// As asked for, without a query.
+        uri: String,
+        /// What there is too much of.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+}
+
+impl From<ResolveError> for Failure {
+    fn from(error: ResolveError) -> Self {
+        let message = error.to_string();
+        match error {
+            ResolveError::Uri(_) => Self::new(Reason::BadUri, message),
+            ResolveError::Origin(error) => origin_failure(error),
+            ResolveError::Nothing { .. } => Self::new(Reason::ObjectNotFound, message),
+            ResolveError::Header { key, .. } => {
+                Self::new(Reason::DecodeFailed, message).for_object(&key)
+            }
+            ResolveError::Limit { .. } => {
+                Self::new(Reason::LimitExceeded, &message).with_quota(message)
+            }
+        }
+        .at_stage("resolve")
+    }
+}
+
+type TensorIndex = Arc<Vec<Tensor>>;
+
+/// The resolve stage.
+#[derive(Debug)]
+pub(crate) struct Resolver {
+    origins: Arc<Origins>,
+    indexes: Mutex<VecDeque<(Revision, TensorIndex)>>,
+}
+
+impl Resolver {
+    /// A stage that reads from `origins`.
+    pub(crate) fn new(origins: Arc<Origins>) -> Self {
+        Self { origins, indexes: Mutex::default() }
+    }
+
+    /// Resolves `uri` as it is now. The permit bounds how many do so at a time.
+    pub(crate) async fn resolve(
+        &self,
+        _permit: &AdmissionPermit,
+        uri: &str,
+    ) -> Result<Manifest, ResolveError> {
+        let uri = OriginUri::parse(uri)?;
+        let store = self.origins.open(&uri)?;
+        let listing = Listing { uri: &uri, store: &*store };
+        let mut objects = listing.objects().await?;
+        objects.sort_by(|a, b| a.name.cmp(&b.name));
+        let revision = manifest::revision_of(&objects);
+        let tensors = match self.known_index(revision) {
+            Some(tensors) => tensors,
+            None => {
+                let tensors = Arc::new(listing.tensors(&objects).await?);
+                self.keep_index(revision, &tensors);
+                tensors
+            }
+        };
+        Ok(Manifest::new(uri.to_string(), objects, tensors, store))
+    }
+
+    fn known_index(&self, revision: Revision) -> Option<TensorIndex> {
+        let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = indexes.iter().position(|(known, _)| *known == revision)?;
+        let entry = indexes.remove(at)?;
+        let tensors = Arc::clone(&entry.1);
+        indexes.push_back(entry);
+        Some(tensors)
+    }
+
+    fn keep_index(&self, revision: Revision, tensors: &TensorIndex) {
+        let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+        indexes.push_back((revision, Arc::clone(tensors)));
+        let mut total: usize = indexes.iter().map(|(_, tensors)| tensors.len()).sum();
+        while indexes.len() > INDEXES_MAX || (total > TENSORS_MAX && indexes.len() > 1) {
+            total -= indexes.pop_front().map_or(0, |(_, tensors)| tensors.len());
+        }
+    }
+}
+
+/// One resolution: what is asked, and of whom.
+struct Listing<'a> {
+    uri: &'a OriginUri,
+    store: &'a dyn OriginStore,
+}
+
+impl Listing<'_> {
+    /// The objects that the URI names.
+    async fn objects(&self) -> Result<Vec<Object>, ResolveError> {
+        if !self.uri.is_prefix() {
+            match self.store.head(self.uri.key()).await {
+                Ok(meta) if meta.key.as_str().ends_with(INDEX_SUFFIX) => {
+                    return self.indexed(meta).await;
+                }
+                Ok(meta) => {
+                    let name = meta.key.file_name().to_owned();
+                    return Ok(vec![self.object(name, meta)]);
+                }
+                Err(error) if error.kind == OriginErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let prefix = self.uri.key();
+        let listed = self.store.list(prefix, OBJECTS_MAX).await?;
+        if listed.is_empty() {
+            return Err(ResolveError::Nothing { uri: self.uri.to_string() });
+        }
+        Ok(listed
+            .into_iter()
+            .map(|meta| {
+                let name = meta.key.relative_to(prefix).unwrap_or(meta.key.as_str()).to_owned();
+                self.object(name, meta)
+            })
+            .collect())
+    }
+
+    /// An index and the shards it names, beside it.
+    async fn indexed(&self, index: ObjectMeta) -> Result<Vec<Object>, ResolveError> {
+        let folder = index.key.parent();
+        let index_name = index.key.file_name().to_owned();
+        let index = self.object(index_name, index);
+        if index.bytes > INDEX_BYTES_MAX {
+            return Err(self.limit("bytes of index", INDEX_BYTES_MAX));
+        }
+        let json = self.read(&index, 0, index.bytes).await?;
+        let header = |problem| ResolveError::Header { key: index.name.clone(), problem };
+        let shards = safetensors::parse_index(&json).map_err(header)?;
+        if shards.len() >= OBJECTS_MAX {
+            return Err(self.limit("objects", OBJECTS_MAX as u64));
+        }
+        let shards: Vec<_> = shards.into_iter().map(|shard| self.shard(&folder, shard)).collect();
+        let mut objects: Vec<Object> =
+            futures::stream::iter(shards).buffered(HEADERS_AT_ONCE).try_collect().await?;
+        objects.push(index);
+        Ok(objects)
+    }
+
+    async fn shard(&self, folder: &ObjectKey, name: String) -> Result<Object, ResolveError> {
+        let key = folder.join(&name).map_err(UriError::from)?;
+        let meta = self.store.head(&key).await?;
+        Ok(self.object(name, meta))
+    }
+
+    fn object(&self, name: String, meta: ObjectMeta) -> Object {
+        manifest::object_of(&self.uri.origin(), name, meta)
+    }
+
+    /// The tensors of all safetensors objects.
+    async fn tensors(&self, objects: &[Object]) -> Result<Vec<Tensor>, ResolveError> {
+        let of_format = |(_, object): &(usize, &Object)| object.name.ends_with(SAFETENSORS_SUFFIX);
+        let headers: Vec<_> = objects
+            .iter()
+            .enumerate()
+            .filter(of_format)
+            .map(|(index, object)| self.header(index, object))
+            .collect();
+        let mut headers = futures::stream::iter(headers).buffered(HEADERS_AT_ONCE);
+        let mut tensors = Vec::new();
+        while let Some(more) = headers.try_next().await? {
+            tensors.extend(more);
+            if tensors.len() > TENSORS_MAX {
+                return Err(self.limit("tensors", TENSORS_MAX as u64));
+            }
+        }
+        Ok(tensors)
+    }
+
+    /// The tensors of one object.
+    async fn header(&self, index: usize, object: &Object) -> Result<Vec<Tensor>, ResolveError> {
+        let bad = |problem| ResolveError::Header { key: object.name.clone(), problem };
+        let guess = HEADER_GUESS_BYTES.min(object.bytes);
+        let mut bytes = self.read(object, 0, guess).await?;
+        let prefix: [u8; 8] =
+            bytes.first_chunk().copied().ok_or_else(|| bad(HeaderError::TooShort(object.bytes)))?;
+        let json_bytes = safetensors::header_bytes(prefix, object.bytes).map_err(bad)?;
+        let end = safetensors::PREFIX_BYTES + json_bytes;
+        if end > guess {
+            bytes.extend(self.read(object, guess, end).await?);
+        }
+        let json = usize::try_from(end)
+            .ok()
+            .and_then(|end| bytes.get(8..end))
+            .ok_or_else(|| bad(HeaderError::TooShort(object.bytes)))?;
+        let entries = safetensors::parse(json, object.bytes).map_err(bad)?;
+        Ok(entries.into_iter().map(|entry| Tensor { object: index, entry }).collect())
+    }
+
+    async fn read(&self, object: &Object, begin: u64, end: u64) -> Result<Vec<u8>, ResolveError> {
+        let length = usize::try_from(end - begin).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; length];
+        if length > 0 {
+            let request = ReadRequest {
+                key: object.key.clone(),
+                pin: object.pin.clone(),
+                object_bytes: object.bytes,
+                range: begin..end,
+            };
+            self.store.read(&request, &mut bytes).await?;
+        }
+        Ok(bytes)
+    }
+
+    fn limit(&self, what: &'static str, limit: u64) -> ResolveError {
+        ResolveError::Limit { uri: self.uri.to_string(), what, limit }
+    }
+}
+
+/// A manifest of objects `(name, bytes)` and tensors `(name, object, offset, bytes)` over no store.
+#[cfg(test)]
+pub(crate) fn manifest_for_tests(
+    objects: &[(&str, u64)],
+    tensors: &[(&str, usize, u64, u64)],
+) -> Arc<Manifest> {
+    use forebay_origin::{OriginSettings, Pin, SystemResolver};
+
+    let origins = Origins::new(OriginSettings::default(), Arc::new(SystemResolver)).unwrap();
+    let store = origins.open(&OriginUri::parse("file:///nowhere/").unwrap()).unwrap();
+    let objects = objects
+        .iter()
+        .map(|(name, bytes)| {
+            let key = ObjectKey::parse(name).unwrap();
+            let pin = Pin { etag: Some("\"e\"".into()), version: None, last_modified: None };
+            manifest::object_of("test://", (*name).into(), ObjectMeta { key, bytes: *bytes, pin })
+        })
+        .collect();
+    let tensors = tensors
+        .iter()
+        .map(|(name, object, offset, bytes)| Tensor {
+            object: *object,
+            entry: safetensors::TensorEntry {
+                name: (*name).into(),
+                dtype: "U8".into(),
+                shape: vec![*bytes],
+                offset: *offset,
+                bytes: *bytes,
+            },
+        })
+        .collect();
+    Arc::new(Manifest::new("test://checkpoint".into(), objects, Arc::new(tensors), store))
+}

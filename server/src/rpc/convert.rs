@@ -1,0 +1,295 @@
+//! From the daemon's own types to those of the wire, and the few that come in.
+
+use std::time::Duration;
+
+use forebay_proto::{Failure, Reason, StageSeconds, pb};
+
+use crate::admission::Lane;
+use crate::load::{ClientEvent, Granted, Opened, Progress};
+use crate::loads::LoadState;
+use crate::metrics::as_f64;
+use crate::ram::{CachedCheckpoint, RamSizes};
+use crate::report::{Report, TierBytes};
+use crate::resolve::{Manifest, Object, Tensor};
+
+/// Objects or tensors of one page: some hundreds of kilobytes at most, as keys have at most 1 KiB
+/// and names at most 4 KiB.
+const PAGE_ITEMS: usize = 200;
+
+/// The longest load id.
+const LOAD_ID_BYTES_MAX: usize = 64;
+
+/// Globs of one filter.
+const GLOBS_MAX: usize = 1000;
+
+/// Checks a client-chosen load id; an empty one is replaced.
+pub(super) fn load_id(text: String) -> Result<String, Failure> {
+    if text.is_empty() {
+        let mut bytes = [0; 8];
+        getrandom::fill(&mut bytes)
+            .map_err(|error| Failure::new(Reason::Internal, format!("no random bytes: {error}")))?;
+        return Ok(format!("{:016x}", u64::from_le_bytes(bytes)));
+    }
+    let fits = text.len() <= LOAD_ID_BYTES_MAX
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    if fits {
+        Ok(text)
+    } else {
+        Err(Failure::new(Reason::BadRequest, "a load id is 1 to 64 of A-Z a-z 0-9 . _ -"))
+    }
+}
+
+/// The lane of a request, or the default of its method.
+pub(super) fn lane(lane: i32, default: Lane) -> Result<Lane, Failure> {
+    match pb::Lane::try_from(lane) {
+        Ok(pb::Lane::Unspecified) => Ok(default),
+        Ok(pb::Lane::Interactive) => Ok(Lane::Interactive),
+        Ok(pb::Lane::Prefetch) => Ok(Lane::Prefetch),
+        Err(_unknown) => Err(Failure::new(Reason::BadRequest, format!("there is no lane {lane}"))),
+    }
+}
+
+/// Checks a list of globs.
+pub(super) fn globs(globs: Vec<String>) -> Result<Vec<String>, Failure> {
+    if globs.len() > GLOBS_MAX || globs.iter().any(|glob| glob.len() > 4096) {
+        return Err(Failure::new(Reason::BadRequest, "at most 1000 globs of 4096 bytes each"));
+    }
+    Ok(globs)
+}
+
+/// What a client says in the middle of a load.
+pub(super) fn client_event(event: pb::load_request::Event) -> Result<ClientEvent, Failure> {
+    match event {
+        pb::load_request::Event::Open(_) => {
+            Err(Failure::new(Reason::BadRequest, "the load is open already"))
+        }
+        pb::load_request::Event::Release(release) => Ok(ClientEvent::Release(release.lease_ids)),
+        pb::load_request::Event::Copies(copies) => {
+            let span = |span: pb::CopySpan| {
+                let start = Duration::from_nanos(span.start_nanos);
+                (start, Duration::from_nanos(span.end_nanos.max(span.start_nanos)))
+            };
+            Ok(ClientEvent::Copies(copies.spans.into_iter().map(span).collect()))
+        }
+    }
+}
+
+pub(super) fn opened(opened: &Opened, session: &[u8]) -> pb::LoadOpened {
+    let manifest = opened.plan.manifest();
+    pb::LoadOpened {
+        load_id: opened.load_id.clone(),
+        session: session.to_vec().into(),
+        uri: manifest.uri().to_owned(),
+        revision: manifest.revision().to_string(),
+        object_count: manifest.objects().len() as u64,
+        tensor_count: manifest.tensors().len() as u64,
+        chunk_count: opened.plan.chunks().len() as u64,
+        granted_bytes: opened.plan.bytes(),
+        checkpoint_bytes: manifest.bytes(),
+        chunk_bytes: opened.chunk_bytes,
+        window_bytes: opened.window_bytes,
+    }
+}
+
+/// A manifest in pages; at least one, the last one marked. `cached` is per object, or empty.
+pub(super) fn pages<'a>(
+    manifest: &'a Manifest,
+    cached: &'a [u64],
+) -> impl Iterator<Item = pb::ManifestPage> + 'a {
+    let objects = manifest.objects().chunks(PAGE_ITEMS).enumerate().map(move |(page, objects)| {
+        let first = page * PAGE_ITEMS;
+        let convert = |(n, o)| object(o, cached.get(first + n).copied().unwrap_or_default());
+        let objects = objects.iter().enumerate().map(convert).collect();
+        pb::ManifestPage { objects, tensors: Vec::new(), last: false }
+    });
+    let tensors = manifest.tensors().chunks(PAGE_ITEMS).map(|tensors| pb::ManifestPage {
+        objects: Vec::new(),
+        tensors: tensors.iter().map(tensor).collect(),
+        last: false,
+    });
+    let end = pb::ManifestPage { objects: Vec::new(), tensors: Vec::new(), last: true };
+    objects.chain(tensors).chain(std::iter::once(end))
+}
+
+fn object(object: &Object, cached_ram_bytes: u64) -> pb::Object {
+    pb::Object {
+        key: object.name.clone(),
+        bytes: object.bytes,
+        etag: object.pin.etag.clone().unwrap_or_default(),
+        version: object.pin.version.clone().unwrap_or_default(),
+        cached_ram_bytes,
+    }
+}
+
+fn tensor(tensor: &Tensor) -> pb::Tensor {
+    pb::Tensor {
+        name: tensor.entry.name.clone(),
+        dtype: tensor.entry.dtype.clone(),
+        shape: tensor.entry.shape.clone(),
+        object_index: tensor.object as u64,
+        offset: tensor.entry.offset,
+        bytes: tensor.entry.bytes,
+    }
+}
+
+pub(super) fn grant(granted: &Granted) -> pb::Grant {
+    let tier = if granted.was_cached { pb::Tier::Ram } else { pb::Tier::Origin };
+    let extents = granted.spec.extents.iter().map(|extent| pb::Extent {
+        object_index: extent.object as u64,
+        object_offset: extent.object_offset,
+        slot_offset: extent.slot_offset,
+        bytes: extent.bytes,
+    });
+    pb::Grant {
+        lease_id: granted.slot.lease_id,
+        chunk_index: granted.spec.index as u64,
+        segment_id: granted.slot.segment,
+        slot: granted.slot.slot,
+        generation: granted.slot.generation,
+        tier: tier.into(),
+        extents: extents.collect(),
+    }
+}
+
+pub(super) fn tiers(tiers: TierBytes) -> pb::BytesByTier {
+    pb::BytesByTier { ram: tiers.ram, nvme: 0, origin: tiers.origin }
+}
+
+fn stage(stage: &StageSeconds) -> pb::StageTime {
+    pb::StageTime {
+        stage: stage.stage.clone(),
+        queue_seconds: stage.queue.as_secs_f64(),
+        service_seconds: stage.service.as_secs_f64(),
+    }
+}
+
+pub(super) fn report(report: &Report) -> pb::LoadReport {
+    let tally = &report.tally;
+    pb::LoadReport {
+        load_id: report.load_id.clone(),
+        uri: report.uri.clone(),
+        revision: report.revision.clone(),
+        bytes: tally.tiers.ram + tally.tiers.origin,
+        wall_seconds: report.wall.as_secs_f64(),
+        time_to_first_chunk_seconds: report.first_chunk.as_secs_f64(),
+        bytes_by_tier: Some(tiers(tally.tiers)),
+        origin_bytes: tally.cost.bytes,
+        attempts: tally.cost.attempts,
+        retries: tally.cost.retries,
+        hedges: 0,
+        stages: report.stages.iter().map(stage).collect(),
+        critical_path: report
+            .critical_path
+            .iter()
+            .map(|(stage, kind, time)| pb::PathStep {
+                stage: stage.as_str().to_owned(),
+                kind: kind.as_str().to_owned(),
+                seconds: time.as_secs_f64(),
+            })
+            .collect(),
+        unattributed_seconds: report.unattributed.as_secs_f64(),
+        device_idle: report
+            .device_idle
+            .iter()
+            .map(|(cause, time)| pb::IdleTime {
+                cause: cause.as_str().to_owned(),
+                seconds: time.as_secs_f64(),
+            })
+            .collect(),
+        peak_window_bytes: tally.peak_window_bytes,
+        lane: report.lane.to_owned(),
+    }
+}
+
+pub(super) fn progress(progress: &Progress) -> pb::PrefetchProgress {
+    pb::PrefetchProgress {
+        uri: progress.manifest.uri().to_owned(),
+        revision: progress.manifest.revision().to_string(),
+        done_bytes: progress.done_bytes,
+        total_bytes: progress.manifest.bytes(),
+        bytes_by_tier: Some(tiers(progress.tally.tiers)),
+    }
+}
+
+pub(super) fn checkpoint(cached: &CachedCheckpoint) -> pb::CachedCheckpoint {
+    pb::CachedCheckpoint {
+        uri: cached.uri.clone(),
+        revision: cached.revision.to_string(),
+        bytes: cached.bytes,
+        object_count: cached.objects as u64,
+        cached: Some(in_tiers(cached.cached_bytes, cached.bytes)),
+        active_loads: cached.active as u64,
+        idle_seconds: if cached.active > 0 { 0.0 } else { cached.idle.as_secs_f64() },
+    }
+}
+
+/// What is cached of a whole; the rest is at the origin.
+pub(super) fn in_tiers(ram: u64, whole: u64) -> pb::BytesByTier {
+    pb::BytesByTier { ram, nvme: 0, origin: whole.saturating_sub(ram) }
+}
+
+pub(super) fn ram(sizes: RamSizes) -> pb::RamStatus {
+    pb::RamStatus {
+        budget_bytes: sizes.budget,
+        populated_bytes: sizes.populated,
+        cached_bytes: sizes.cached,
+        leased_bytes: sizes.leased,
+        filling_bytes: sizes.filling,
+        free_bytes: sizes.free,
+        locked_bytes: sizes.locked,
+        chunk_bytes: sizes.chunk,
+        segments: sizes.segments,
+    }
+}
+
+pub(super) fn load(load: &LoadState, age: Duration) -> pb::LoadStatus {
+    use std::sync::atomic::Ordering::Relaxed;
+    pb::LoadStatus {
+        load_id: load.load_id.clone(),
+        uri: load.uri.clone(),
+        lane: load.lane.as_str().to_owned(),
+        uid: load.peer.uid,
+        pid: load.peer.pid,
+        age_seconds: age.as_secs_f64(),
+        granted_bytes: load.granted_bytes.load(Relaxed),
+        leased_bytes: load.leased_bytes(),
+        total_bytes: load.total_bytes.load(Relaxed),
+    }
+}
+
+/// A share in per cent, for logs.
+pub(super) fn percent(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 100.0 } else { as_f64(part) / as_f64(whole) * 100.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resolve::manifest_for_tests;
+
+    #[test]
+    fn load_ids_are_checked_or_made() {
+        assert_eq!(load_id("pod-1_a.b".into()).unwrap(), "pod-1_a.b");
+        assert_eq!(load_id(String::new()).unwrap().len(), 16);
+        assert_ne!(load_id(String::new()).unwrap(), load_id(String::new()).unwrap());
+        for text in ["a b", "ü", "a/b", &"x".repeat(65)] {
+            assert!(load_id(text.to_owned()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn pages_hold_everything_once_and_end() {
+        let names: Vec<String> = (0..450).map(|n| format!("o{n:04}")).collect();
+        let objects: Vec<_> = names.iter().map(|name| (name.as_str(), 1)).collect();
+        let manifest = manifest_for_tests(&objects, &[("t", 0, 0, 1)]);
+        let cached: Vec<u64> = (0..450).collect();
+        let pages: Vec<_> = pages(&manifest, &cached).collect();
+        assert_eq!(pages.len(), 3 + 1 + 1);
+        assert!(pages.iter().rev().skip(1).all(|page| !page.last) && pages.last().unwrap().last);
+        let objects: Vec<_> = pages.iter().flat_map(|page| &page.objects).collect();
+        assert_eq!(objects.len(), 450);
+        assert_eq!(objects[449].cached_ram_bytes, 449);
+        let empty = manifest_for_tests(&[], &[]);
+        assert_eq!(super::pages(&empty, &[]).count(), 1);
+    }
+}

@@ -1,0 +1,254 @@
+//! Streams: their queue, their end, and the two long ones, `Load` and `Prefetch`.
+//!
+//! A stream is a bounded queue between the task that works and the connection that sends. The
+//! receiving half carries a guard: dropped with the connection or by a client that cancels, it
+//! cancels the task.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+
+use forebay_proto::{Failure, Reason, pb};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::Stream;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Status, Streaming};
+
+use super::{Context, Shared, client_gone, convert, deadline};
+use crate::admission::Lane;
+use crate::load::{ClientEvent, LoadEvent, LoadRequest, Progress, keep, lend};
+use crate::metrics;
+use crate::plan::Selection;
+use crate::report::Report;
+use crate::timeline::Timeline;
+
+/// Grants on their way to the connection.
+pub(super) const GRANT_QUEUE: usize = 64;
+
+/// Pages on their way to the connection.
+pub(super) const PAGE_QUEUE: usize = 4;
+
+/// Client messages between the connection and the load.
+const CLIENT_QUEUE: usize = 64;
+
+type Out<T> = mpsc::Sender<Result<T, Status>>;
+
+/// The sending connection's half of a stream.
+#[derive(Debug)]
+pub(crate) struct GuardedStream<T> {
+    messages: mpsc::Receiver<Result<T, Status>>,
+    _guard: DropGuard,
+}
+
+impl<T> Stream for GuardedStream<T> {
+    type Item = Result<T, Status>;
+
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+    ) -> Poll<Option<Self::Item>> {
+        self.messages.poll_recv(context)
+    }
+}
+
+/// A stream: the task's half, the connection's half, and the token that is set when the connection's
+/// half is dropped or the daemon stops.
+pub(super) fn open<T>(
+    depth: usize,
+    stop: &CancellationToken,
+) -> (Out<T>, GuardedStream<T>, CancellationToken) {
+    let (out, messages) = mpsc::channel(depth);
+    let gone = stop.child_token();
+    let stream = GuardedStream { messages, _guard: gone.clone().drop_guard() };
+    (out, stream, gone)
+}
+
+/// The end of a call.
+pub(super) struct Ending {
+    pub(super) method: &'static str,
+    pub(super) context: Instant,
+}
+
+impl Ending {
+    /// Counts and logs the end, and tells the client if it failed.
+    pub(super) async fn tell<T>(self, outcome: Result<(), Failure>, out: &Out<T>) {
+        let seconds = self.context.elapsed().as_secs_f64();
+        let Err(failure) = outcome else {
+            metrics::request_ended(self.method, "OK", seconds);
+            return;
+        };
+        metrics::request_ended(self.method, failure.kind().as_str(), seconds);
+        metrics::failed(&failure);
+        tracing::warn!(method = self.method, seconds, %failure, "request failed");
+        // A client that is gone is not told.
+        drop(out.send(Err(failure.to_status())).await);
+    }
+}
+
+/// Adds where the time went to a failure.
+pub(super) fn with_stages(mut failure: Failure, timeline: &Timeline) -> Failure {
+    failure.stages = timeline.stages();
+    failure
+}
+
+/// One `Load`: the open message, then the conversation.
+pub(super) async fn load(
+    shared: &Arc<Shared>,
+    context: Context,
+    timeline: &Timeline,
+    mut incoming: Streaming<pb::LoadRequest>,
+    out: &Out<pb::LoadResponse>,
+) -> Result<(), Failure> {
+    let first = context.deadline.cut(incoming.message()).await.map_err(|_expired| deadline())?;
+    let first = first.map_err(|_broken| client_gone())?.and_then(|first| first.event);
+    let Some(pb::load_request::Event::Open(open)) = first else {
+        return Err(Failure::new(Reason::BadRequest, "a load begins with `open`"));
+    };
+    let request = LoadRequest {
+        uri: open.uri,
+        load_id: convert::load_id(open.load_id)?,
+        lane: convert::lane(open.lane, Lane::Interactive)?,
+        selection: Selection {
+            tensors: convert::globs(open.tensors)?,
+            objects: convert::globs(open.objects)?,
+        },
+        peer: context.peer,
+        deadline: context.deadline,
+    };
+    let stay = shared.sessions.enter(&open.session, context.peer)?;
+    let token = stay.session().token();
+    let (events, heard) = mpsc::channel(GRANT_QUEUE);
+    let (said, client_events) = mpsc::channel(CLIENT_QUEUE);
+    let lending = lend(&shared.stages, &request, timeline, stay, (events, client_events));
+    let talking = async {
+        let (ended, told) = tokio::join!(lending, tell(heard, token.as_bytes(), out));
+        ended.and(told)
+    };
+    tokio::select! {
+        ended = talking => ended,
+        failure = hear(incoming, said) => Err(failure),
+    }
+}
+
+/// Passes the client's messages on; ends only with a client that breaks the protocol.
+async fn hear(
+    mut incoming: Streaming<pb::LoadRequest>,
+    said: mpsc::Sender<ClientEvent>,
+) -> Failure {
+    loop {
+        let event = match incoming.message().await {
+            Ok(Some(pb::LoadRequest { event: Some(event) })) => {
+                match convert::client_event(event) {
+                    Ok(event) => event,
+                    Err(failure) => return failure,
+                }
+            }
+            Ok(Some(pb::LoadRequest { event: None })) => continue,
+            Ok(None) => break,
+            Err(_broken) => ClientEvent::Lost,
+        };
+        if said.send(event).await.is_err() {
+            break;
+        }
+    }
+    // The end of the channel is the client's "done"; what the load makes of it comes from `lend`.
+    drop(said);
+    std::future::pending().await
+}
+
+/// Passes the load's events on.
+async fn tell(
+    mut heard: mpsc::Receiver<LoadEvent>,
+    session: &[u8],
+    out: &Out<pb::LoadResponse>,
+) -> Result<(), Failure> {
+    use pb::load_response::Event;
+    let send = |event: Event| send(out, pb::LoadResponse { event: Some(event) });
+    while let Some(event) = heard.recv().await {
+        match event {
+            LoadEvent::Opened(opened) => {
+                send(Event::Opened(convert::opened(&opened, session))).await?;
+                for page in convert::pages(opened.plan.manifest(), &[]) {
+                    send(Event::Manifest(page)).await?;
+                }
+            }
+            LoadEvent::Granted(granted) => send(Event::Grant(convert::grant(&granted))).await?,
+            LoadEvent::Complete => send(Event::Complete(pb::LoadComplete {})).await?,
+            LoadEvent::Report(report) => {
+                ended("load", &report);
+                send(Event::Report(convert::report(&report))).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One `Prefetch`.
+pub(super) async fn prefetch(
+    shared: &Arc<Shared>,
+    context: Context,
+    timeline: &Timeline,
+    asked: pb::PrefetchRequest,
+    out: &Out<pb::PrefetchResponse>,
+) -> Result<(), Failure> {
+    use pb::prefetch_response::Event;
+    match pb::Tier::try_from(asked.tier) {
+        Ok(pb::Tier::Unspecified | pb::Tier::Ram) => {}
+        _ => return Err(Failure::new(Reason::BadRequest, "this build prefetches into RAM only")),
+    }
+    let request = LoadRequest {
+        uri: asked.uri,
+        load_id: convert::load_id(asked.load_id)?,
+        lane: Lane::Prefetch,
+        selection: Selection::default(),
+        peer: context.peer,
+        deadline: context.deadline,
+    };
+    let stay = shared.sessions.enter(&[], context.peer)?;
+    let (steps, heard) = mpsc::channel(1);
+    let send = |event: Event| send(out, pb::PrefetchResponse { event: Some(event) });
+    let telling = async {
+        let mut heard: mpsc::Receiver<Progress> = heard;
+        while let Some(step) = heard.recv().await {
+            send(Event::Progress(convert::progress(&step))).await?;
+        }
+        Ok::<(), Failure>(())
+    };
+    let keeping = keep(&shared.stages, &request, timeline, stay, steps);
+    let (kept, told) = tokio::join!(keeping, telling);
+    told?;
+    let report = kept?;
+    ended("prefetch", &report);
+    send(Event::Report(convert::report(&report))).await
+}
+
+/// Sends messages one after the other.
+pub(super) async fn send_all<T>(out: &Out<T>, messages: Vec<T>) -> Result<(), Failure> {
+    for message in messages {
+        send(out, message).await?;
+    }
+    Ok(())
+}
+
+async fn send<T>(out: &Out<T>, message: T) -> Result<(), Failure> {
+    out.send(Ok(message)).await.map_err(|_closed| client_gone())
+}
+
+/// Counts and logs a finished load.
+fn ended(what: &'static str, report: &Report) {
+    metrics::load_ended(report);
+    let bytes = report.tally.tiers.ram + report.tally.tiers.origin;
+    tracing::info!(
+        load_id = report.load_id,
+        uri = report.uri,
+        revision = report.revision,
+        lane = report.lane,
+        bytes,
+        ram_percent = format_args!("{:.0}", convert::percent(report.tally.tiers.ram, bytes)),
+        wall_seconds = report.wall.as_secs_f64(),
+        attempts = report.tally.cost.attempts,
+        retries = report.tally.cost.retries,
+        "{what} done"
+    );
+}

@@ -1,0 +1,112 @@
+//! Verify: the only constructor of a [`VerifiedChunk`].
+//!
+//! Length, version and range were checked while the parts arrived. What is left is the digest: each
+//! chunk is hashed with BLAKE3 on a worker thread, and compared with the digest of its first fetch
+//! (see [`record`]). A difference means that the origin gave other bytes for the same version of the
+//! same object: nothing of it is kept.
+
+pub(crate) mod record;
+
+use std::sync::Arc;
+
+use forebay_proto::{Failure, Reason};
+use tokio::time::Instant;
+
+use crate::cpu::{Stopped, Workers};
+use crate::fetch::FetchedChunk;
+use crate::plan::ChunkSpec;
+use crate::ram::pool::ClaimedSlot;
+use crate::timeline::{Kind, Span, Stage};
+use record::{Records, Verdict};
+
+/// Why a chunk is not verified.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VerifyError {
+    /// Other bytes than on first fetch.
+    #[error("the origin gave other bytes than on first fetch for the same version of {object}")]
+    Mismatch {
+        /// First object of the chunk.
+        object: String,
+    },
+    /// The daemon is going away.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+impl From<VerifyError> for Failure {
+    fn from(error: VerifyError) -> Self {
+        let message = error.to_string();
+        match error {
+            VerifyError::Mismatch { object } => {
+                Self::new(Reason::DigestMismatch, message).for_object(&object)
+            }
+            VerifyError::Stopped(_) => Self::new(Reason::Draining, message),
+        }
+        .at_stage("verify_part")
+    }
+}
+
+/// A chunk whose bytes are right as far as anyone knows.
+#[derive(Debug)]
+pub(crate) struct VerifiedChunk {
+    slot: ClaimedSlot,
+    spec: Arc<ChunkSpec>,
+}
+
+impl VerifiedChunk {
+    /// The slot and what is in it.
+    pub(crate) fn into_parts(self) -> (ClaimedSlot, Arc<ChunkSpec>) {
+        (self.slot, self.spec)
+    }
+}
+
+/// The verify stage.
+#[derive(Debug)]
+pub(crate) struct Verifier {
+    workers: Workers,
+    records: Arc<Records>,
+}
+
+impl Verifier {
+    /// A stage that hashes on `workers` and keeps its digests in `records`.
+    pub(crate) fn new(workers: Workers, records: Records) -> Self {
+        Self { workers, records: Arc::new(records) }
+    }
+
+    /// Hashes the chunk and compares. Returns it with its queue and service spans.
+    pub(crate) async fn verify(
+        &self,
+        fetched: FetchedChunk,
+    ) -> Result<(VerifiedChunk, [Span; 2]), VerifyError> {
+        let offered = Instant::now();
+        let records = Arc::clone(&self.records);
+        let (slot, spec, first_object) = fetched.into_parts();
+        self.workers
+            .run(move || {
+                let started = Instant::now();
+                let verdict = records.check(spec.key, digest(&slot, &spec));
+                let spans = [
+                    Span::new(Stage::VerifyPart, Kind::Queue, offered, started),
+                    Span::new(Stage::VerifyPart, Kind::Service, started, Instant::now()),
+                ];
+                match verdict {
+                    Verdict::First | Verdict::Same => Ok((VerifiedChunk { slot, spec }, spans)),
+                    Verdict::Different => Err(VerifyError::Mismatch { object: first_object }),
+                }
+            })
+            .await?
+    }
+}
+
+/// BLAKE3 over the extents in their order. What lies between them is not part of the chunk.
+fn digest(slot: &ClaimedSlot, spec: &ChunkSpec) -> record::ChunkDigest {
+    let mut hasher = blake3::Hasher::new();
+    for extent in &spec.extents {
+        let end = extent.slot_offset + extent.bytes;
+        let range = usize::try_from(extent.slot_offset).ok().zip(usize::try_from(end).ok());
+        if let Some(bytes) = range.and_then(|(begin, end)| slot.as_slice().get(begin..end)) {
+            hasher.update(bytes);
+        }
+    }
+    *hasher.finalize().as_bytes()
+}

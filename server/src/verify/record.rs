@@ -1,0 +1,216 @@
+//! The digest found on first fetch, recorded and enforced ever after.
+//!
+//! One append-only file, `first-fetch`, in the cache directory: fixed records of chunk key, BLAKE3
+//! and a check word. The key is a digest of origin, object, version and range, so the file holds no
+//! name a caller chose. Appends go through the page cache and are not synced: what a power cut
+//! loses is a record, never a byte that is served. A torn or foreign record fails its check word and
+//! is skipped. At [`RECORDS_MAX`] the older half is dropped when the file is next read.
+//!
+//! Without a cache directory the records live as long as the daemon.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use crate::plan::ChunkKey;
+
+/// Records kept: 75 MB of file, for 8 TiB of chunks of 8 MiB.
+const RECORDS_MAX: usize = 1 << 20;
+
+const KEY_BYTES: usize = 32;
+const DIGEST_BYTES: usize = 32;
+const CHECK_BYTES: usize = 8;
+const RECORD_BYTES: usize = KEY_BYTES + DIGEST_BYTES + CHECK_BYTES;
+
+/// The name in the cache directory; the number is the version of the format.
+const FILE_NAME: &str = "first-fetch.1";
+
+/// The digest of one chunk's bytes.
+pub(crate) type ChunkDigest = [u8; DIGEST_BYTES];
+
+/// What a digest says about earlier fetches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Never seen before; recorded.
+    First,
+    /// As recorded.
+    Same,
+    /// Other bytes than were recorded.
+    Different,
+}
+
+/// The records of one daemon.
+#[derive(Debug)]
+pub(crate) struct Records {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    digests: HashMap<ChunkKey, ChunkDigest>,
+    file: Option<File>,
+}
+
+impl Records {
+    /// Records that live as long as the daemon.
+    pub(crate) fn in_memory() -> Self {
+        Self { inner: Mutex::new(Inner { digests: HashMap::new(), file: None }) }
+    }
+
+    /// Reads what `dir` holds and appends to it from now on.
+    pub(crate) fn open(dir: &Path) -> std::io::Result<Self> {
+        let path = dir.join(FILE_NAME);
+        let records = read(&path)?;
+        let keep = records.len().saturating_sub(if records.len() >= RECORDS_MAX {
+            records.len() - RECORDS_MAX / 2
+        } else {
+            0
+        });
+        let kept = &records[records.len() - keep..];
+        rewrite(dir, &path, kept)?;
+        let file = OpenOptions::new().append(true).mode(0o600).open(&path)?;
+        let digests = kept.iter().copied().collect();
+        Ok(Self { inner: Mutex::new(Inner { digests, file: Some(file) }) })
+    }
+
+    /// Compares with what was recorded, or records it.
+    pub(crate) fn check(&self, key: ChunkKey, digest: ChunkDigest) -> Verdict {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        match inner.digests.get(&key) {
+            Some(known) if *known == digest => return Verdict::Same,
+            Some(_) => return Verdict::Different,
+            None => {}
+        }
+        if inner.digests.len() < RECORDS_MAX {
+            inner.digests.insert(key, digest);
+            inner.append(key, digest);
+        }
+        Verdict::First
+    }
+}
+
+impl Inner {
+    fn append(&mut self, key: ChunkKey, digest: ChunkDigest) {
+        let Some(file) = &mut self.file else { return };
+        if let Err(error) = file.write_all(&encode(key, digest)) {
+            tracing::warn!(%error, "first-fetch digests are no longer kept on disk");
+            self.file = None;
+        }
+    }
+}
+
+fn encode(key: ChunkKey, digest: ChunkDigest) -> [u8; RECORD_BYTES] {
+    let mut record = [0; RECORD_BYTES];
+    record[..KEY_BYTES].copy_from_slice(&key.0);
+    record[KEY_BYTES..KEY_BYTES + DIGEST_BYTES].copy_from_slice(&digest);
+    let check = check_word(&record[..KEY_BYTES + DIGEST_BYTES]);
+    record[KEY_BYTES + DIGEST_BYTES..].copy_from_slice(&check);
+    record
+}
+
+fn decode(record: &[u8; RECORD_BYTES]) -> Option<(ChunkKey, ChunkDigest)> {
+    let (body, check) = record.split_at(KEY_BYTES + DIGEST_BYTES);
+    if check_word(body) != check {
+        return None;
+    }
+    let (key, digest) = body.split_at(KEY_BYTES);
+    Some((ChunkKey(key.try_into().ok()?), digest.try_into().ok()?))
+}
+
+fn check_word(body: &[u8]) -> [u8; CHECK_BYTES] {
+    let mut check = [0; CHECK_BYTES];
+    check.copy_from_slice(&blake3::hash(body).as_bytes()[..CHECK_BYTES]);
+    check
+}
+
+/// All sound records of a file; none if there is no file.
+fn read(path: &Path) -> std::io::Result<Vec<(ChunkKey, ChunkDigest)>> {
+    let mut bytes = Vec::new();
+    match OpenOptions::new().read(true).custom_flags(nofollow()).open(path) {
+        Ok(file) => {
+            // Twice the bound: more than that is not a file of ours.
+            let limit = (2 * RECORDS_MAX * RECORD_BYTES) as u64;
+            file.take(limit).read_to_end(&mut bytes)?;
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let (records, _torn_tail) = bytes.as_chunks::<RECORD_BYTES>();
+    Ok(records.iter().filter_map(decode).collect())
+}
+
+/// Writes the sound records anew, so that a torn tail cannot shift those appended after it.
+fn rewrite(dir: &Path, path: &Path, records: &[(ChunkKey, ChunkDigest)]) -> std::io::Result<()> {
+    let temporary: PathBuf = dir.join(format!("{FILE_NAME}.new"));
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(nofollow())
+        .open(&temporary)?;
+    let bytes: Vec<u8> = records.iter().flat_map(|(key, digest)| encode(*key, *digest)).collect();
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)
+}
+
+/// Never through a link that someone put there.
+fn nofollow() -> i32 {
+    rustix::fs::OFlags::NOFOLLOW.bits().cast_signed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u8) -> ChunkKey {
+        ChunkKey([n; 32])
+    }
+
+    #[test]
+    fn a_digest_is_enforced_across_restarts() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        assert_eq!(records.check(key(1), [1; 32]), Verdict::First);
+        assert_eq!(records.check(key(1), [1; 32]), Verdict::Same);
+        drop(records);
+        let records = Records::open(dir.path()).unwrap();
+        assert_eq!(records.check(key(1), [2; 32]), Verdict::Different);
+        assert_eq!(records.check(key(1), [1; 32]), Verdict::Same);
+    }
+
+    #[test]
+    fn torn_and_flipped_records_are_skipped() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        for n in 0..3 {
+            records.check(key(n), [n; 32]);
+        }
+        drop(records);
+        let path = dir.path().join(FILE_NAME);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[RECORD_BYTES + 5] ^= 1;
+        bytes.truncate(3 * RECORD_BYTES - 1);
+        std::fs::write(&path, bytes).unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        assert_eq!(records.check(key(0), [0; 32]), Verdict::Same);
+        assert_eq!(records.check(key(1), [9; 32]), Verdict::First);
+        assert_eq!(records.check(key(2), [9; 32]), Verdict::First);
+        drop(records);
+        let records = Records::open(dir.path()).unwrap();
+        assert_eq!(records.check(key(2), [9; 32]), Verdict::Same, "appended after the repair");
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("elsewhere");
+        std::fs::write(&target, b"x").unwrap();
+        std::os::unix::fs::symlink(&target, dir.path().join(FILE_NAME)).unwrap();
+        Records::open(dir.path()).unwrap_err();
+    }
+}
