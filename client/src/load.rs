@@ -54,6 +54,14 @@ impl Load {
         self.stream.manifest()
     }
 
+    /// The objects that the request's globs select, whether or not bytes of them are to come.
+    pub fn selected_objects(&self) -> impl Iterator<Item = (ObjectIndex, &ObjectEntry)> {
+        let objects = self.manifest().objects().iter().enumerate();
+        objects
+            .filter(|(_, object)| selects(&self.objects, &object.key))
+            .map(|(index, object)| (ObjectIndex(index), object))
+    }
+
     /// The next chunk, as it becomes readable; none when all have come.
     pub async fn next_chunk(&mut self) -> Result<Option<Chunk>, ClientError> {
         match self.reader {

@@ -1,2 +1,104 @@
-//! Skeleton.
-fn main() {}
+//! `forebay`: the command for people and scripts.
+//!
+//! Results go to stdout, everything else to stderr. One runtime on the main thread talks to the
+//! daemon; hashing and writing files happen on a named thread per load, fed through a bounded
+//! channel. A verb is one future: an interrupt drops it, which cancels the load, ends the thread
+//! and removes what it had not finished.
+//!
+//! * `args`: what can be said on the command line. `context`: the connection and the deadline.
+//! * `prefetch`, `load`, `get`, `inspect`: the verbs.
+//! * `digest`, `files`, `worker`: the threads' work. `output`, `json`, `text`, `progress`: how
+//!   results look. `error`: how failures do.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod context;
+mod digest;
+mod error;
+mod files;
+mod get;
+mod inspect;
+mod json;
+mod load;
+mod output;
+mod prefetch;
+mod progress;
+mod text;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::{Cli, Format, Verb};
+use crate::context::Context;
+use crate::error::CliError;
+use crate::output::Output;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing is left to tell a person whose terminal is gone.
+            error.print().ok();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let format = cli.global.format;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(until_signal(cli)),
+        Err(error) => Outcome::Failed(CliError::local("start the runtime", error)),
+    };
+    match outcome {
+        Outcome::Done => ExitCode::SUCCESS,
+        Outcome::Signalled(number) => ExitCode::from(128 + number),
+        Outcome::Failed(error) => {
+            error.report(format);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+enum Outcome {
+    Done,
+    Failed(CliError),
+    Signalled(u8),
+}
+
+async fn until_signal(cli: Cli) -> Outcome {
+    let mut terminated = match signal(SignalKind::terminate()) {
+        Ok(terminated) => terminated,
+        Err(error) => return Outcome::Failed(CliError::local("watch for signals", error)),
+    };
+    tokio::select! {
+        biased;
+        _ = tokio::signal::ctrl_c() => Outcome::Signalled(2),
+        _ = terminated.recv() => Outcome::Signalled(15),
+        done = Box::pin(run(cli)) => match done {
+            Ok(()) => Outcome::Done,
+            Err(error) => Outcome::Failed(error),
+        },
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), CliError> {
+    let mut output = Output::stdout(cli.global.format);
+    let context = Context::connect(&cli.global).await?;
+    match cli.verb {
+        Verb::Prefetch(args) => prefetch::run(&context, &args, &mut output).await,
+        Verb::Load(args) => load::run(&context, args, &mut output).await,
+        Verb::Get(args) => get::run(&context, args, &mut output).await,
+        Verb::Ls(args) => inspect::ls(&context, args.uri.as_deref(), &mut output).await,
+        Verb::Stat(args) => inspect::stat(&context, &args.uri, &mut output).await,
+        Verb::Evict(args) => inspect::evict(&context, &args.uri, &mut output).await,
+        Verb::Status => inspect::status(&context, &mut output).await,
+    }
+}
+
+/// Whether output is for scripts.
+fn is_json(format: Format) -> bool {
+    format == Format::Json
+}

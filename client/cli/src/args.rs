@@ -1,0 +1,310 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use forebay_client::{DeviceSpec, Endpoint, TraceParent};
+
+/// Load model checkpoints through the Forebay daemon of this node
+#[derive(Debug, Parser)]
+#[command(name = "forebay", version, max_term_width = 100, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  forebay prefetch s3://models/llama-3-8b/
+  forebay load s3://models/llama-3-8b/ --digest
+  forebay --deadline 30s get s3://models/llama-3-8b/ ./llama --only '*.json'
+  forebay ls
+  forebay --format json status
+
+Exit codes: 0 ok, 1 internal, 2 usage, 3 not found, 4 deadline, 5 overloaded, 6 data wrong,
+7 dependency unavailable, 8 permission, 9 precondition (revision changed), 130 interrupted.";
+
+/// Flags that every verb takes, before or after it.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Where forebayd listens: unix:///PATH, or tcp://HOST:PORT for all verbs but load and get
+    /// [default: /run/forebay/forebay.sock, else $XDG_RUNTIME_DIR/forebay/forebay.sock]
+    #[arg(long, global = true, value_name = "URI", env = "FOREBAY_ENDPOINT", value_parser = endpoint)]
+    pub(crate) endpoint: Option<Endpoint>,
+
+    /// Give up after this long, everything included: 250ms, 30s, 10m, or none
+    #[arg(long, global = true, value_name = "DURATION", default_value = "none", value_parser = budget)]
+    pub(crate) deadline: Budget,
+
+    /// How results look: tables, or JSON objects (one a line where there are several)
+    #[arg(long, global = true, value_enum, default_value_t = Format::Human)]
+    pub(crate) format: Format,
+
+    /// W3C traceparent of the trace this command belongs to
+    #[arg(long, global = true, value_name = "TP", value_parser = TraceParent::parse)]
+    pub(crate) trace_parent: Option<TraceParent>,
+}
+
+/// For whom output is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Human,
+    /// For scripts.
+    Json,
+}
+
+/// How long a command may take; none: as long as it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Budget(pub(crate) Option<Duration>);
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Fetch checkpoints and keep them on this node
+    Prefetch(PrefetchArgs),
+    /// Load a checkpoint as a client would, and print the report
+    Load(LoadArgs),
+    /// Write the objects of a checkpoint to files
+    Get(GetArgs),
+    /// List what is cached
+    Ls(LsArgs),
+    /// Show what a URI resolves to: objects, tensors, and how much is cached
+    Stat(UriArg),
+    /// Drop a checkpoint from the cache; what is in use stays until it is released
+    Evict(UriArg),
+    /// Show the daemon at a glance: tiers, queues, loads, origins
+    Status,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  forebay prefetch s3://models/llama-3-8b/ s3://models/lora/a.safetensors
+  forebay prefetch --format json s3://models/llama-3-8b/ | jq -c '[.done_bytes, .total_bytes]'")]
+pub(crate) struct PrefetchArgs {
+    /// Checkpoints: one object, or all under a prefix that ends in a slash
+    #[arg(required = true, value_name = "URI")]
+    pub(crate) uris: Vec<String>,
+
+    /// Where to keep them
+    #[arg(long, value_enum)]
+    pub(crate) tier: Option<TierArg>,
+}
+
+/// The tiers this build has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TierArg {
+    /// Host memory
+    Ram,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  forebay load s3://models/llama-3-8b/
+  forebay load s3://models/llama-3-8b/ --tensors 'model.layers.{0,1}.**' --lane prefetch
+  forebay load file:///data/ckpt/ --digest | grep safetensors")]
+pub(crate) struct LoadArgs {
+    /// Checkpoint: one object, or all under a prefix that ends in a slash
+    pub(crate) uri: String,
+
+    /// Where the bytes go. This build has: host (they stay in shared memory)
+    #[arg(long, value_name = "DEVICE", default_value = "host", value_parser = device)]
+    pub(crate) device: DeviceSpec,
+
+    /// Only tensors whose name matches; several by commas or by repeating the flag
+    #[arg(long, value_name = "GLOB", value_parser = globs)]
+    pub(crate) tensors: Vec<Globs>,
+
+    /// Which queue to wait in
+    #[arg(long, value_enum)]
+    pub(crate) lane: Option<LaneArg>,
+
+    /// Print `sha256  key` lines of the bytes that were handed over, in key order
+    #[arg(long)]
+    pub(crate) digest: bool,
+
+    /// Id of the load, 1 to 64 of A-Z a-z 0-9 . _ -; an id that is open is attached to
+    #[arg(long, value_name = "ID", value_parser = load_id)]
+    pub(crate) load_id: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LaneArg {
+    /// Someone waits for it
+    Interactive,
+    /// Nobody waits for it
+    Prefetch,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Files appear under DIR with the objects' keys as paths, all at the end and only if every byte came.
+
+Examples:
+  forebay get s3://models/llama-3-8b/ ./llama
+  forebay get s3://models/llama-3-8b/ ./llama --only '*.json' --only tokenizer.model")]
+pub(crate) struct GetArgs {
+    /// Checkpoint: one object, or all under a prefix that ends in a slash
+    pub(crate) uri: String,
+
+    /// Directory to write to; made if it is not there
+    pub(crate) dir: PathBuf,
+
+    /// Only objects whose key matches; several by commas or by repeating the flag
+    #[arg(long, value_name = "GLOB", value_parser = globs)]
+    pub(crate) only: Vec<Globs>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LsArgs {
+    /// Only checkpoints at or under this URI
+    pub(crate) uri: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UriArg {
+    /// Checkpoint: one object, or all under a prefix that ends in a slash
+    pub(crate) uri: String,
+}
+
+/// The globs of one flag.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Globs(Vec<String>);
+
+/// The globs of all occurrences of a flag.
+pub(crate) fn all_globs(flags: Vec<Globs>) -> Vec<String> {
+    flags.into_iter().flat_map(|globs| globs.0).collect()
+}
+
+/// Splits at commas that are not inside of `{..}` or `[..]`.
+fn globs(text: &str) -> Result<Globs, String> {
+    let mut parts = vec![String::new()];
+    let (mut depth, mut escaped) = (0_usize, false);
+    for character in text.chars() {
+        match character {
+            ',' if depth == 0 && !escaped => {
+                parts.push(String::new());
+                continue;
+            }
+            '{' | '[' if !escaped => depth += 1,
+            '}' | ']' if !escaped => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        escaped = character == '\\' && !escaped;
+        if let Some(part) = parts.last_mut() {
+            part.push(character);
+        }
+    }
+    match parts.iter().any(String::is_empty) {
+        true => Err("an empty glob matches nothing".into()),
+        false => Ok(Globs(parts)),
+    }
+}
+
+fn endpoint(text: &str) -> Result<Endpoint, String> {
+    Endpoint::parse(text).map_err(|error| error.failure().message.clone())
+}
+
+fn device(text: &str) -> Result<DeviceSpec, String> {
+    let spec = DeviceSpec::parse(text).map_err(|error| error.to_string())?;
+    spec.open().map(|_device| spec).map_err(|error| error.to_string())
+}
+
+fn load_id(text: &str) -> Result<String, String> {
+    match forebay_client::model::is_load_id(text) {
+        true => Ok(text.to_owned()),
+        false => Err("a load id is 1 to 64 of A-Z a-z 0-9 . _ -".into()),
+    }
+}
+
+/// `250ms`, `1.5s`, `30s`, `10m`, `2h`, `0` or `none`.
+fn budget(text: &str) -> Result<Budget, String> {
+    let bad = || "give a duration such as 250ms, 30s or 10m, or none".to_owned();
+    match text {
+        "none" => return Ok(Budget(None)),
+        "0" => return Ok(Budget(Some(Duration::ZERO))),
+        _ => {}
+    }
+    let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
+    let (count, unit) = text.split_at(unit_at);
+    let unit_seconds = match unit {
+        "us" => 1e-6,
+        "ms" => 1e-3,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(bad()),
+    };
+    let count: f64 = count.parse().map_err(|_| bad())?;
+    let budget = Duration::try_from_secs_f64(count * unit_seconds).map_err(|_| bad())?;
+    Ok(Budget(Some(budget)))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_table_of_flags_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_stand_before_or_after_the_verb() {
+        for line in [
+            "forebay --deadline 30s --format json ls s3://b/",
+            "forebay ls s3://b/ --format json --deadline 30s",
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(cli.global.format, Format::Json);
+            assert_eq!(cli.global.deadline, Budget(Some(Duration::from_secs(30))));
+        }
+    }
+
+    #[test]
+    fn durations() {
+        for (text, budget_) in [
+            ("none", None),
+            ("0", Some(Duration::ZERO)),
+            ("0s", Some(Duration::ZERO)),
+            ("250ms", Some(Duration::from_millis(250))),
+            ("1.5s", Some(Duration::from_millis(1500))),
+            ("10m", Some(Duration::from_secs(600))),
+            ("2h", Some(Duration::from_secs(7200))),
+        ] {
+            assert_eq!(budget(text), Ok(Budget(budget_)), "{text}");
+        }
+        for bad in ["", "5", "s", "-1s", "1 s", "1d", "1e9s", "1.2.3s", "9999999999999999999999h"] {
+            budget(bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn globs_split_at_outer_commas() {
+        let split = |text: &str| globs(text).map(|globs| globs.0);
+        assert_eq!(split("a,b*").unwrap(), ["a", "b*"]);
+        assert_eq!(split("l.{0,1},[a,b]").unwrap(), ["l.{0,1}", "[a,b]"]);
+        assert_eq!(split(r"a\,b,c").unwrap(), [r"a\,b", "c"]);
+        for bad in ["", "a,", ",a"] {
+            split(bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn devices_this_build_lacks_are_usage_errors() {
+        let parse = |device: &str| {
+            Cli::try_parse_from(["forebay", "load", "file:///x", "--device", device])
+        };
+        parse("host").unwrap();
+        for missing in ["cuda:0", "fake:10", "tpu"] {
+            let message = parse(missing).unwrap_err().to_string();
+            assert!(message.contains("host"), "{message}");
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! `forebay ls`, `stat`, `evict` and `status`.
+
+use forebay_client::Stat;
+use forebay_client::model::{CachedCheckpoint, DaemonStatus};
+
+use crate::context::Context;
+use crate::error::CliError;
+use crate::json;
+use crate::output::Output;
+use crate::text::{Table, duration, printable, short, size};
+
+pub(crate) async fn ls(
+    context: &Context,
+    uri: Option<&str>,
+    output: &mut Output,
+) -> Result<(), CliError> {
+    let checkpoints = context.client().list(uri).await?;
+    match output.is_json() {
+        true => output.object(&json::list(&checkpoints)),
+        false => output.text(&cached(&checkpoints)),
+    }
+}
+
+fn cached(checkpoints: &[CachedCheckpoint]) -> String {
+    let headings = ["URI", "REVISION", "OBJECTS", "SIZE", "RAM", "NVME", "LOADS", "IDLE"];
+    let mut table = Table::new(&headings);
+    for checkpoint in checkpoints {
+        table.row(vec![
+            printable(&checkpoint.uri),
+            short(&checkpoint.revision).to_owned(),
+            checkpoint.object_count.to_string(),
+            size(checkpoint.bytes),
+            size(checkpoint.cached.ram),
+            size(checkpoint.cached.nvme),
+            checkpoint.active_loads.to_string(),
+            duration(checkpoint.idle),
+        ]);
+    }
+    table.render()
+}
+
+pub(crate) async fn stat(
+    context: &Context,
+    uri: &str,
+    output: &mut Output,
+) -> Result<(), CliError> {
+    let stat = context.client().stat(uri).await?;
+    match output.is_json() {
+        true => output.object(&json::stat(&stat)),
+        false => output.text(&resolved(&stat)),
+    }
+}
+
+fn resolved(stat: &Stat) -> String {
+    let summary = &stat.summary;
+    let mut text = format!(
+        "URI:       {}\nRevision:  {}\nSize:      {} ({} bytes) in {} objects, {} tensors\n\
+         Cached:    RAM {}, NVMe {}, only at the origin {}\n",
+        printable(&summary.uri),
+        summary.revision,
+        size(summary.bytes),
+        summary.bytes,
+        summary.object_count,
+        summary.tensor_count,
+        size(summary.cached.ram),
+        size(summary.cached.nvme),
+        size(summary.cached.origin),
+    );
+    let mut objects = Table::new(&["OBJECT", "SIZE", "RAM", "ETAG", "VERSION"]);
+    for object in stat.manifest.objects() {
+        let given = |text: &Option<String>| text.as_deref().map_or_else(|| "-".into(), printable);
+        objects.row(vec![
+            printable(&object.key),
+            size(object.bytes),
+            size(object.cached_ram_bytes),
+            given(&object.etag),
+            given(&object.version),
+        ]);
+    }
+    let mut tensors = Table::new(&["TENSOR", "DTYPE", "SHAPE", "SIZE", "OBJECT"]);
+    for tensor in stat.manifest.tensors() {
+        let shape: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();
+        let key = stat.manifest.object(tensor.object).map(|object| printable(&object.key));
+        tensors.row(vec![
+            printable(&tensor.name),
+            printable(&tensor.dtype),
+            format!("[{}]", shape.join(", ")),
+            size(tensor.bytes()),
+            key.unwrap_or_default(),
+        ]);
+    }
+    for table in [objects, tensors].iter().filter(|table| !table.is_empty()) {
+        text.push('\n');
+        text.push_str(&table.render());
+    }
+    text
+}
+
+pub(crate) async fn evict(
+    context: &Context,
+    uri: &str,
+    output: &mut Output,
+) -> Result<(), CliError> {
+    let evicted = context.client().evict(uri).await?;
+    if output.is_json() {
+        return output.object(&json::evicted(uri, evicted));
+    }
+    let mut text = format!(
+        "{}: {} checkpoints dropped, {} freed",
+        printable(uri),
+        evicted.checkpoints,
+        size(evicted.freed_bytes)
+    );
+    if evicted.leased_bytes > 0 {
+        text += &format!(", {} when their leases end", size(evicted.leased_bytes));
+    }
+    output.text(&(text + "\n"))
+}
+
+pub(crate) async fn status(context: &Context, output: &mut Output) -> Result<(), CliError> {
+    let status = context.client().status().await?;
+    match output.is_json() {
+        true => output.object(&json::status(&status)),
+        false => output.text(&glance(&status)),
+    }
+}
+
+fn glance(status: &DaemonStatus) -> String {
+    let ram = &status.ram;
+    let mut text = format!(
+        "forebayd {}, up {}{}\n\
+         RAM  {} budget, {} populated in {} segments of {} chunks, {} locked\n     \
+         {} cached, {} leased, {} filling, {} free\n",
+        status.version,
+        duration(status.uptime),
+        if status.draining { ", draining" } else { "" },
+        size(ram.budget_bytes),
+        size(ram.populated_bytes),
+        ram.segments,
+        size(ram.chunk_bytes),
+        size(ram.locked_bytes),
+        size(ram.cached_bytes),
+        size(ram.leased_bytes),
+        size(ram.filling_bytes),
+        size(ram.free_bytes),
+    );
+    for table in [queues(status), loads(status), origins(status)] {
+        if !table.is_empty() {
+            text.push('\n');
+            text.push_str(&table.render());
+        }
+    }
+    if !status.degraded.is_empty() {
+        text.push_str("\nDegraded:\n");
+    }
+    for sentence in &status.degraded {
+        text.push_str(&format!("  {}\n", printable(sentence)));
+    }
+    text
+}
+
+fn queues(status: &DaemonStatus) -> Table {
+    let mut table = Table::new(&["QUEUE", "DEPTH", "LIMIT", "OLDEST"]);
+    for queue in &status.queues {
+        table.row(vec![
+            queue.name.clone(),
+            queue.depth.to_string(),
+            queue.limit.to_string(),
+            duration(queue.oldest_wait),
+        ]);
+    }
+    table
+}
+
+fn loads(status: &DaemonStatus) -> Table {
+    let headings = ["LOAD", "LANE", "UID", "PID", "AGE", "GRANTED", "LEASED", "TOTAL", "URI"];
+    let mut table = Table::new(&headings);
+    for load in &status.loads {
+        table.row(vec![
+            load.load_id.clone(),
+            load.lane.clone(),
+            load.uid.to_string(),
+            load.pid.to_string(),
+            duration(load.age),
+            size(load.granted_bytes),
+            size(load.leased_bytes),
+            size(load.total_bytes),
+            printable(&load.uri),
+        ]);
+    }
+    table
+}
+
+fn origins(status: &DaemonStatus) -> Table {
+    let mut table = Table::new(&["ORIGIN", "REQUESTS", "ERRORS", "RECEIVED", "IN FLIGHT"]);
+    for origin in &status.origins {
+        table.row(vec![
+            printable(&origin.origin),
+            origin.requests.to_string(),
+            origin.errors.to_string(),
+            size(origin.bytes),
+            origin.inflight.to_string(),
+        ]);
+    }
+    table
+}

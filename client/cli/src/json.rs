@@ -1,0 +1,192 @@
+//! Results as objects, with the names of the interface.
+
+use forebay_client::Stat;
+use forebay_client::model::{
+    BytesByTier, CachedCheckpoint, DaemonStatus, Evicted, ObjectEntry, PrefetchProgress, Report,
+    TensorEntry,
+};
+use serde_json::{Value, json};
+
+use crate::digest::Digest;
+use crate::files::Written;
+
+/// A load's report, with digests if they were asked for.
+pub(crate) fn report(report: &Report, digests: Option<&[Digest]>) -> Value {
+    let mut object = json!({
+        "load_id": report.load_id,
+        "uri": report.uri,
+        "revision": report.revision.as_str(),
+        "bytes": report.bytes,
+        "wall_seconds": report.wall.as_secs_f64(),
+        "time_to_first_chunk_seconds": report.time_to_first_chunk.as_secs_f64(),
+        "bytes_by_tier": by_tier(report.bytes_by_tier),
+        "origin_bytes": report.origin_bytes,
+        "attempts": report.attempts,
+        "retries": report.retries,
+        "hedges": report.hedges,
+        "stages": array(&report.stages, |stage| json!({
+            "stage": stage.stage,
+            "queue_seconds": stage.queue.as_secs_f64(),
+            "service_seconds": stage.service.as_secs_f64(),
+        })),
+        "critical_path": array(&report.critical_path, |step| json!({
+            "stage": step.stage,
+            "kind": step.kind,
+            "seconds": step.time.as_secs_f64(),
+        })),
+        "unattributed_seconds": report.unattributed.as_secs_f64(),
+        "device_idle": array(&report.device_idle, |idle| json!({
+            "cause": idle.cause,
+            "seconds": idle.time.as_secs_f64(),
+        })),
+        "peak_window_bytes": report.peak_window_bytes,
+        "lane": report.lane,
+    });
+    if let Some(digests) = digests {
+        object["digests"] = array(digests, |digest| json!(digest));
+    }
+    object
+}
+
+/// What `get` did.
+pub(crate) fn get(done: &Report, dir: &str, files: &[Written]) -> Value {
+    let mut object = report(done, None);
+    object["dir"] = json!(dir);
+    object["files"] = array(files, |file| json!(file));
+    object
+}
+
+/// One line of a running prefetch.
+pub(crate) fn progress(progress: &PrefetchProgress) -> Value {
+    json!({
+        "event": "progress",
+        "uri": progress.uri,
+        "revision": progress.revision.as_ref().map(|revision| revision.as_str()),
+        "done_bytes": progress.done_bytes,
+        "total_bytes": progress.total_bytes,
+        "bytes_by_tier": by_tier(progress.bytes_by_tier),
+    })
+}
+
+/// The last line of a prefetch.
+pub(crate) fn prefetched(done: &Report) -> Value {
+    let mut object = report(done, None);
+    object["event"] = json!("report");
+    object
+}
+
+/// What a URI resolves to.
+pub(crate) fn stat(stat: &Stat) -> Value {
+    let summary = &stat.summary;
+    json!({
+        "uri": summary.uri,
+        "revision": summary.revision.as_str(),
+        "object_count": summary.object_count,
+        "tensor_count": summary.tensor_count,
+        "bytes": summary.bytes,
+        "cached": by_tier(summary.cached),
+        "objects": array(stat.manifest.objects(), object),
+        "tensors": array(stat.manifest.tensors(), |entry| {
+            let key = stat.manifest.object(entry.object).map(|object| object.key.as_str());
+            tensor(entry, key)
+        }),
+    })
+}
+
+fn object(object: &ObjectEntry) -> Value {
+    json!({
+        "key": object.key,
+        "bytes": object.bytes,
+        "etag": object.etag,
+        "version": object.version,
+        "cached_ram_bytes": object.cached_ram_bytes,
+    })
+}
+
+fn tensor(tensor: &TensorEntry, key: Option<&str>) -> Value {
+    json!({
+        "name": tensor.name,
+        "dtype": tensor.dtype,
+        "shape": tensor.shape,
+        "object": key,
+        "offset": tensor.range.start,
+        "bytes": tensor.bytes(),
+    })
+}
+
+/// What is cached.
+pub(crate) fn list(checkpoints: &[CachedCheckpoint]) -> Value {
+    json!({ "checkpoints": array(checkpoints, |checkpoint| json!({
+        "uri": checkpoint.uri,
+        "revision": checkpoint.revision.as_str(),
+        "bytes": checkpoint.bytes,
+        "object_count": checkpoint.object_count,
+        "cached": by_tier(checkpoint.cached),
+        "active_loads": checkpoint.active_loads,
+        "idle_seconds": checkpoint.idle.as_secs_f64(),
+    })) })
+}
+
+/// What an eviction did.
+pub(crate) fn evicted(uri: &str, evicted: Evicted) -> Value {
+    json!({
+        "uri": uri,
+        "checkpoints": evicted.checkpoints,
+        "freed_bytes": evicted.freed_bytes,
+        "leased_bytes": evicted.leased_bytes,
+    })
+}
+
+/// The daemon at a glance.
+pub(crate) fn status(status: &DaemonStatus) -> Value {
+    let ram = &status.ram;
+    json!({
+        "version": status.version,
+        "uptime_seconds": status.uptime.as_secs_f64(),
+        "draining": status.draining,
+        "ram": {
+            "budget_bytes": ram.budget_bytes,
+            "populated_bytes": ram.populated_bytes,
+            "cached_bytes": ram.cached_bytes,
+            "leased_bytes": ram.leased_bytes,
+            "filling_bytes": ram.filling_bytes,
+            "free_bytes": ram.free_bytes,
+            "locked_bytes": ram.locked_bytes,
+            "chunk_bytes": ram.chunk_bytes,
+            "segments": ram.segments,
+        },
+        "queues": array(&status.queues, |queue| json!({
+            "name": queue.name,
+            "depth": queue.depth,
+            "limit": queue.limit,
+            "oldest_wait_seconds": queue.oldest_wait.as_secs_f64(),
+        })),
+        "loads": array(&status.loads, |load| json!({
+            "load_id": load.load_id,
+            "uri": load.uri,
+            "lane": load.lane,
+            "uid": load.uid,
+            "pid": load.pid,
+            "age_seconds": load.age.as_secs_f64(),
+            "granted_bytes": load.granted_bytes,
+            "leased_bytes": load.leased_bytes,
+            "total_bytes": load.total_bytes,
+        })),
+        "origins": array(&status.origins, |origin| json!({
+            "origin": origin.origin,
+            "requests": origin.requests,
+            "errors": origin.errors,
+            "bytes": origin.bytes,
+            "inflight": origin.inflight,
+        })),
+        "degraded": status.degraded,
+    })
+}
+
+fn by_tier(bytes: BytesByTier) -> Value {
+    json!({ "ram": bytes.ram, "nvme": bytes.nvme, "origin": bytes.origin })
+}
+
+fn array<T>(items: &[T], object: impl Fn(&T) -> Value) -> Value {
+    items.iter().map(object).collect()
+}

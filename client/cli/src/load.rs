@@ -1,0 +1,119 @@
+//! `forebay load`: what a client would do, and the report of it.
+
+use forebay_client::{Lane, Load, LoadRequest, model::Report};
+
+use crate::args::{LaneArg, LoadArgs, all_globs};
+use crate::context::Context;
+use crate::digest::{self, Digest};
+use crate::error::CliError;
+use crate::json;
+use crate::output::Output;
+use crate::progress::Progress;
+use crate::text::{Table, duration, printable, rate, short, size};
+use crate::worker::Worker;
+
+pub(crate) async fn run(
+    context: &Context,
+    args: LoadArgs,
+    output: &mut Output,
+) -> Result<(), CliError> {
+    let mut request = LoadRequest::new(args.uri);
+    if let Some(load_id) = args.load_id {
+        request = request.load_id(load_id);
+    }
+    if let Some(lane) = args.lane {
+        request = request.lane(match lane {
+            LaneArg::Interactive => Lane::Interactive,
+            LaneArg::Prefetch => Lane::Prefetch,
+        });
+    }
+    let tensors = all_globs(args.tensors);
+    let whole = tensors.is_empty();
+    let device = args.device.open().map_err(forebay_client::ClientError::from)?;
+    let client = context.client().with_device(device);
+    let load = client.load(request.tensors(tensors)).await?;
+    let mut progress = Progress::bar(output.format(), load.opened().granted_bytes);
+    let (report, digests) = match args.digest {
+        true => with_digests(load, whole, &mut progress).await?,
+        false => (without_digests(load, &mut progress).await?, Vec::new()),
+    };
+    drop(progress);
+    if output.is_json() {
+        return output.object(&json::report(&report, args.digest.then_some(&digests)));
+    }
+    let lines: String = digests.iter().map(Digest::line).collect();
+    output.text(&(human(&report) + &lines))
+}
+
+async fn without_digests(mut load: Load, progress: &mut Progress) -> Result<Report, CliError> {
+    while let Some(chunk) = load.next_chunk().await? {
+        progress.add(chunk.extents().map(|extent| extent.bytes().len() as u64).sum());
+    }
+    Ok(load.finish().await?)
+}
+
+async fn with_digests(
+    mut load: Load,
+    whole: bool,
+    progress: &mut Progress,
+) -> Result<(Report, Vec<Digest>), CliError> {
+    let manifest = load.manifest().clone();
+    let mut worker = Worker::start("forebay-digest", digest::hash)?;
+    while let Some(piece) = load.next_piece().await? {
+        progress.add(piece.bytes().len() as u64);
+        if !worker.feed(piece).await {
+            break;
+        }
+    }
+    worker.close();
+    let report = load.finish().await?;
+    let hashers = worker.finish().await?;
+    Ok((report, digest::digests(hashers, &manifest, whole)))
+}
+
+/// The report for a person.
+pub(crate) fn human(report: &Report) -> String {
+    let tiers = report.bytes_by_tier;
+    let mut text = format!(
+        "{}  {}\n{} in {} ({}), first chunk after {}, load {}, lane {}\n\
+         from RAM {}, NVMe {}, origin {}; fetched {} in {} attempts, {} retries, {} hedges; \
+         peak window {}\n",
+        printable(&report.uri),
+        short(&report.revision),
+        size(report.bytes),
+        duration(report.wall),
+        rate(report.bytes, report.wall),
+        duration(report.time_to_first_chunk),
+        report.load_id,
+        report.lane,
+        size(tiers.ram),
+        size(tiers.nvme),
+        size(tiers.origin),
+        size(report.origin_bytes),
+        report.attempts,
+        report.retries,
+        report.hedges,
+        size(report.peak_window_bytes),
+    );
+    let mut stages = Table::new(&["STAGE", "QUEUE", "SERVICE"]);
+    for stage in &report.stages {
+        stages.row(vec![stage.stage.clone(), duration(stage.queue), duration(stage.service)]);
+    }
+    let mut path = Table::new(&["CRITICAL PATH", "KIND", "TIME"]);
+    for step in &report.critical_path {
+        path.row(vec![step.stage.clone(), step.kind.clone(), duration(step.time)]);
+    }
+    if !path.is_empty() {
+        path.row(vec!["unattributed".into(), String::new(), duration(report.unattributed)]);
+    }
+    let mut idle = Table::new(&["DEVICE IDLE", "TIME"]);
+    for cause in &report.device_idle {
+        idle.row(vec![cause.cause.clone(), duration(cause.time)]);
+    }
+    for table in [stages, path, idle].iter().filter(|table| !table.is_empty()) {
+        text.push('\n');
+        text.push_str(&table.render());
+    }
+    text.push('\n');
+    text
+}

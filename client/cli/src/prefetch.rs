@@ -1,0 +1,79 @@
+//! `forebay prefetch`: one checkpoint after the other; one that fails does not stop the others.
+
+use forebay_client::model::PrefetchEvent;
+use forebay_client::{KeepTier, PrefetchRequest};
+
+use crate::args::{PrefetchArgs, TierArg};
+use crate::context::Context;
+use crate::error::CliError;
+use crate::json;
+use crate::output::Output;
+use crate::progress::Progress;
+use crate::text::{duration, printable, rate, short, size};
+
+pub(crate) async fn run(
+    context: &Context,
+    args: &PrefetchArgs,
+    output: &mut Output,
+) -> Result<(), CliError> {
+    let mut errors = Vec::new();
+    for uri in &args.uris {
+        match prefetch(context, uri, args.tier, output).await {
+            Ok(()) => {}
+            Err(CliError::BrokenPipe) => return Err(CliError::BrokenPipe),
+            Err(error) if args.uris.len() > 1 => {
+                error.report(output.format());
+                errors.push(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let failed = errors.len();
+    match errors.into_iter().next() {
+        None => Ok(()),
+        Some(first) => {
+            Err(CliError::Several { failed, all: args.uris.len(), first: Box::new(first) })
+        }
+    }
+}
+
+async fn prefetch(
+    context: &Context,
+    uri: &str,
+    tier: Option<TierArg>,
+    output: &mut Output,
+) -> Result<(), CliError> {
+    let mut request = PrefetchRequest::new(uri);
+    if let Some(TierArg::Ram) = tier {
+        request = request.tier(KeepTier::Ram);
+    }
+    let mut events = context.client().prefetch(request).await?;
+    let mut bar = Progress::bar_or_lines(output.format(), &printable(uri));
+    while let Some(event) = events.next().await? {
+        match event {
+            PrefetchEvent::Progress(progress) if output.is_json() => {
+                output.object(&json::progress(&progress))?;
+            }
+            PrefetchEvent::Progress(progress) => {
+                bar.set(progress.done_bytes, progress.total_bytes);
+            }
+            PrefetchEvent::Report(report) if output.is_json() => {
+                output.object(&json::prefetched(&report))?;
+            }
+            PrefetchEvent::Report(report) => {
+                let tiers = report.bytes_by_tier;
+                output.text(&format!(
+                    "{}  {}  {} in {} ({}), {} from RAM, {} from the origin\n",
+                    printable(&report.uri),
+                    short(&report.revision),
+                    size(report.bytes),
+                    duration(report.wall),
+                    rate(report.bytes, report.wall),
+                    size(tiers.ram),
+                    size(tiers.origin),
+                ))?;
+            }
+        }
+    }
+    Ok(())
+}
