@@ -11,4 +11,8 @@ mod binaries;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod memory;
+#[cfg(test)]
 mod origin;
+#[cfg(test)]
+mod shapes;
