@@ -9,10 +9,16 @@
 #[cfg(test)]
 mod binaries;
 #[cfg(test)]
+mod clients;
+#[cfg(test)]
+mod deadlines;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod memory;
 #[cfg(test)]
 mod origin;
+#[cfg(test)]
+mod raw;
 #[cfg(test)]
 mod shapes;
