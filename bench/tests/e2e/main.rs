@@ -15,6 +15,8 @@ mod deadlines;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod lifecycle;
+#[cfg(test)]
 mod memory;
 #[cfg(test)]
 mod origin;
