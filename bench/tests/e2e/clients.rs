@@ -97,7 +97,7 @@ async fn a_client_that_is_killed_while_bytes_are_on_their_way_stops_them() {
     let origin = s3().await;
     origin.put(BUCKET, "blob", Content::synthetic(1, 32 * CHUNK));
     origin
-        .fault(FaultRule::new("blob", Fault::StallAfter(10)).when(forebay_testkit::When::After(8)));
+        .fault(FaultRule::new("blob", Fault::StallAfter(10)).when(forebay_testkit::When::After(6)));
     let node = NodeSpec::of(&origin).ram("512KiB").set("connections", "2").start().await;
     let holder = Holder::start(&node, &s3_uri("blob"));
     until("a part is on its way", async || {
