@@ -27,6 +27,9 @@ const SEED: u64 = 20_261_123;
 /// RAM beyond the checkpoint: the tail chunks of its shards and the shared chunk of its small files.
 const HEADROOM_BYTES: u64 = 192 << 20;
 
+/// How often the pool's size is looked at.
+const POPULATED_POLL: Duration = Duration::from_millis(20);
+
 /// Runs the demo with a checkpoint of about `bytes`.
 ///
 /// # Errors
@@ -48,8 +51,15 @@ async fn demo(bytes: u64) -> Outcome<()> {
         made.tensors().count()
     ));
     let daemon = start_daemon(&origin, bytes)?;
-    say(format_args!("daemon      pid {}, {}", daemon.pid(), daemon.socket().display()));
     let client = Client::connect(Endpoint::unix(&daemon.socket())?).await?;
+    let populated = until_populated(&client).await?;
+    say(format_args!(
+        "daemon      pid {}, {} of RAM populated and locked in {:.2} s, {}",
+        daemon.pid(),
+        shown_bytes(populated),
+        started.elapsed().as_secs_f64(),
+        daemon.socket().display()
+    ));
 
     let cold = load(&client, "cold").await?;
     let served = origin.total().body_bytes;
@@ -76,8 +86,24 @@ async fn demo(bytes: u64) -> Outcome<()> {
     Ok(())
 }
 
+/// Waits until the pool has its size, as it has on a node whose daemon has been up for a second: the
+/// cold load then shows the origin and not the kernel's first touch of memory.
+async fn until_populated(client: &Client) -> Outcome<u64> {
+    loop {
+        let status = client.status().await?;
+        if let Some(why) = status.degraded.iter().find(|sentence| sentence.starts_with("ram:")) {
+            return Err(why.clone().into());
+        }
+        if status.ram.populated_bytes >= status.ram.budget_bytes {
+            return Ok(status.ram.populated_bytes);
+        }
+        tokio::time::sleep(POPULATED_POLL).await;
+    }
+}
+
 fn start_daemon(origin: &S3Origin, bytes: u64) -> Outcome<DaemonProcess> {
-    let ram = format!("{}MiB", (bytes + HEADROOM_BYTES) >> 20);
+    // A whole number of chunks, so that the pool can reach it.
+    let ram = format!("{}MiB", ((bytes + HEADROOM_BYTES) >> 23) << 3);
     let spec = DaemonSpec::new(std::env::current_exe()?, &["daemon", "--metrics", "off"])
         .arg("--ram")
         .arg(ram)

@@ -141,7 +141,7 @@ impl DaemonProcess {
     /// Its directory: `run/`, `cache/` and `log`.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        self.dir.as_ref().map_or(Path::new("/"), TempDir::path)
+        self.dir.as_ref().map_or_else(|| Path::new("/"), TempDir::path)
     }
 
     /// Its process id.

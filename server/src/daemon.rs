@@ -12,6 +12,7 @@
 mod place;
 mod vitals;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -157,7 +158,8 @@ fn run(flags: &Flags) -> Result<(), DaemonError> {
 fn start_log(form: LogForm) {
     use tracing_subscriber::prelude::*;
     let level = tracing_subscriber::filter::LevelFilter::INFO;
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
     let started = match form {
         LogForm::Human => tracing_subscriber::registry().with(lines.with_filter(level)).try_init(),
         LogForm::Json => {

@@ -184,6 +184,11 @@ impl RamTier {
             if let Some(slot) = self.pool.take() {
                 return Ok(slot?);
             }
+            // Populating a segment takes a fraction of a second, fetching a chunk again much more.
+            if self.pool.is_growing() {
+                came_free.await;
+                continue;
+            }
             let victims = self.lock().residency.evict(PinnedChunk::is_leased);
             if victims.is_empty() {
                 came_free.await;

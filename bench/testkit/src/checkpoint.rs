@@ -1,10 +1,10 @@
 //! Checkpoints to load: sharded bf16 safetensors as a model hub lays them out.
 //!
 //! A spec gives a seed and a size; the model's width, depth and vocabulary are chosen so that its
-//! tensors come to that size (short of it by less than two rows of a table). Each tensor's bytes are
-//! made from the seed and the tensor's name when they are read, so the same seed and size give the
-//! same tensors however they are cut into shards, and a checkpoint of any size takes no memory.
-//! A file is an eight-byte length, a JSON header padded to eight bytes, and the tensors by name.
+//! tensors come to that size, or less by a few per cent at most. Each tensor's bytes are made from
+//! the seed and the tensor's name when they are read, so the same seed and size give the same
+//! tensors however they are cut into shards, and a checkpoint of any size takes no memory. A file
+//! is an eight-byte length, a JSON header padded to eight bytes, and the tensors by name.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -1,9 +1,9 @@
 //! An accelerator that is not there: memory of its own behind one copy engine of a given speed.
 //!
 //! Copies queue at the engine and take their time on it, one after another. A copy reads its source
-//! when it finishes, not when it starts, so a lease that is given up too early shows as wrong bytes.
-//! Time is the caller's: `query` goes by the instant it is given, and only `wait` looks at the
-//! clock, to block until the copy is due.
+//! when it finishes, not when it starts, so a lease given up too early shows as wrong bytes. Time
+//! is the caller's: `query` goes by the instant it is given, and only `wait` looks at the clock, to
+//! block until the copy is due.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -180,5 +180,83 @@ impl Device for FakeDevice {
         let finished = engine.finish(&ticket);
         engine.copies.remove(&ticket.id());
         finished
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forebay_shm::{Segment, SegmentId, SegmentSpec, SlotIndex};
+
+    /// At a gigabyte per second.
+    const KILOBYTE: Duration = Duration::from_micros(1);
+
+    /// A slot of 8,000 bytes of `fill`, seen as a client sees it.
+    fn lent(fill: u8) -> (Arc<Segment>, forebay_shm::SlotReader, SlotView) {
+        let spec =
+            SegmentSpec { id: SegmentId(1), domain: 0, slot_bytes: 8192, slots: 1, lock: false };
+        let segment = Segment::create(&spec).unwrap();
+        let mut writer = segment.writer(SlotIndex(0)).unwrap();
+        writer.as_mut_slice().fill(fill);
+        let reader = writer.publish();
+        let map = SegmentMap::open(segment.descriptor().try_clone_to_owned().unwrap()).unwrap();
+        let view = map.view(SlotIndex(0), reader.generation(), 8000).unwrap();
+        (segment, reader, view)
+    }
+
+    fn now() -> Instant {
+        tokio::time::Instant::now().into_std()
+    }
+
+    #[test]
+    fn copies_queue_at_the_engine_and_take_their_time() {
+        let (_segment, _reader, view) = lent(1);
+        let device = FakeDevice::new(1.0, 16_000);
+        let t0 = now();
+        let first = device.copy(&view, 0..4000, 0, t0).unwrap();
+        let second = device.copy(&view, 0..1000, 8000, t0).unwrap();
+        let at = |kilobytes: u32| t0 + KILOBYTE * kilobytes;
+        assert_eq!(device.query(&first, at(3)).unwrap(), CopyState::Running);
+        assert_eq!(device.memory(0..1), [0], "nothing lands before its time");
+        let span = CopySpan { started: t0, finished: at(4), bytes: 4000 };
+        assert_eq!(device.query(&first, at(4)).unwrap(), CopyState::Done(span));
+        assert_eq!(device.query(&second, at(4)).unwrap(), CopyState::Running);
+        let span = CopySpan { started: at(4), finished: at(5), bytes: 1000 };
+        assert_eq!(device.query(&second, at(5)).unwrap(), CopyState::Done(span));
+        assert_eq!(device.memory(3999..4001), [1, 0]);
+        assert_eq!(device.memory(8999..9001), [1, 0]);
+    }
+
+    #[test]
+    fn a_lease_given_up_too_early_shows_as_wrong_bytes() {
+        let (segment, reader, view) = lent(1);
+        let device = FakeDevice::new(1.0, 8000);
+        let ticket = device.copy(&view, 0..8000, 0, now()).unwrap();
+        drop(reader);
+        let mut writer = segment.writer(SlotIndex(0)).unwrap();
+        writer.as_mut_slice().fill(9);
+        device.wait(ticket).unwrap();
+        assert_eq!(device.memory(0..2), [9, 9]);
+    }
+
+    #[test]
+    fn it_fails_where_a_real_one_would_and_where_it_is_told_to() {
+        let (segment, _reader, view) = lent(1);
+        let device = FakeDevice::new(1.0, 8000);
+        let outside = device.copy(&view, 0..8000, 1, now()).unwrap_err();
+        assert!(matches!(outside, DeviceError::CopyFailed { bytes: 8000, .. }), "{outside}");
+        device.fail_after(1);
+        let [good, bad] = [0, 0].map(|at| device.copy(&view, 0..10, at, now()).unwrap());
+        device.wait(good).unwrap();
+        let error = device.wait(bad).unwrap_err();
+        assert!(matches!(error, DeviceError::CopyFailed { bytes: 10, .. }), "{error}");
+        let map = SegmentMap::open(segment.descriptor().try_clone_to_owned().unwrap()).unwrap();
+        let registration = device.register(&map).unwrap();
+        assert_eq!(device.registrations(), 1);
+        drop(registration);
+        device.refuse_registration();
+        let error = device.register(&map).unwrap_err();
+        assert!(matches!(error, DeviceError::RegistrationRefused { segment: 1, .. }), "{error}");
+        assert_eq!(device.registrations(), 0);
     }
 }

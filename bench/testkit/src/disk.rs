@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use crate::checkpoint::Checkpoint;
 use crate::content::Content;
 
-/// A directory that is gone when the handle is dropped. Its path is short enough for a socket in it.
+/// A directory that is gone when the handle is dropped, with a path short enough for a socket.
 ///
 /// # Panics
 /// If the system's directory for temporary files cannot be written to.

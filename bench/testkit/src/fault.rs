@@ -3,8 +3,8 @@
 //! A rule is a key pattern, an operation, a schedule and a fault. Every rule counts the requests
 //! that match it, and the first rule, in the order they were added, whose schedule is due at its
 //! count is applied; at most one fault strikes a request. Schedules are pure functions of that
-//! count and a seed, so a run is repeated by repeating its requests. Rules belong to one origin, and tests
-//! that share an origin keep apart by their keys.
+//! count and a seed, so a run is repeated by repeating its requests. Rules belong to one origin,
+//! and tests that share an origin keep apart by their keys.
 //!
 //! A `Fault` is what a test writes; `Plan` is the same thing cut by the place where it acts: before
 //! the backend is asked, in how the object is read, in the response's head, in its body.

@@ -6,7 +6,7 @@
 //! body before its time by the steps Send -> Flush -> Drain -> cut:
 //!
 //! - Flush: the body says "nothing yet", at which hyper writes all it holds to the socket;
-//! - Drain: until the peer's kernel has acknowledged it, for at most `DRAIN_LIMIT`;
+//! - Drain, before a reset: until the peer's kernel has acknowledged it, at most `DRAIN_LIMIT`;
 //! - then the body fails, at which hyper drops the socket, which closes or resets it.
 
 use std::convert::Infallible;
@@ -235,6 +235,9 @@ impl Flow {
             self.link.wake_on_flush(context);
             if self.link.flushes() == seen {
                 return Poll::Pending;
+            }
+            if !matches!(self.script.end, Some((_, End::Reset))) {
+                return Poll::Ready(()); // an orderly close delivers what was written before it
             }
             self.step = Step::Drain { until: Instant::now() + DRAIN_LIMIT };
         }

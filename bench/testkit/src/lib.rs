@@ -2,12 +2,12 @@
 //! and contract suites for the seams.
 //!
 //! - [`S3Origin`], [`GcsOrigin`], [`AzureOrigin`] and [`HttpOrigin`] serve [`Contents`] over real
-//!   sockets on the loopback, commit the faults they are told to ([`FaultRule`]), and count what was
-//!   asked of them.
+//!   sockets on the loopback, commit the faults they are told to ([`FaultRule`]), and count what
+//!   was asked of them.
 //! - [`Content`] is bytes in memory or bytes made on the fly from a seed, so that an object of
 //!   5 GiB takes no memory; [`checkpoint`] lays such content out as sharded safetensors.
-//! - [`FakeDns`] and [`FakeDevice`] stand in for the resolver and the accelerator; [`contract`] says
-//!   what every implementation of their seams must do.
+//! - [`FakeDns`] and [`FakeDevice`] stand in for the resolver and the accelerator; [`contract`]
+//!   says what every implementation of their seams must do.
 //! - [`Prng`] is the seeded randomness of fixtures and fault schedules.
 //!
 //! Origins own their thread and stop when dropped. Nothing here reads the environment, uses a fixed
@@ -15,6 +15,8 @@
 #![forbid(unsafe_code)]
 
 mod azure;
+mod black_hole;
+mod chaos;
 mod checkpoint;
 mod content;
 mod contents;
@@ -40,6 +42,8 @@ mod serve;
 mod text;
 
 pub use azure::{AzureOptions, AzureOrigin};
+pub use black_hole::BlackHole;
+pub use chaos::{Chaos, chaos};
 pub use checkpoint::{CHECKPOINT_BYTES_MIN, Checkpoint, CheckpointSpec, Tensor, checkpoint};
 pub use content::{Concat, Content, sha256, sha256_of};
 pub use contents::Contents;

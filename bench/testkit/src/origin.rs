@@ -2,6 +2,7 @@
 //!
 //! The four kinds of origin differ in their protocol only; each derefs to this.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::checkpoint::Checkpoint;
@@ -35,6 +36,16 @@ impl Origin {
     /// `http://127.0.0.1:PORT`.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.server.address())
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// The base URL under a host name, for tests that resolve names themselves.
+    pub fn endpoint_at(&self, host: &str) -> String {
+        format!("http://{host}:{}", self.address().port())
     }
 
     /// The objects.

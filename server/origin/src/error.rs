@@ -96,7 +96,7 @@ impl OriginErrorKind {
             Self::Denied => "was refused by the origin",
             Self::Unauthenticated => "needs credentials that the origin accepts",
             Self::Changed => "is no longer the object that was resolved",
-            Self::Rejected => "was rejected by the origin",
+            Self::Rejected => "was rejected",
             Self::Throttled => "was throttled by the origin",
             Self::Failed => "failed at the origin",
             Self::Unreachable => "could not be had: the connection failed",

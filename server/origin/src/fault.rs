@@ -32,22 +32,84 @@ impl Fault {
         }
     }
 
-    /// A fault on the way through object_store.
+    /// A fault of a request that went through object_store and our transport.
     pub(crate) fn of(error: &object_store::Error, seen: &Seen) -> Self {
         if let Some((broke, text)) = &seen.broke {
             return Self::new(kind_of_break(*broke), seen, redact(text));
         }
-        match seen.status {
-            Some(status) if status >= 300 => Self {
-                kind: kind_of_status(status),
-                status: Some(status),
-                request_id: seen.request_id.clone(),
-                retry_after: seen.retry_after,
-                detail: seen.error_text(),
-            },
-            Some(_) => Self::new(OriginErrorKind::Malformed, seen, detail_of(error)),
-            None => Self::new(kind_of_error(error, seen.sent), seen, detail_of(error)),
+        // A key in a good answer that no path can stand for.
+        if matches!(error, object_store::Error::InvalidPath { .. }) {
+            return Self::new(OriginErrorKind::Unsupported, seen, detail_of(error));
         }
+        match seen.status {
+            Some(status) if status >= 300 => {
+                let code = seen.error_code();
+                Self {
+                    kind: kind_of_status(status, code.as_deref()),
+                    status: Some(status),
+                    request_id: seen.request_id.clone(),
+                    retry_after: seen.retry_after,
+                    detail: answer_text(seen, code),
+                }
+            }
+            Some(_) => Self::in_good_answer(seen)
+                .unwrap_or_else(|| Self::new(OriginErrorKind::Malformed, seen, detail_of(error))),
+            None if seen.sent => Self::new(OriginErrorKind::Unreachable, seen, detail_of(error)),
+            None => match error {
+                object_store::Error::NotSupported { .. }
+                | object_store::Error::NotImplemented { .. } => {
+                    Self::new(OriginErrorKind::Unsupported, seen, detail_of(error))
+                }
+                // Before a request is sent there is only the getting of credentials.
+                _ => {
+                    let text = format!("no credentials could be had: {}", detail_of(error));
+                    Self::new(OriginErrorKind::Unauthenticated, seen, text)
+                }
+            },
+        }
+    }
+
+    /// A fault in a body that came with a good status; none if the body is what was asked for.
+    pub(crate) fn in_good_answer(seen: &Seen) -> Option<Self> {
+        let code = seen.holds_error().then(|| seen.error_code())?;
+        let kind = kind_of_status(500, code.as_deref());
+        Some(Self::new(kind, seen, answer_text(seen, code).unwrap_or_default()))
+    }
+
+    /// A fault of this machine's files.
+    pub(crate) fn of_file(error: &object_store::Error) -> Self {
+        use object_store::Error as E;
+        let kind = match (error, io_kind(error)) {
+            (E::NotFound { .. }, _) => OriginErrorKind::NotFound,
+            (E::Precondition { .. }, _) => OriginErrorKind::Changed,
+            (_, Some(kind)) => kind_of_io(kind),
+            (_, None) => OriginErrorKind::Unsupported,
+        };
+        Self::new(kind, &Seen::default(), detail_of(error))
+    }
+
+    /// A fault of this machine's files that object_store had no part in.
+    pub(crate) fn of_io(error: &io::Error) -> Self {
+        Self::new(kind_of_io(error.kind()), &Seen::default(), error.to_string())
+    }
+}
+
+/// What the status alone does not say.
+fn answer_text(seen: &Seen, code: Option<String>) -> Option<String> {
+    let region = seen.region.as_ref().filter(|_| seen.status.is_some_and(|status| status < 500));
+    let region = region.map(|region| format!("the bucket is in region {region}"));
+    let id = seen.request_id.as_ref().map(|id| format!("request id {id}"));
+    let parts: Vec<String> = [code, region, id].into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+fn kind_of_io(kind: io::ErrorKind) -> OriginErrorKind {
+    match kind {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => OriginErrorKind::NotFound,
+        io::ErrorKind::PermissionDenied => OriginErrorKind::Denied,
+        // The file is shorter than when it was opened.
+        io::ErrorKind::UnexpectedEof => OriginErrorKind::Changed,
+        kind => OriginErrorKind::Local(kind),
     }
 }
 
@@ -58,11 +120,21 @@ fn kind_of_break(broke: Break) -> OriginErrorKind {
         Break::TimedOut => OriginErrorKind::Timeout,
         Break::Short => OriginErrorKind::Truncated,
         Break::Protocol => OriginErrorKind::Malformed,
-        Break::Forbidden => OriginErrorKind::Rejected,
+        Break::Forbidden | Break::Redirect => OriginErrorKind::Rejected,
+        Break::TooLong => OriginErrorKind::LimitExceeded,
     }
 }
 
-fn kind_of_status(status: u16) -> OriginErrorKind {
+fn kind_of_status(status: u16, code: Option<&str>) -> OriginErrorKind {
+    // S3 has statuses that say less than their codes.
+    match code {
+        Some("ExpiredToken" | "InvalidToken" | "TokenRefreshRequired") if status < 500 => {
+            return OriginErrorKind::Unauthenticated;
+        }
+        Some("RequestTimeout") => return OriginErrorKind::Timeout,
+        Some("SlowDown" | "ServerBusy") => return OriginErrorKind::Throttled,
+        _ => {}
+    }
     match status {
         401 => OriginErrorKind::Unauthenticated,
         403 => OriginErrorKind::Denied,
@@ -73,28 +145,6 @@ fn kind_of_status(status: u16) -> OriginErrorKind {
         429 | 503 => OriginErrorKind::Throttled,
         500.. => OriginErrorKind::Failed,
         _ => OriginErrorKind::Rejected,
-    }
-}
-
-/// The kind of an error for which there was no response at all.
-fn kind_of_error(error: &object_store::Error, sent: bool) -> OriginErrorKind {
-    use object_store::Error as E;
-    match error {
-        E::NotFound { .. } => OriginErrorKind::NotFound,
-        E::Precondition { .. } | E::NotModified { .. } => OriginErrorKind::Changed,
-        E::PermissionDenied { .. } => OriginErrorKind::Denied,
-        E::Unauthenticated { .. } => OriginErrorKind::Unauthenticated,
-        E::NotSupported { .. } | E::NotImplemented { .. } | E::InvalidPath { .. } => {
-            OriginErrorKind::Unsupported
-        }
-        _ => match io_kind(error) {
-            Some(io::ErrorKind::NotFound) => OriginErrorKind::NotFound,
-            Some(io::ErrorKind::PermissionDenied) => OriginErrorKind::Denied,
-            Some(kind) => OriginErrorKind::Local(kind),
-            // The request was signed and sent, and no response is known of.
-            None if sent => OriginErrorKind::Unreachable,
-            None => OriginErrorKind::Unauthenticated,
-        },
     }
 }
 
@@ -143,7 +193,27 @@ mod tests {
             (504, K::Failed),
         ];
         for (status, kind) in table {
-            assert_eq!(kind_of_status(status), kind, "{status}");
+            assert_eq!(kind_of_status(status, None), kind, "{status}");
         }
+        assert_eq!(kind_of_status(400, Some("ExpiredToken")), K::Unauthenticated);
+        assert_eq!(kind_of_status(400, Some("RequestTimeout")), K::Timeout);
+        assert_eq!(kind_of_status(500, Some("SlowDown")), K::Throttled);
+    }
+
+    #[test]
+    fn an_answer_is_told_with_its_code_region_and_id() {
+        let seen = Seen {
+            status: Some(301),
+            region: Some("eu-west-1".to_owned()),
+            request_id: Some("R1".to_owned()),
+            body_start: b"<?xml?><Error><Code>PermanentRedirect</Code><Message>m".to_vec(),
+            ..Seen::default()
+        };
+        assert_eq!(
+            answer_text(&seen, seen.error_code()).unwrap(),
+            "PermanentRedirect, the bucket is in region eu-west-1, request id R1"
+        );
+        let odd = Seen { body_start: b"<Code>a secret</Code>".to_vec(), ..Seen::default() };
+        assert_eq!(odd.error_code(), None);
     }
 }

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -32,15 +33,21 @@ pub(crate) struct FileReaders {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// One piece to read.
+/// Something to do for a reader.
 #[derive(Debug)]
 struct Job {
-    file: Arc<File>,
-    offset: u64,
-    buffer: Vec<u8>,
-    reply: oneshot::Sender<io::Result<Vec<u8>>>,
+    task: Task,
     _place: OwnedSemaphorePermit,
 }
+
+#[derive(Debug)]
+enum Task {
+    Read { file: Arc<File>, offset: u64, buffer: Vec<u8>, reply: Reply<Vec<u8>> },
+    Look { path: PathBuf, reply: Reply<bool> },
+}
+
+type Reply<T> = oneshot::Sender<io::Result<T>>;
+type Answer<T> = oneshot::Receiver<io::Result<T>>;
 
 impl FileReaders {
     /// Starts the threads.
@@ -67,22 +74,36 @@ impl FileReaders {
         }
     }
 
-    async fn submit(
+    /// Whether a path is a regular file, or a link to one. Opening anything else can block for ever.
+    pub(crate) async fn is_regular(&self, path: PathBuf) -> io::Result<bool> {
+        let (reply, answer) = oneshot::channel();
+        self.submit(Task::Look { path, reply }).await?;
+        answer.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    async fn piece(
         &self,
         file: &Arc<File>,
         offset: u64,
         buffer: Vec<u8>,
-    ) -> io::Result<oneshot::Receiver<io::Result<Vec<u8>>>> {
-        let place = Arc::clone(&self.places).acquire_owned().await.map_err(io::Error::other)?;
+    ) -> io::Result<Answer<Vec<u8>>> {
         let (reply, answer) = oneshot::channel();
-        let job = Job { file: Arc::clone(file), offset, buffer, reply, _place: place };
-        // There are as many permits as places, so the queue cannot be full.
-        let sent = self.queue.as_ref().map(|queue| queue.try_send(job).is_ok());
-        if sent != Some(true) {
-            return Err(io::Error::other("the file readers have stopped"));
-        }
+        let file = Arc::clone(file);
+        self.submit(Task::Read { file, offset, buffer, reply }).await?;
         Ok(answer)
     }
+
+    async fn submit(&self, task: Task) -> io::Result<()> {
+        let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| stopped())?;
+        // There are as many permits as places, so the queue cannot be full.
+        let sent =
+            self.queue.as_ref().map(|queue| queue.try_send(Job { task, _place: place }).is_ok());
+        if sent == Some(true) { Ok(()) } else { Err(stopped()) }
+    }
+}
+
+fn stopped() -> io::Error {
+    io::Error::other("the file readers have stopped")
 }
 
 impl Drop for FileReaders {
@@ -99,13 +120,18 @@ impl Drop for FileReaders {
 fn work(jobs: &Mutex<Receiver<Job>>) {
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Job { file, offset, mut buffer, reply, _place }) = job else { return };
-        if reply.is_closed() {
-            continue;
-        }
-        let read = file.read_exact_at(&mut buffer, offset).map(|()| buffer);
-        if reply.send(read).is_err() {
-            tracing::trace!("a read was dropped while its piece was read");
+        let Ok(Job { task, _place }) = job else { return };
+        let heard = match task {
+            Task::Read { reply, .. } if reply.is_closed() => false,
+            Task::Read { file, offset, mut buffer, reply } => {
+                reply.send(file.read_exact_at(&mut buffer, offset).map(|()| buffer)).is_ok()
+            }
+            Task::Look { path, reply } => {
+                reply.send(std::fs::metadata(path).map(|found| found.is_file())).is_ok()
+            }
+        };
+        if !heard {
+            tracing::trace!("nobody waits for a piece of a file any more");
         }
     }
 }
@@ -116,7 +142,7 @@ pub(crate) struct Pieces {
     readers: Arc<FileReaders>,
     file: Arc<File>,
     left: Range<u64>,
-    ahead: VecDeque<oneshot::Receiver<io::Result<Vec<u8>>>>,
+    ahead: VecDeque<Answer<Vec<u8>>>,
     current: Vec<u8>,
 }
 
@@ -127,7 +153,7 @@ impl Pieces {
             let bytes = PIECE_BYTES.min(self.left.end - self.left.start);
             let mut buffer = std::mem::take(&mut self.current);
             buffer.resize(usize::try_from(bytes).unwrap_or(usize::MAX), 0);
-            match self.readers.submit(&self.file, self.left.start, buffer).await {
+            match self.readers.piece(&self.file, self.left.start, buffer).await {
                 Ok(answer) => self.ahead.push_back(answer),
                 Err(error) => return Some(Err(error)),
             }
@@ -136,7 +162,7 @@ impl Pieces {
         match self.ahead.pop_front()?.await {
             Ok(Ok(piece)) => self.current = piece,
             Ok(Err(error)) => return Some(Err(error)),
-            Err(_) => return Some(Err(io::Error::other("a file reader has stopped"))),
+            Err(_) => return Some(Err(stopped())),
         }
         Some(Ok(&self.current))
     }
@@ -147,6 +173,14 @@ mod tests {
     use super::*;
     use std::io::Write;
 
+    async fn all(mut pieces: Pieces) -> Vec<u8> {
+        let mut got = Vec::new();
+        while let Some(piece) = pieces.next().await {
+            got.extend_from_slice(piece.unwrap());
+        }
+        got
+    }
+
     #[tokio::test]
     async fn ranges_come_whole_and_a_short_file_is_an_error() {
         let content: Vec<u8> = (0..3_500_000_u32).map(|n| n.to_le_bytes()[1]).collect();
@@ -154,11 +188,7 @@ mod tests {
         file.write_all(&content).unwrap();
         let readers = Arc::new(FileReaders::start().unwrap());
         for range in [0..1, 0..3_500_000, 1_048_575..2_097_153, 3_499_999..3_500_000] {
-            let mut pieces = readers.read(file.reopen().unwrap(), range.clone());
-            let mut got = Vec::new();
-            while let Some(piece) = pieces.next().await {
-                got.extend_from_slice(piece.unwrap());
-            }
+            let got = all(readers.read(file.reopen().unwrap(), range.clone())).await;
             let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
             assert_eq!(got, content[range]);
         }

@@ -18,6 +18,7 @@ mod error;
 mod fault;
 mod file;
 mod key;
+mod list;
 mod object;
 mod origins;
 mod pin;

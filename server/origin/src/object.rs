@@ -9,8 +9,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::{StreamExt, TryStreamExt};
-use object_store::list::{PaginatedListOptions, PaginatedListStore};
+use futures::{FutureExt, StreamExt};
+use object_store::list::PaginatedListStore;
+use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore};
 
@@ -26,11 +27,6 @@ use crate::transport::probe::{Probe, Seen};
 use crate::transport::service::Transport;
 use crate::tries::{Subject, Tries};
 
-/// Keys asked for in one page of a listing: what S3 gives at most.
-const PAGE_KEYS: usize = 1000;
-/// Requests at a time that look closer at what a listing said.
-pub(crate) const LOOKS_AT_ONCE: usize = 8;
-
 /// How a store lists and where its bodies come from.
 #[derive(Clone)]
 pub(crate) enum Backend {
@@ -39,7 +35,7 @@ pub(crate) enum Backend {
     /// No listing of its own: see [`crate::web`].
     Web(Box<WebBackend>),
     /// A directory walk; bodies are read by threads of ours.
-    File(Arc<FileReaders>),
+    File { files: LocalFileSystem, readers: Arc<FileReaders> },
 }
 
 /// What listing a web server takes.
@@ -76,6 +72,10 @@ struct Filling<'a> {
 #[async_trait]
 impl OriginStore for ObjectOrigin {
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, OriginError> {
+        if key.is_root() {
+            let text = "a whole store is no object";
+            return Err(OriginError::new(OriginErrorKind::NotFound, key, text).at(&self.origin));
+        }
         let path = self.path(key)?;
         let mut tries = self.tries(key, None);
         loop {
@@ -91,7 +91,7 @@ impl OriginStore for ObjectOrigin {
         let mut found = match &self.backend {
             Backend::Cloud(pages) => self.list_pages(&**pages, prefix, limit).await?,
             Backend::Web(web) => self.list_web(web, prefix, limit).await?,
-            Backend::File(_) => self.list_files(prefix, limit).await?,
+            Backend::File { .. } => self.list_files(prefix, limit).await?,
         };
         found.sort_by(|a, b| a.key.cmp(&b.key));
         found.dedup_by(|a, b| a.key == b.key);
@@ -150,11 +150,48 @@ impl ObjectOrigin {
         if matches!(&self.backend, Backend::Web(web) if web.signed) {
             return self.head_by_get(key, path, probe).await;
         }
+        self.check_regular(path).await?;
         let mut options = GetOptions { head: true, ..GetOptions::default() };
         options.extensions.insert(probe.clone());
-        let answer = self.store.get_opts(path, options).await;
-        let answer = answer.map_err(|error| Fault::of(&error, &probe.seen()))?;
-        Ok(ObjectMeta { key: key.clone(), bytes: answer.meta.size, pin: Pin::of(&answer.meta) })
+        let error = match self.store.get_opts(path, options).await {
+            Ok(answer) => return Ok(meta_of(key, &answer.meta)),
+            Err(error) => error,
+        };
+        let seen = probe.seen();
+        // Web servers exist that do not know HEAD, or answer it without a length.
+        let mute = matches!(seen.status, Some(405 | 501))
+            || (seen.status == Some(200) && seen.content_length.is_none());
+        if mute && seen.broke.is_none() && matches!(self.backend, Backend::Web(_)) {
+            return self.head_by_get(key, path, probe).await;
+        }
+        Err(self.fault_of(&error, &seen))
+    }
+
+    fn fault_of(&self, error: &object_store::Error, seen: &Seen) -> Fault {
+        match self.backend {
+            Backend::File { .. } => Fault::of_file(error),
+            Backend::Cloud(_) | Backend::Web(_) => Fault::of(error, seen),
+        }
+    }
+
+    /// Refuses what is no regular file: opening a pipe would block a thread until someone writes.
+    async fn check_regular(&self, path: &Path) -> Result<(), Fault> {
+        let Backend::File { files, readers } = &self.backend else { return Ok(()) };
+        let place = files.path_to_filesystem(path).map_err(|error| Fault::of_file(&error))?;
+        if place.as_os_str().as_encoded_bytes().strip_prefix(b"/") != Some(path.as_ref().as_bytes())
+        {
+            // The url crate takes a name that ends like `c:` for a drive of Windows.
+            let text = format!("object_store would open {} instead", place.display());
+            return Err(Fault::new(OriginErrorKind::Unsupported, &Seen::default(), text));
+        }
+        match readers.is_regular(place).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Fault::of_io(&std::io::Error::new(
+                std::io::ErrorKind::NotFound,
+                "it is no regular file",
+            ))),
+            Err(error) => Err(Fault::of_io(&error)),
+        }
     }
 
     /// Metadata from the answer to a GET of the first byte.
@@ -168,9 +205,7 @@ impl ObjectOrigin {
         let mut options = GetOptions { range, ..GetOptions::default() };
         options.extensions.insert(probe.clone());
         let error = match self.store.get_opts(path, options).await {
-            Ok(GetResult { meta, .. }) => {
-                return Ok(ObjectMeta { key: key.clone(), bytes: meta.size, pin: Pin::of(&meta) });
-            }
+            Ok(answer) => return Ok(meta_of(key, &answer.meta)),
             Err(error) => error,
         };
         let seen = probe.seen();
@@ -192,138 +227,53 @@ impl ObjectOrigin {
     ) -> Result<(), Fault> {
         let start = request.range.start + length(filling.filled);
         let wanted = start..request.range.end;
+        self.check_regular(path).await?;
         let options = conditional(&request.pin, wanted.clone(), probe);
         let answer = self.store.get_opts(path, options).await;
         let seen = probe.seen();
-        let answer = answer.map_err(|error| Fault::of(&error, &seen))?;
+        let answer = answer.map_err(|error| self.fault_of(&error, &seen))?;
         check_answer(request, &wanted, &answer, &seen)?;
-        match (answer.payload, &self.backend) {
-            (GetResultPayload::Stream(mut body), _) => {
+        match answer.payload {
+            GetResultPayload::Stream(mut body) => {
                 let begun = filling.filled;
                 while let Some(bytes) = body.next().await {
                     let bytes = bytes.map_err(|error| Fault::of(&error, &probe.seen()))?;
                     filling.take(&bytes, begun, &seen)?;
                 }
+                filling.complete(&seen)
             }
-            (GetResultPayload::File(file, _), Backend::File(readers)) => {
-                let mut pieces = readers.read(file, wanted);
-                while let Some(bytes) = pieces.next().await {
-                    let bytes = bytes.map_err(|error| local_fault(&error, &seen))?;
-                    self.counters.received(bytes.len());
-                    filling.take(bytes, filling.filled, &seen)?;
-                }
-            }
-            (GetResultPayload::File(..), _) => {
-                return Err(Fault::new(OriginErrorKind::Unsupported, &seen, "a file as an answer"));
-            }
-        }
-        filling.complete(&seen)
-    }
-
-    async fn list_pages(
-        &self,
-        pages: &dyn PaginatedListStore,
-        prefix: &ObjectKey,
-        limit: usize,
-    ) -> Result<Vec<ObjectMeta>, OriginError> {
-        let text = (!prefix.is_root()).then(|| format!("{prefix}/"));
-        let mut found: Vec<ObjectMeta> = Vec::new();
-        let mut page_token = None;
-        loop {
-            let mut tries = self.tries(prefix, None);
-            let page = loop {
-                let attempt = tries.begin();
-                let mut options = PaginatedListOptions {
-                    max_keys: Some(limit.saturating_add(1).min(PAGE_KEYS)),
-                    page_token: page_token.clone(),
-                    ..PaginatedListOptions::default()
-                };
-                options.extensions.insert(attempt.probe.clone());
-                let page = attempt.run(pages.list_paginated(text.as_deref(), options)).await;
-                match page.map_err(|error| Fault::of(&error, &attempt.probe.seen())) {
-                    Ok(page) => break page,
-                    Err(fault) => tries.failed(attempt, 0, fault).await?,
-                }
-            };
-            for meta in &page.result.objects {
-                found.extend(self.listed(meta, prefix)?);
-            }
-            self.check_limit(found.len(), prefix, limit)?;
-            page_token = page.page_token;
-            if page_token.is_none() {
-                return self.without_markers(found).await;
+            GetResultPayload::File(file, _) => {
+                self.read_file(request, path, file, wanted, filling).await
             }
         }
     }
 
-    /// object_store cuts the trailing slash off the key of a folder marker, which makes it look like
-    /// an empty object. There are few of either, so each is asked for: a marker is not there.
-    async fn without_markers(
+    /// Copies a range of an open file, and looks afterwards whether it was written to meanwhile:
+    /// nothing else would tell a mix of two versions from one.
+    async fn read_file(
         &self,
-        found: Vec<ObjectMeta>,
-    ) -> Result<Vec<ObjectMeta>, OriginError> {
-        let (empty, mut kept): (Vec<_>, Vec<_>) = found.into_iter().partition(|m| m.bytes == 0);
-        let looked: Vec<Option<ObjectMeta>> = futures::stream::iter(empty)
-            .map(|meta| async move { absent_is_none(self.head(&meta.key).await) })
-            .buffer_unordered(LOOKS_AT_ONCE)
-            .try_collect()
-            .await?;
-        kept.extend(looked.into_iter().flatten());
-        Ok(kept)
-    }
-
-    async fn list_files(
-        &self,
-        prefix: &ObjectKey,
-        limit: usize,
-    ) -> Result<Vec<ObjectMeta>, OriginError> {
-        let path = self.path(prefix)?;
-        let mut tries = self.tries(prefix, None);
-        let attempt = tries.begin();
-        let mut walk = self.store.list(Some(&path));
-        let mut found = Vec::new();
-        while let Some(meta) = walk.next().await {
-            let meta = match meta {
-                Ok(meta) => meta,
-                Err(error) => {
-                    let fault = Fault::of(&error, &Seen::default());
-                    tries.failed(attempt, 0, fault).await?;
-                    return Ok(found);
-                }
-            };
-            found.extend(self.listed(&meta, prefix)?);
-            self.check_limit(found.len(), prefix, limit)?;
+        request: &ReadRequest,
+        path: &Path,
+        file: std::fs::File,
+        wanted: Range<u64>,
+        filling: &mut Filling<'_>,
+    ) -> Result<(), Fault> {
+        let seen = Seen::default();
+        let Backend::File { readers, .. } = &self.backend else {
+            return Err(Fault::new(OriginErrorKind::Unsupported, &seen, "a file as an answer"));
+        };
+        let mut pieces = readers.read(file, wanted);
+        while let Some(bytes) = pieces.next().await {
+            let bytes = bytes.map_err(|error| Fault::of_io(&error))?;
+            self.counters.received(bytes.len());
+            filling.take(bytes, filling.filled, &seen)?;
         }
-        Ok(found)
-    }
-
-    /// A listed object, unless it is the prefix itself.
-    pub(crate) fn listed(
-        &self,
-        meta: &object_store::ObjectMeta,
-        prefix: &ObjectKey,
-    ) -> Result<Option<ObjectMeta>, OriginError> {
-        let key = ObjectKey::parse(meta.location.as_ref()).map_err(|error| {
-            OriginError::new(OriginErrorKind::Unsupported, prefix, error.to_string())
-                .at(&self.origin)
-        })?;
-        if key.relative_to(prefix).is_none() {
-            return Ok(None);
+        filling.complete(&seen)?;
+        let after = self.head_once(&request.key, path, &Probe::new()).boxed().await?;
+        match request.pin.difference(&after.pin) {
+            Some(difference) => Err(Fault::new(OriginErrorKind::Changed, &seen, difference)),
+            None => Ok(()),
         }
-        Ok(Some(ObjectMeta { key, bytes: meta.size, pin: Pin::of(meta) }))
-    }
-
-    pub(crate) fn check_limit(
-        &self,
-        found: usize,
-        prefix: &ObjectKey,
-        limit: usize,
-    ) -> Result<(), OriginError> {
-        if found <= limit {
-            return Ok(());
-        }
-        let text = format!("more than {limit} objects under it");
-        Err(OriginError::new(OriginErrorKind::LimitExceeded, prefix, text).at(&self.origin))
     }
 }
 
@@ -355,15 +305,8 @@ fn length(bytes: usize) -> u64 {
     u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
-/// `None` for an object that is not there.
-pub(crate) fn absent_is_none(
-    head: Result<ObjectMeta, OriginError>,
-) -> Result<Option<ObjectMeta>, OriginError> {
-    match head {
-        Ok(meta) => Ok(Some(meta)),
-        Err(error) if error.kind == OriginErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+pub(crate) fn meta_of(key: &ObjectKey, meta: &object_store::ObjectMeta) -> ObjectMeta {
+    ObjectMeta { key: key.clone(), bytes: meta.size, pin: Pin::of(meta) }
 }
 
 fn conditional(pin: &Pin, range: Range<u64>, probe: &Probe) -> GetOptions {
@@ -395,12 +338,4 @@ fn check_answer(
         return Err(Fault::new(OriginErrorKind::Malformed, seen, "more bytes than the range"));
     }
     Ok(())
-}
-
-fn local_fault(error: &std::io::Error, seen: &Seen) -> Fault {
-    let kind = match error.kind() {
-        std::io::ErrorKind::UnexpectedEof => OriginErrorKind::Changed,
-        kind => OriginErrorKind::Local(kind),
-    };
-    Fault::new(kind, seen, error.to_string())
 }

@@ -121,8 +121,9 @@ impl Origins {
         };
         let (store, backend) = match uri.scheme() {
             Scheme::File => {
-                let store = Arc::new(LocalFileSystem::new());
-                (store as Arc<_>, Backend::File(open.readers().map_err(local)?))
+                let files = LocalFileSystem::new();
+                let readers = open.readers().map_err(local)?;
+                (Arc::new(files.clone()) as Arc<_>, Backend::File { files, readers })
             }
             scheme => {
                 let transport = self.transport(open, block).map_err(local)?;
@@ -156,7 +157,7 @@ impl Origins {
             let path = providers::web_path(&base, uri.key().as_str());
             Arc::new(SignedTarget { path, target })
         });
-        let transport = transport.signed(signed);
+        let transport = transport.for_web(signed);
         let store = providers::web(&base, transport.clone())?;
         let web = WebBackend { base, transport, signed: uri.has_query() };
         let backend = Backend::Web(Box::new(web));

@@ -61,7 +61,7 @@ impl<'a> Tries<'a> {
         self.record.attempts += 1;
         Attempt {
             number: self.record.attempts,
-            probe: Probe::default(),
+            probe: Probe::new(),
             started: Instant::now(),
             _inflight: self.counters.begin(),
         }

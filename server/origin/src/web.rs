@@ -12,7 +12,8 @@ use object_store::path::Path;
 use crate::error::{OriginError, OriginErrorKind};
 use crate::fault::Fault;
 use crate::key::ObjectKey;
-use crate::object::{LOOKS_AT_ONCE, ObjectOrigin, WebBackend, absent_is_none};
+use crate::list::{LISTING_BYTES_MAX, LOOKS_AT_ONCE, absent_is_none};
+use crate::object::{ObjectOrigin, WebBackend};
 use crate::providers;
 use crate::store::{ObjectMeta, OriginStore, ReadRequest};
 
@@ -112,7 +113,8 @@ impl ObjectOrigin {
         let mut tries = self.tries(prefix, None);
         let listed = loop {
             let attempt = tries.begin();
-            let store = providers::web(&web.base, web.transport.probed(attempt.probe.clone()));
+            let probe = attempt.probe.with_body_max(LISTING_BYTES_MAX);
+            let store = providers::web(&web.base, web.transport.probed(probe));
             let work = async { store?.list(path.as_ref()).take(limit + 1).try_collect().await };
             let listed: object_store::Result<Vec<object_store::ObjectMeta>> =
                 attempt.run(work).await;

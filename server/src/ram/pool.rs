@@ -62,6 +62,7 @@ pub(crate) struct Pool {
     segments: Mutex<Vec<Arc<Segment>>>,
     free: Arc<FreeSlots>,
     trouble: Mutex<Vec<String>>,
+    growing: AtomicBool,
     stop: AtomicBool,
 }
 
@@ -79,6 +80,7 @@ impl Pool {
             segments: Mutex::default(),
             free: Arc::default(),
             trouble: Mutex::default(),
+            growing: AtomicBool::new(spec.segments().len() > 1),
             stop: AtomicBool::new(false),
         };
         if let Some(slots) = spec.segments().first() {
@@ -98,7 +100,14 @@ impl Pool {
                 let have = self.slots();
                 self.trouble(format!("ram: only {have} slots could be had: {error}"));
             }
+            self.growing.store(false, Ordering::Release);
+            self.free.came_free.notify_waiters();
         })
+    }
+
+    /// Whether more slots are on their way: then nothing has to be evicted for one.
+    pub(crate) fn is_growing(&self) -> bool {
+        self.growing.load(Ordering::Acquire)
     }
 
     fn grow(&self, on_grow: impl Fn(usize)) -> Result<(), ShmError> {
@@ -136,7 +145,7 @@ impl Pool {
         // Highest first: the list is taken from its end, so low slots are used first.
         let fresh = (0..slots).rev().map(|slot| (Arc::clone(&segment), SlotIndex(slot)));
         lock(&self.free.slots).extend(fresh);
-        self.free.came_free.notify_one();
+        self.free.came_free.notify_waiters();
         Ok(())
     }
 
@@ -290,6 +299,7 @@ mod tests {
         let thread =
             Arc::clone(&pool).grow_in_background(move |slots| sender.send(slots).unwrap()).unwrap();
         thread.join().unwrap();
+        assert!(!pool.is_growing());
         assert_eq!(before + grown.iter().sum::<usize>(), 72);
         assert_eq!(pool.slots(), 72);
     }

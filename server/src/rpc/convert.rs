@@ -5,7 +5,8 @@ use std::time::Duration;
 use forebay_proto::{Failure, Reason, StageSeconds, pb};
 
 use crate::admission::Lane;
-use crate::load::{ClientEvent, Granted, Opened, Progress};
+use crate::load::Progress;
+use crate::load::conversation::{ClientEvent, Granted, Opened};
 use crate::loads::LoadState;
 use crate::metrics::as_f64;
 use crate::ram::{CachedCheckpoint, RamSizes};

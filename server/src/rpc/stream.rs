@@ -17,7 +17,8 @@ use tonic::{Status, Streaming};
 
 use super::{Context, Shared, client_gone, convert, deadline};
 use crate::admission::Lane;
-use crate::load::{ClientEvent, LoadEvent, LoadRequest, Progress, keep, lend};
+use crate::load::conversation::{ClientEvent, LoadEvent};
+use crate::load::{LoadRequest, Progress, keep, lend};
 use crate::metrics;
 use crate::plan::Selection;
 use crate::report::Report;

@@ -5,3 +5,4 @@ mod contracts;
 mod faults;
 mod limits;
 mod protocols;
+mod recovery;

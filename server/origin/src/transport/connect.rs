@@ -143,7 +143,7 @@ impl Shared {
             let begun = Instant::now();
             let shaken = limited(self.timeouts.tls, self.handshake(uri, tcp)).await;
             times.tls = Some(begun.elapsed());
-            shaken.map_err(|source| fail(Break::Tls, times, source))?
+            shaken.map_err(|source| fail(timed_out_or(Break::Tls, &source), times, source))?
         } else {
             MaybeHttpsStream::Http(tcp)
         };
@@ -193,6 +193,10 @@ impl Service<Uri> for Established {
     fn call(&mut self, _: Uri) -> Self::Future {
         ready(self.0.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)))
     }
+}
+
+fn timed_out_or(broke: Break, error: &io::Error) -> Break {
+    if error.kind() == io::ErrorKind::TimedOut { Break::TimedOut } else { broke }
 }
 
 async fn limited<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {

@@ -11,6 +11,7 @@
 //! apply, so all of them are here. It hides the status of most failures; the [`probe::Probe`] that
 //! travels in the request's extensions brings it back.
 
+pub(crate) mod answer;
 pub(crate) mod body;
 pub(crate) mod connect;
 pub(crate) mod probe;

@@ -31,7 +31,16 @@ pub(crate) enum Break {
     Protocol,
     /// Plain HTTP where it is not allowed.
     Forbidden,
+    /// A redirect that is not followed.
+    Redirect,
+    /// More bytes than anything of this kind has.
+    TooLong,
 }
+
+/// Bytes of a body's start that are looked at: enough for the code that clouds put into an error.
+pub(crate) const BODY_START_MAX: usize = 4096;
+/// The largest body of a request that nobody asked for by name: a credential.
+const CREDENTIAL_BODY_MAX: u64 = 1 << 20;
 
 /// What the transport saw of one attempt.
 #[derive(Debug, Clone, Default)]
@@ -41,6 +50,11 @@ pub(crate) struct Seen {
     pub(crate) status: Option<u16>,
     pub(crate) retry_after: Option<Duration>,
     pub(crate) request_id: Option<String>,
+    /// The origin's own name for an error: `SlowDown`, `NoSuchBucket`.
+    pub(crate) code: Option<String>,
+    /// The start of an error's or a listing's body.
+    pub(crate) body_start: Vec<u8>,
+    pub(crate) region: Option<String>,
     pub(crate) content_length: Option<u64>,
     pub(crate) content_range: Option<String>,
     pub(crate) etag: Option<String>,
@@ -52,23 +66,73 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// What the status alone does not say.
-    pub(crate) fn error_text(&self) -> Option<String> {
-        let id = self.request_id.as_ref()?;
-        Some(format!("request id {id}"))
+    /// The origin's own name for its error, from a header or the XML of the body.
+    pub(crate) fn error_code(&self) -> Option<String> {
+        if self.code.is_some() {
+            return self.code.clone();
+        }
+        let body = String::from_utf8_lossy(&self.body_start);
+        let (_, rest) = body.split_once("<Code>")?;
+        let (code, _) = rest.split_once("</Code>")?;
+        is_code(code).then(|| code.to_owned())
     }
 }
 
+impl Seen {
+    /// Whether the body is an error's, whatever the status: S3 may fail after it has said 200.
+    pub(crate) fn holds_error(&self) -> bool {
+        let body = String::from_utf8_lossy(&self.body_start);
+        let body = body.trim_start_matches('\u{feff}').trim_start();
+        let root = match body.strip_prefix("<?") {
+            Some(rest) => rest.split_once("?>").map_or("", |(_, root)| root.trim_start()),
+            None => body,
+        };
+        root.starts_with("<Error>") || root.starts_with("<Error ")
+    }
+}
+
+/// Whether a text looks like an error's name rather than like something to keep out of logs.
+pub(crate) fn is_code(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
 /// A handle on the [`Seen`] of one attempt, shared by both ends.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Probe(Arc<Mutex<Seen>>);
+#[derive(Debug, Clone)]
+pub(crate) struct Probe {
+    seen: Arc<Mutex<Seen>>,
+    body_max: u64,
+}
 
 impl Probe {
+    /// For a body that its reader bounds.
+    pub(crate) fn new() -> Self {
+        Self { seen: Arc::default(), body_max: u64::MAX }
+    }
+
+    /// For requests that object_store makes on its own, and reads whole.
+    pub(crate) fn for_credentials() -> Self {
+        Self { seen: Arc::default(), body_max: CREDENTIAL_BODY_MAX }
+    }
+
+    /// The same, for a body that object_store reads whole.
+    pub(crate) fn with_body_max(&self, body_max: u64) -> Self {
+        Self { seen: Arc::clone(&self.seen), body_max }
+    }
+
+    pub(crate) fn body_max(&self) -> u64 {
+        self.body_max
+    }
+
+    /// Whether the start of a good body is kept: of a listing, which may hold an error.
+    pub(crate) fn keeps_start(&self) -> bool {
+        self.body_max < u64::MAX
+    }
+
     pub(crate) fn note(&self, write: impl FnOnce(&mut Seen)) {
-        write(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        write(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     pub(crate) fn seen(&self) -> Seen {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, RETRY_AFTER};
+use http::header::HOST;
 use http::uri::PathAndQuery;
 use http::{StatusCode, Uri};
 use hyper::body::Incoming;
@@ -24,8 +24,9 @@ use object_store::client::{
 use object_store::{ClientConfigKey, ClientOptions};
 use tokio::time::{Instant, timeout};
 
+use super::answer::{added, made_fit, note_headers, note_times, redirect};
 use super::body::TimedBody;
-use super::connect::{ConnectError, Connector, FreshTimes, PhaseTimes};
+use super::connect::{ConnectError, Connector, FreshTimes};
 use super::probe::{Break, Probe, Seen};
 use crate::settings::Timeouts;
 use crate::stats::Counters;
@@ -35,6 +36,9 @@ use crate::uri::{Secret, WebTarget};
 const POOL_IDLE: Duration = Duration::from_secs(15);
 /// Idle connections kept per host when nothing is set.
 const POOL_IDLE_MAX: usize = 64;
+
+/// Redirects followed for one request.
+const REDIRECTS_MAX: usize = 5;
 
 /// A request target whose query is a secret.
 #[derive(Debug, Clone)]
@@ -51,6 +55,7 @@ pub(crate) struct Transport {
     client: Client<Connector, HttpRequestBody>,
     timeouts: Timeouts,
     allow_http: bool,
+    redirects: bool,
     counters: Arc<Counters>,
     signed: Option<Arc<SignedTarget>>,
     probe: Option<Probe>,
@@ -64,6 +69,8 @@ enum Refused {
     Silent(Duration),
     #[error("the signed URL is no valid request target")]
     BadTarget,
+    #[error("{0} is not followed")]
+    Redirect(&'static str),
 }
 
 impl Transport {
@@ -80,6 +87,7 @@ impl Transport {
             client: builder.build(connector),
             timeouts,
             allow_http: false,
+            redirects: false,
             counters: Arc::default(),
             signed: None,
             probe: None,
@@ -91,9 +99,10 @@ impl Transport {
         Self { counters, ..self.clone() }
     }
 
-    /// This transport, asking for what was signed.
-    pub(crate) fn signed(&self, signed: Option<Arc<SignedTarget>>) -> Self {
-        Self { signed, ..self.clone() }
+    /// This transport for a web server: redirects are followed, as web servers for large files make
+    /// them, and what was signed is asked for. No request of it carries credentials in a header.
+    pub(crate) fn for_web(&self, signed: Option<Arc<SignedTarget>>) -> Self {
+        Self { signed, redirects: true, ..self.clone() }
     }
 
     /// This transport, reporting every request to one probe: for calls without extensions.
@@ -146,7 +155,11 @@ impl Transport {
             },
         };
         let response = answer.map_err(|error| broke(error, probe))?;
-        probe.note(|seen| seen.first_byte = Some(begun.elapsed()));
+        let times = response.extensions().get::<FreshTimes>().map(FreshTimes::take);
+        probe.note(|seen| {
+            seen.first_byte = added(seen.first_byte, Some(begun.elapsed()));
+            note_times(seen, times.unwrap_or_default());
+        });
         let status = response.status();
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
             // The next attempt shall meet another machine of the origin.
@@ -156,25 +169,53 @@ impl Transport {
         }
         Ok(response)
     }
+
+    /// The head of the response behind all redirects.
+    async fn follow(
+        &self,
+        request: HttpRequest,
+        probe: &Probe,
+    ) -> Result<http::Response<Incoming>, HttpError> {
+        let (mut parts, _) = request.into_parts();
+        for _ in 0..=REDIRECTS_MAX {
+            let mut request = HttpRequest::new(HttpRequestBody::empty());
+            request.method_mut().clone_from(&parts.method);
+            request.uri_mut().clone_from(&parts.uri);
+            request.headers_mut().clone_from(&parts.headers);
+            let response = self.head(request, probe).await?;
+            let Some(next) = redirect(&parts.uri, &response) else {
+                return Ok(response);
+            };
+            if parts.uri.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
+                return Err(not_followed(probe, "a redirect from https to http"));
+            }
+            // Whatever names the first host does not name the next.
+            parts.headers.remove(HOST);
+            parts.uri = next;
+        }
+        Err(not_followed(probe, "too many redirects"))
+    }
 }
 
 #[async_trait]
 impl HttpService for Transport {
     async fn call(&self, mut request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let probe = request.extensions().get::<Probe>().or(self.probe.as_ref()).cloned();
-        let probe = probe.unwrap_or_default();
+        let probe = probe.unwrap_or_else(Probe::for_credentials);
         probe.note(|seen| *seen = Seen { sent: true, ..Seen::default() });
         self.prepare(&mut request, &probe)?;
-        let response = self.head(request, &probe).await?;
-        let (parts, body) = response.into_parts();
-        let times = parts.extensions.get::<FreshTimes>().map(FreshTimes::take).unwrap_or_default();
+        let response = match self.redirects {
+            true => self.follow(request, &probe).await?,
+            false => self.head(request, &probe).await?,
+        };
+        let (mut parts, body) = response.into_parts();
         probe.note(|seen| {
             seen.status = Some(parts.status.as_u16());
-            note_times(seen, times);
             note_headers(seen, &parts.headers);
         });
+        made_fit(&mut parts);
         let idle = self.timeouts.body_idle;
-        let body = TimedBody::new(body, idle, probe, Arc::clone(&self.counters));
+        let body = TimedBody::new(body, parts.status, idle, probe, Arc::clone(&self.counters));
         Ok(HttpResponse::from_parts(parts, HttpResponseBody::new(body)))
     }
 }
@@ -198,33 +239,16 @@ impl SignedTarget {
     }
 }
 
+fn not_followed(probe: &Probe, what: &'static str) -> HttpError {
+    let refused = Refused::Redirect(what);
+    probe.note(|seen| seen.broke = Some((Break::Redirect, refused.to_string())));
+    HttpError::new(HttpErrorKind::Request, refused)
+}
+
 fn with_target(uri: &Uri, target: &str) -> Option<Uri> {
     let mut parts = uri.clone().into_parts();
     parts.path_and_query = Some(PathAndQuery::try_from(target).ok()?);
     Uri::from_parts(parts).ok()
-}
-
-fn note_times(seen: &mut Seen, times: PhaseTimes) {
-    seen.dns = times.dns;
-    seen.connect = times.connect;
-    seen.tls = times.tls;
-}
-
-fn note_headers(seen: &mut Seen, headers: &HeaderMap) {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    seen.content_length = text(CONTENT_LENGTH.as_str()).and_then(|value| value.parse().ok());
-    seen.etag = text(ETAG.as_str()).map(str::to_owned);
-    seen.content_range = text(CONTENT_RANGE.as_str()).map(str::to_owned);
-    seen.request_id =
-        ["x-amz-request-id", "x-ms-request-id", "x-guploader-uploadid", "x-request-id"]
-            .iter()
-            .find_map(|name| text(name))
-            .map(|id| id.chars().take(128).collect());
-    // Seconds; S3's own hint is in milliseconds. A date, which the clouds do not send, is ignored.
-    let seconds = text(RETRY_AFTER.as_str()).and_then(|value| value.trim().parse().ok());
-    let millis = text("x-amz-retry-after").and_then(|value| value.trim().parse().ok());
-    seen.retry_after =
-        millis.map(Duration::from_millis).or_else(|| seconds.map(Duration::from_secs));
 }
 
 /// Notes how an exchange broke before there was a head.

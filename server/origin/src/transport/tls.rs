@@ -22,7 +22,11 @@ pub(crate) struct Trust {
 impl Trust {
     /// Reads the certificates of `ca_file`.
     pub(crate) fn new(ca_file: Option<&Path>) -> io::Result<Self> {
-        let extra = ca_file.map_or_else(|| Ok(Vec::new()), certificates)?;
+        let extra = ca_file.map(|path| {
+            let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+            certificates(path).map_err(named)
+        });
+        let extra = extra.transpose()?.unwrap_or_default();
         Ok(Self { extra, config: OnceLock::new() })
     }
 

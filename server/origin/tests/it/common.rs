@@ -1,0 +1,60 @@
+//! What all tests here use.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use forebay_origin::{
+    ObjectMeta, OriginSettings, OriginStore, OriginUri, Origins, ReadRequest, Resolve, RetryPolicy,
+    SystemResolver,
+};
+
+/// Settings whose waits are short, for tests that retry.
+pub(crate) fn quick() -> OriginSettings {
+    OriginSettings {
+        retry: RetryPolicy {
+            transient_base: Duration::from_millis(1),
+            throttle_base: Duration::from_millis(1),
+            ..RetryPolicy::default()
+        },
+        ..OriginSettings::default()
+    }
+}
+
+pub(crate) fn origins(settings: OriginSettings) -> Origins {
+    Origins::new(settings, Arc::new(SystemResolver)).unwrap()
+}
+
+pub(crate) fn uri(text: &str) -> OriginUri {
+    OriginUri::parse(text).unwrap()
+}
+
+pub(crate) fn request(meta: &ObjectMeta, range: std::ops::Range<u64>) -> ReadRequest {
+    ReadRequest { key: meta.key.clone(), pin: meta.pin.clone(), object_bytes: meta.bytes, range }
+}
+
+/// Bytes that tell every offset from its neighbours.
+pub(crate) fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|at| u8::try_from((at ^ (at >> 8).wrapping_mul(31)) & 0xff).unwrap()).collect()
+}
+
+pub(crate) async fn whole(store: &dyn OriginStore, meta: &ObjectMeta) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(meta.bytes).unwrap()];
+    store.read(&request(meta, 0..meta.bytes), &mut bytes).await.unwrap();
+    bytes
+}
+
+/// A resolver with fixed answers.
+#[derive(Debug)]
+pub(crate) struct Names(pub(crate) Vec<(&'static str, Vec<IpAddr>)>);
+
+#[async_trait]
+impl Resolve for Names {
+    async fn resolve(&self, host: &str) -> io::Result<Vec<IpAddr>> {
+        let found = self.0.iter().find(|(name, _)| *name == host);
+        let unknown = || io::Error::new(io::ErrorKind::NotFound, "no such name");
+        found.map(|(_, addresses)| addresses.clone()).ok_or_else(unknown)
+    }
+}

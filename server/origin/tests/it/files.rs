@@ -1,0 +1,173 @@
+//! Files: odd names, links, things that are no files, and changes under a reader.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay_origin::{ObjectKey, OriginErrorKind, OriginStore};
+use tempfile::TempDir;
+
+use crate::{origins, pattern, quick, request, uri, whole};
+
+fn folder() -> (TempDir, Arc<dyn OriginStore>, ObjectKey) {
+    let folder = tempfile::tempdir().unwrap();
+    let uri = uri(&format!("file://{}/", folder.path().display()));
+    let store = origins(quick()).open(&uri).unwrap();
+    let key = uri.key().clone();
+    (folder, store, key)
+}
+
+fn write(folder: &Path, name: &str, bytes: &[u8]) {
+    let path = folder.join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn odd_names_are_listed_and_read() {
+    let (folder, store, prefix) = folder();
+    let names = [
+        "%2e",
+        "a b",
+        "c/d/e",
+        "empty",
+        "x?y",
+        "ü/日本",
+        "back\\slash",
+        "h#ash",
+        "...",
+        "~",
+        "c:d",
+    ];
+    for name in names {
+        let bytes = if name == "empty" { Vec::new() } else { pattern(name.len() * 1000) };
+        write(folder.path(), name, &bytes);
+    }
+    let found = store.list(&prefix, names.len()).await.unwrap();
+    let mut listed: Vec<&str> = found.iter().map(|m| m.key.relative_to(&prefix).unwrap()).collect();
+    assert!(listed.is_sorted());
+    let mut wanted = names;
+    wanted.sort_unstable();
+    listed.sort_unstable();
+    assert_eq!(listed, wanted);
+    for meta in &found {
+        assert_eq!(&store.head(&meta.key).await.unwrap(), meta);
+        let name = meta.key.relative_to(&prefix).unwrap();
+        assert_eq!(whole(&*store, meta).await, fs::read(folder.path().join(name)).unwrap());
+    }
+    let error = store.list(&prefix, names.len() - 1).await.unwrap_err();
+    assert_eq!(error.kind, OriginErrorKind::LimitExceeded);
+}
+
+#[tokio::test]
+async fn links_are_followed_and_broken_ones_are_not_there() {
+    let (folder, store, prefix) = folder();
+    let (elsewhere, ..) = self::folder();
+    write(elsewhere.path(), "blob", b"linked");
+    write(folder.path(), "real/x", b"real");
+    symlink(elsewhere.path().join("blob"), folder.path().join("link")).unwrap();
+    symlink("real", folder.path().join("dir")).unwrap();
+    symlink("gone", folder.path().join("broken")).unwrap();
+    let found = store.list(&prefix, 9).await.unwrap();
+    let listed: Vec<&str> = found.iter().map(|m| m.key.relative_to(&prefix).unwrap()).collect();
+    assert_eq!(listed, ["dir/x", "link", "real/x"]);
+    assert_eq!(whole(&*store, &found[1]).await, b"linked");
+    let broken = store.head(&prefix.join("broken").unwrap()).await.unwrap_err();
+    assert_eq!(broken.kind, OriginErrorKind::NotFound);
+
+    symlink("..", folder.path().join("real/loop")).unwrap();
+    let error = store.list(&prefix, 99).await.unwrap_err();
+    assert!(error.to_string().contains("loop"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_no_file_is_not_found() {
+    let (folder, store, prefix) = folder();
+    write(folder.path(), "d/x", b"x");
+    let pipe = folder.path().join("pipe");
+    let mode = rustix::fs::Mode::RUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    for name in ["d", "pipe", "gone", "d/x/y"] {
+        let error = store.head(&prefix.join(name).unwrap()).await.unwrap_err();
+        assert_eq!(error.kind, OriginErrorKind::NotFound, "{name}: {error}");
+        assert_eq!(error.attempts, 1);
+    }
+    assert_eq!(store.list(&prefix, 9).await.unwrap().len(), 1);
+    assert!(store.list(&prefix.join("gone").unwrap(), 9).await.unwrap().is_empty());
+    assert!(store.list(&prefix.join("d/x").unwrap(), 9).await.unwrap().is_empty());
+    let error = store.head(&ObjectKey::root()).await.unwrap_err();
+    assert_eq!(error.kind, OriginErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn names_that_the_library_keeps_for_itself_are_refused() {
+    let (folder, store, prefix) = folder();
+    for name in ["part#1", "c:", "abc|"] {
+        write(folder.path(), name, b"x");
+        let error = store.head(&prefix.join(name).unwrap()).await.unwrap_err();
+        assert_eq!(error.kind, OriginErrorKind::Unsupported, "{error}");
+        assert!(error.to_string().contains(name));
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_is_no_text_is_an_error_that_names_it() {
+    use std::os::unix::ffi::OsStrExt;
+    let (folder, store, prefix) = folder();
+    fs::write(folder.path().join(std::ffi::OsStr::from_bytes(b"odd\xff")), b"x").unwrap();
+    let error = store.list(&prefix, 9).await.unwrap_err();
+    assert_eq!(error.kind, OriginErrorKind::Unsupported, "{error}");
+    assert!(error.to_string().contains("odd%FF"), "{error}");
+}
+
+#[tokio::test]
+async fn a_changed_file_is_never_read() {
+    let (folder, store, prefix) = folder();
+    let key = prefix.join("o").unwrap();
+    let path = folder.path().join("o");
+    write(folder.path(), "o", &pattern(5000));
+    let meta = store.head(&key).await.unwrap();
+    assert!(meta.pin.etag.as_ref().unwrap().starts_with('"'));
+
+    // Replaced by another file of the same size and time.
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    write(folder.path(), "new", &pattern(5000));
+    let new = fs::File::options().write(true).open(folder.path().join("new")).unwrap();
+    new.set_modified(modified).unwrap();
+    fs::rename(folder.path().join("new"), &path).unwrap();
+    let error = store.read(&request(&meta, 0..5000), &mut [0; 5000]).await.unwrap_err();
+    assert_eq!((error.kind, error.attempts), (OriginErrorKind::Changed, 1));
+
+    // Written to in place.
+    let meta = store.head(&key).await.unwrap();
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_modified(modified + Duration::from_secs(5)).unwrap();
+    let error = store.read(&request(&meta, 0..5000), &mut [0; 5000]).await.unwrap_err();
+    assert_eq!(error.kind, OriginErrorKind::Changed);
+
+    // Cut off, then gone.
+    let meta = store.head(&key).await.unwrap();
+    file.set_len(10).unwrap();
+    let error = store.read(&request(&meta, 0..5000), &mut [0; 5000]).await.unwrap_err();
+    assert_eq!(error.kind, OriginErrorKind::Changed);
+    fs::remove_file(&path).unwrap();
+    let error = store.read(&request(&meta, 0..5000), &mut [0; 5000]).await.unwrap_err();
+    assert_eq!(error.kind, OriginErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn ranges_of_large_files_come_in_pieces() {
+    let (folder, store, prefix) = folder();
+    let content = pattern(5_000_001);
+    write(folder.path(), "o", &content);
+    let meta = store.head(&prefix.join("o").unwrap()).await.unwrap();
+    for range in [0..5_000_001_usize, 1..2, 1_048_575..3_145_730] {
+        let mut bytes = vec![0; range.len()];
+        let asked = request(&meta, range.start as u64..range.end as u64);
+        let record = store.read(&asked, &mut bytes).await.unwrap();
+        assert_eq!((record.attempts, record.bytes_received), (1, range.len() as u64));
+        assert!(bytes == content[range]);
+    }
+}

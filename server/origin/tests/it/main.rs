@@ -1,0 +1,21 @@
+//! Tests of the origin layer against servers and files of their own.
+
+#[cfg(test)]
+mod cloud;
+#[cfg(test)]
+mod common;
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod files;
+#[cfg(test)]
+mod server;
+#[cfg(test)]
+mod storm;
+#[cfg(test)]
+mod tls;
+#[cfg(test)]
+mod web;
+
+#[cfg(test)]
+use common::{Names, origins, pattern, quick, request, uri, whole};

@@ -1,0 +1,227 @@
+//! The part of a load in which daemon and client take turns.
+//!
+//! The daemon grants chunks as they become ready and listens for releases in between; when every
+//! chunk is granted it only listens, until the client is done. Events that the client has not taken
+//! wait in a queue that the window bounds: each grant in it holds a token. So neither side can block
+//! the other for good.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use forebay_proto::{Failure, Reason};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::filler::{Filler, Ready};
+use super::{Head, LoadRequest, lost};
+use crate::handoff::{GrantedSlot, Released, SessionStay};
+use crate::plan::{ChunkSpec, FetchPlan};
+use crate::report::Report;
+use crate::timeline::{Kind, Span, Stage, Timeline};
+
+/// Copy spans that are kept per chunk, so that a client cannot grow the daemon.
+const COPIES_PER_CHUNK_MAX: usize = 16;
+
+/// What a client hears, in this order.
+#[derive(Debug)]
+pub(crate) enum LoadEvent {
+    /// The load is planned.
+    Opened(Opened),
+    /// A chunk is readable.
+    Granted(Granted),
+    /// Every chunk was granted.
+    Complete,
+    /// The client is done; the last event.
+    Report(Box<Report>),
+}
+
+/// A planned load.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    /// The load's id.
+    pub(crate) load_id: String,
+    /// What will be granted.
+    pub(crate) plan: Arc<FetchPlan>,
+    /// The most bytes that can be leased to it at one time.
+    pub(crate) window_bytes: u64,
+    /// One slot.
+    pub(crate) chunk_bytes: u64,
+}
+
+/// One readable chunk.
+#[derive(Debug)]
+pub(crate) struct Granted {
+    /// What it holds.
+    pub(crate) spec: Arc<ChunkSpec>,
+    /// Where it is.
+    pub(crate) slot: GrantedSlot,
+    /// Whether it was in RAM already.
+    pub(crate) was_cached: bool,
+}
+
+/// What a client says while it reads. The end of its channel means that it is done.
+#[derive(Debug)]
+pub(crate) enum ClientEvent {
+    /// It has used these leases.
+    Release(Vec<u64>),
+    /// Its copy engine was busy: start and end since it saw `Opened`.
+    Copies(Vec<(Duration, Duration)>),
+    /// It is gone.
+    Lost,
+}
+
+/// See the module's head.
+pub(super) struct Conversation<'a> {
+    head: &'a Head<'a>,
+    stay: &'a SessionStay,
+    timeline: &'a Timeline,
+    outbox: mpsc::Sender<LoadEvent>,
+    inbox: mpsc::Receiver<ClientEvent>,
+    /// Events the client has not taken yet. Each grant among them holds a token of the window, so
+    /// the pool bounds them.
+    unsent: VecDeque<LoadEvent>,
+    opened_sent: Instant,
+    granted_at: Vec<Option<Instant>>,
+    copies: Vec<(Instant, Instant)>,
+    client_done: bool,
+}
+
+impl<'a> Conversation<'a> {
+    pub(super) fn new(
+        head: &'a Head<'_>,
+        stay: &'a SessionStay,
+        timeline: &'a Timeline,
+        (outbox, inbox): (mpsc::Sender<LoadEvent>, mpsc::Receiver<ClientEvent>),
+    ) -> Self {
+        Self {
+            head,
+            stay,
+            timeline,
+            outbox,
+            inbox,
+            unsent: VecDeque::new(),
+            opened_sent: Instant::now(),
+            granted_at: vec![None; head.plan.chunks().len()],
+            copies: Vec::new(),
+            client_done: false,
+        }
+    }
+
+    /// Grants every chunk while listening to the client.
+    pub(super) async fn stream(
+        &mut self,
+        filler: &mut Filler<'_>,
+        request: &LoadRequest,
+    ) -> Result<(), Failure> {
+        let stages = filler.stages();
+        self.unsent.push_back(LoadEvent::Opened(Opened {
+            load_id: request.load_id.clone(),
+            plan: Arc::clone(&self.head.plan),
+            window_bytes: self.head.permit.window_slots() as u64 * stages.chunk_bytes,
+            chunk_bytes: stages.chunk_bytes,
+        }));
+        let outbox = self.outbox.clone();
+        let mut complete = false;
+        // A client that is done before the last grant wants no more.
+        while !(self.client_done || complete && self.unsent.is_empty()) {
+            // While bytes are on their way the origin's own limits tell a stall from slowness.
+            let idle = !filler.is_filling();
+            tokio::select! {
+                biased;
+                event = self.inbox.recv() => self.hear(event)?,
+                place = outbox.reserve(), if !self.unsent.is_empty() => {
+                    let place = place.map_err(|_closed| lost())?;
+                    if let Some(event) = self.unsent.pop_front() {
+                        place.send(event);
+                    }
+                }
+                ready = filler.next(), if !complete => {
+                    complete = self.grant(filler, ready?);
+                }
+                () = tokio::time::sleep(stages.no_progress), if idle => {
+                    return Err(self.stands_still(stages.no_progress));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Listens until the client is done, then ends what it still holds.
+    pub(super) async fn linger(&mut self) -> Result<(), Failure> {
+        while !self.client_done {
+            let event = self.inbox.recv().await;
+            self.hear(event)?;
+        }
+        let ended = self.stay.session().release_load(self.stay.load());
+        self.released(&ended);
+        Ok(())
+    }
+
+    pub(super) async fn say(&self, event: LoadEvent) -> Result<(), Failure> {
+        self.outbox.send(event).await.map_err(|_closed| lost())
+    }
+
+    /// The busy stretches of the client's copy engine.
+    pub(super) fn copies(&self) -> &[(Instant, Instant)] {
+        &self.copies
+    }
+
+    /// Grants a chunk, or says that there are no more; true then.
+    fn grant(&mut self, filler: &Filler<'_>, ready: Option<Ready>) -> bool {
+        let Some(ready) = ready else {
+            self.unsent.push_back(LoadEvent::Complete);
+            return true;
+        };
+        let at = filler.granted(&ready);
+        let Ready { spec, pinned, window, was_cached, .. } = ready;
+        if let Some(granted_at) = self.granted_at.get_mut(spec.index) {
+            *granted_at = Some(at);
+        }
+        let state = self.head.entry.state();
+        state.granted_bytes.fetch_add(spec.bytes, Ordering::Relaxed);
+        let slot = self.stay.session().grant(self.stay.load(), spec.index, pinned, window);
+        self.unsent.push_back(LoadEvent::Granted(Granted { spec, slot, was_cached }));
+        false
+    }
+
+    fn hear(&mut self, event: Option<ClientEvent>) -> Result<(), Failure> {
+        match event {
+            Some(ClientEvent::Release(leases)) => {
+                let ended = self.stay.session().release(&leases);
+                self.released(&ended);
+            }
+            Some(ClientEvent::Copies(spans)) => {
+                let room = (self.granted_at.len() + 1) * COPIES_PER_CHUNK_MAX - self.copies.len();
+                let opened = self.opened_sent;
+                let spans = spans.into_iter().take(room);
+                self.copies.extend(spans.map(|(start, end)| (opened + start, opened + end)));
+            }
+            Some(ClientEvent::Lost) => return Err(lost()),
+            None => self.client_done = true,
+        }
+        Ok(())
+    }
+
+    fn released(&self, ended: &[Released]) {
+        let now = Instant::now();
+        let own = ended.iter().filter(|lease| lease.load == self.stay.load());
+        for lease in own {
+            let state = self.head.entry.state();
+            state.released_bytes.fetch_add(lease.bytes, Ordering::Relaxed);
+            if let Some(Some(granted)) = self.granted_at.get(lease.chunk) {
+                let span = Span::new(Stage::ClientAck, Kind::Service, *granted, now);
+                self.timeline.chunk_spans(lease.chunk, [span]);
+            }
+        }
+    }
+
+    fn stands_still(&self, limit: Duration) -> Failure {
+        let held = self.head.entry.state().leased_bytes();
+        Failure::new(
+            Reason::NoProgress,
+            format!("nothing moved for {limit:?} while the client held {held} bytes of leases"),
+        )
+    }
+}

@@ -1,0 +1,183 @@
+//! Brings the chunks of one plan into RAM, in plan order, within the load's window.
+//!
+//! For each chunk: a window token first (see `admission`), then the RAM tier, then another load's
+//! flight, then a flight of its own. Chunks become ready in any order; at most [`FILLS_AHEAD`] per
+//! load are on their way. What is on its way lives in the filler: dropping it leaves every flight
+//! and gives every token back.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use forebay_proto::Failure;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use tokio::time::Instant;
+
+use super::{Head, Stages, fill};
+use crate::admission::{AdmissionError, AdmissionPermit, WindowSlot};
+use crate::flight::{Boarded, Filled, Flight};
+use crate::plan::{ChunkSpec, FetchPlan};
+use crate::ram::PinnedChunk;
+use crate::report::Tally;
+use crate::timeline::{Kind, Span, Stage, Timeline};
+
+/// Chunks of one load that wait for bytes. Twice the connections keeps each of them busy while the
+/// next part's slot is found; more would hold slots that nobody fills.
+const FILLS_AHEAD: usize = 32;
+
+/// A chunk that is in RAM and pinned.
+pub(super) struct Ready {
+    pub(super) spec: Arc<ChunkSpec>,
+    pub(super) pinned: PinnedChunk,
+    pub(super) window: WindowSlot,
+    pub(super) was_cached: bool,
+    offered: Instant,
+}
+
+type Filling<'a> = BoxFuture<'a, Result<(Ready, Filled, bool), Failure>>;
+type Wanting<'a> = Pin<Box<dyn Future<Output = Result<WindowSlot, AdmissionError>> + Send + 'a>>;
+
+/// See the module's head.
+pub(super) struct Filler<'a> {
+    stages: &'a Arc<Stages>,
+    plan: &'a Arc<FetchPlan>,
+    permit: &'a AdmissionPermit,
+    timeline: &'a Timeline,
+    planned: Instant,
+    next_chunk: usize,
+    wanting: Option<Wanting<'a>>,
+    filling: FuturesUnordered<Filling<'a>>,
+    tally: Tally,
+}
+
+impl<'a> Filler<'a> {
+    pub(super) fn new(stages: &'a Arc<Stages>, head: &'a Head<'_>, timeline: &'a Timeline) -> Self {
+        Self {
+            stages,
+            plan: &head.plan,
+            permit: &head.permit,
+            timeline,
+            planned: Instant::now(),
+            next_chunk: 0,
+            wanting: None,
+            filling: FuturesUnordered::new(),
+            tally: Tally { slot_bytes: stages.chunk_bytes, ..Tally::default() },
+        }
+    }
+
+    pub(super) fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// The next chunk that is ready; `None` after the last one. Cancel-safe: what is on its way
+    /// stays in `self`.
+    pub(super) async fn next(&mut self) -> Result<Option<Ready>, Failure> {
+        loop {
+            self.want();
+            if self.wanting.is_none() && self.filling.is_empty() {
+                return Ok(None);
+            }
+            tokio::select! {
+                biased;
+                Some(filled) = self.filling.next() => return self.landed(filled?).map(Some),
+                window = wanted(&mut self.wanting) => {
+                    self.wanting = None;
+                    if let Some(ready) = self.start(window?) {
+                        return Ok(Some(ready));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The stages it works with.
+    pub(super) fn stages(&self) -> &'a Stages {
+        self.stages
+    }
+
+    /// Whether chunks are on their way.
+    pub(super) fn is_filling(&self) -> bool {
+        !self.filling.is_empty()
+    }
+
+    /// Asks for a window token for the next chunk, unless enough chunks are on their way.
+    fn want(&mut self) {
+        let more = self.next_chunk < self.plan.chunks().len();
+        if self.wanting.is_none() && more && self.filling.len() < FILLS_AHEAD {
+            let permit = self.permit;
+            self.wanting = Some(Box::pin(permit.slot()));
+        }
+    }
+
+    /// The next chunk has its token: it is here, or its flight is boarded.
+    fn start(&mut self, window: WindowSlot) -> Option<Ready> {
+        let spec = Arc::clone(self.plan.chunks().get(self.next_chunk)?);
+        self.next_chunk += 1;
+        let offered = Instant::now();
+        let waited = Span::new(Stage::LeaseAlloc, Kind::Queue, self.planned, offered);
+        self.timeline.chunk_spans(spec.index, [waited]);
+
+        let manifest = self.plan.manifest();
+        let revision = manifest.revision();
+        let lookup = || self.stages.ram.get(&spec.key, revision);
+        if let Some(pinned) = lookup() {
+            return Some(self.hit(Ready { spec, pinned, window, was_cached: true, offered }));
+        }
+        let fill = || fill(Arc::clone(self.stages), Arc::clone(manifest), Arc::clone(&spec));
+        let (flight, leads) = match self.stages.flights.board(spec.key, lookup, fill) {
+            Boarded::Hit(pinned) => {
+                return Some(self.hit(Ready { spec, pinned, window, was_cached: true, offered }));
+            }
+            Boarded::Leads(flight) => (flight, true),
+            Boarded::Joins(flight) => (flight, false),
+        };
+        self.filling.push(ride(flight, leads, spec, window, offered).boxed());
+        None
+    }
+
+    fn hit(&mut self, ready: Ready) -> Ready {
+        self.tally.tiers.ram += ready.spec.bytes;
+        ready
+    }
+
+    fn landed(&mut self, landed: (Ready, Filled, bool)) -> Result<Ready, Failure> {
+        let (ready, filled, leads) = landed;
+        self.tally.tiers.origin += ready.spec.bytes;
+        if leads {
+            self.tally.cost = self.tally.cost.plus(filled.cost);
+        }
+        // A flight that was in the air already counts from when this load boarded it.
+        let spans = filled.spans.iter().filter_map(|span| span.since(ready.offered));
+        self.timeline.chunk_spans(ready.spec.index, spans);
+        Ok(ready)
+    }
+
+    /// The chunk is handed over: its publish span ends.
+    pub(super) fn granted(&self, ready: &Ready) -> Instant {
+        let now = Instant::now();
+        let since = self.timeline.last_end(ready.spec.index).unwrap_or(ready.offered);
+        let span = Span::new(Stage::Publish, Kind::Service, since, now);
+        self.timeline.chunk_spans(ready.spec.index, [span]);
+        now
+    }
+}
+
+async fn wanted(wanting: &mut Option<Wanting<'_>>) -> Result<WindowSlot, AdmissionError> {
+    match wanting {
+        Some(wanting) => wanting.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn ride(
+    flight: Arc<Flight>,
+    leads: bool,
+    spec: Arc<ChunkSpec>,
+    window: WindowSlot,
+    offered: Instant,
+) -> Result<(Ready, Filled, bool), Failure> {
+    let filled = flight.landed().await?;
+    let pinned = filled.pinned.clone();
+    Ok((Ready { spec, pinned, window, was_cached: false, offered }, filled, leads))
+}
