@@ -311,6 +311,16 @@ impl Fake {
         self.until(|_| self.daemon.leases.lock().unwrap().len() == count).await;
     }
 
+    /// [`Fake::until`], blocking.
+    pub fn wait(&self, seen: impl FnMut(&Seen) -> bool) {
+        self.runtime.as_ref().unwrap().block_on(self.until(seen));
+    }
+
+    /// [`Fake::until_leased`], blocking.
+    pub fn wait_leased(&self, count: usize) {
+        self.runtime.as_ref().unwrap().block_on(self.until_leased(count));
+    }
+
     /// Dies; its files stay.
     pub fn kill(mut self) -> tempfile::TempDir {
         self.dir.take().unwrap()
