@@ -16,6 +16,12 @@ pub(crate) fn forebayd() -> &'static Path {
     PATH.get_or_init(|| built("forebayd", "forebay-server"))
 }
 
+/// The command.
+pub(crate) fn forebay() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| built("forebay", "forebay-cli"))
+}
+
 fn built(name: &str, package: &str) -> PathBuf {
     let exe = std::env::current_exe().expect("a test knows its own path");
     let deps = exe.parent().expect("a test lies in target/PROFILE/deps");

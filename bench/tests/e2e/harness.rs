@@ -226,7 +226,19 @@ pub(crate) async fn digests(
 ) -> Result<(Digests, Report), ClientError> {
     let mut load = client.load(request).await?;
     let mapped = read(&mut load).await?;
-    Ok((mapped, load.finish().await?))
+    let report = load.finish().await?;
+    assert_adds_up(&report);
+    Ok((mapped, report))
+}
+
+/// The critical path and what nothing accounts for are the wall time.
+#[track_caller]
+pub(crate) fn assert_adds_up(report: &Report) {
+    let path: Duration = report.critical_path.iter().map(|step| step.time).sum();
+    let apart = (path + report.unattributed).abs_diff(report.wall);
+    assert!(apart <= report.wall / 100, "{report:?}");
+    let tiers = report.bytes_by_tier;
+    assert_eq!(tiers.ram + tiers.nvme + tiers.origin, report.bytes, "{report:?}");
 }
 
 /// Takes everything of a load that has begun.

@@ -11,6 +11,10 @@ mod binaries;
 #[cfg(test)]
 mod clients;
 #[cfg(test)]
+mod command;
+#[cfg(test)]
+mod control;
+#[cfg(test)]
 mod deadlines;
 #[cfg(test)]
 mod harness;
@@ -22,5 +26,9 @@ mod memory;
 mod origin;
 #[cfg(test)]
 mod raw;
+#[cfg(test)]
+mod real;
+#[cfg(test)]
+mod secrets;
 #[cfg(test)]
 mod shapes;

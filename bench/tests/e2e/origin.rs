@@ -1,6 +1,6 @@
 //! What origins do to a load: objects that are missing, refused, replaced or cut short.
 
-use forebay_client::{LoadRequest, Reason};
+use forebay_client::{ClientError, Load, LoadRequest, Reason};
 use forebay_testkit::{
     CheckpointSpec, Content, EntityTag, Fault, FaultRule, HttpOptions, HttpOrigin, S3Options,
     S3Origin, checkpoint,
@@ -89,23 +89,26 @@ async fn an_object_that_is_replaced_ends_the_load_and_is_never_mixed() {
         origin.fault(FaultRule::new("blob", Fault::ReplaceObject(new.clone())).nth(nth));
         let node = NodeSpec::of(&origin).set("connections", "2").start().await;
         let mut load = node.client.load(LoadRequest::new(s3_uri("blob"))).await.unwrap();
-        let error = loop {
-            match load.next_chunk().await {
-                Ok(Some(chunk)) => {
-                    for extent in chunk.extents() {
-                        assert!(old.matches(extent.offset(), extent.bytes()), "a new byte");
-                    }
-                }
-                Ok(None) => panic!("the load is complete"),
-                Err(error) => break error,
-            }
-        };
+        let error = until_it_fails(&mut load, &old).await;
         assert_ends(&error, Reason::RevisionChanged, 9);
         assert_eq!(error.failure().origin_status, Some(412), "{error}");
         drop(load);
         node.settled().await;
         // What was cached of the old revision is not taken for the new one.
         node.loads(&s3_uri("blob"), &[("blob".to_owned(), new.clone())]).await;
+    }
+}
+
+/// Reads on until the load fails; every byte until then has to be one of `content`.
+async fn until_it_fails(load: &mut Load, content: &Content) -> ClientError {
+    loop {
+        let chunk = match load.next_chunk().await {
+            Ok(chunk) => chunk.expect("the load is not complete"),
+            Err(error) => return error,
+        };
+        for extent in chunk.extents() {
+            assert!(content.matches(extent.offset(), extent.bytes()), "a byte of another version");
+        }
     }
 }
 
