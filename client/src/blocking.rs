@@ -142,8 +142,8 @@ impl Load {
         self.runtime.0.block_on(self.load.next_piece())
     }
 
-    /// See [`crate::Load::finish`]. A view that this thread still holds keeps it waiting until the
-    /// deadline.
+    /// See [`crate::Load::finish`]. Drop every view first: one that this thread still holds keeps
+    /// it waiting for good.
     pub fn finish(self) -> Result<Report, ClientError> {
         let Self { load, runtime } = self;
         runtime.0.block_on(load.finish())

@@ -15,6 +15,7 @@
 //! stops using it for new loads, and it ends with the last view of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use forebay_proto::model::{Grant, LeaseId, Malformed, Manifest, Opened, Report};
 use forebay_proto::pb::load_response::Event;
@@ -31,6 +32,9 @@ use crate::options::{Lane, LoadRequest};
 use crate::outbox::{Lease, Outbox};
 use crate::session::Session;
 use crate::wire::{self, Deadline};
+
+/// How long a daemon may take for a report when it has nothing else to wait for.
+const REPORT_WAIT: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 enum Phase {
@@ -203,7 +207,11 @@ impl GrantStream {
     }
 
     /// Waits for the last lease, then for the report.
+    ///
+    /// The deadline was for the handing over. How long the caller keeps its views is its own
+    /// affair; once they are gone, only a daemon that hangs owes the report.
     pub(crate) async fn report(&mut self) -> Result<Report, ClientError> {
+        self.deadline = Deadline::none();
         let outbox = Arc::clone(&self.outbox);
         let early = tokio::select! {
             biased;
@@ -215,11 +223,20 @@ impl GrantStream {
             return Err(self.end(unexpected("something came after `complete`")));
         }
         self.outbox.close();
+        self.deadline = Deadline::after(Instant::now(), Some(REPORT_WAIT));
         let Event::Report(report) = self.receive().await? else {
             return Err(self.end(unexpected("something else came instead of the report")));
         };
-        self.phase = Phase::Reported;
-        Ok(Report::receive(report)?)
+        let report = Report::receive(report).map_err(|malformed| self.end(malformed.into()))?;
+        match self.deadline.cut(self.inbound.message()).await {
+            Ok(Ok(None)) => {
+                self.phase = Phase::Reported;
+                Ok(report)
+            }
+            Ok(Ok(Some(_))) => Err(self.end(unexpected("something came after the report"))),
+            Ok(Err(status)) => Err(self.end(self.client.failed(&status))),
+            Err(expired) => Err(self.end(expired)),
+        }
     }
 
     async fn receive(&mut self) -> Result<Event, ClientError> {

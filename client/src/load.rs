@@ -142,8 +142,8 @@ impl Load {
     }
 
     /// Takes what is still to come without looking at it, waits until every view of this load is
-    /// released, and gives the report. A view that nobody drops keeps it waiting until the
-    /// deadline.
+    /// released, and gives the report. The deadline ends with the last chunk: a view that nobody
+    /// drops keeps this waiting.
     pub async fn finish(mut self) -> Result<Report, ClientError> {
         self.reader = Reader::Chunks;
         while let Some(chunk) = self.stream.next_chunk().await? {

@@ -65,6 +65,15 @@ pub(crate) enum AdmissionError {
     },
 }
 
+impl From<Refusal> for AdmissionError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::QueueFull { depth } => Self::QueueFull { depth },
+            Refusal::Draining => Self::Draining,
+        }
+    }
+}
+
 impl From<AdmissionError> for Failure {
     fn from(error: AdmissionError) -> Self {
         let message = error.to_string();
@@ -155,10 +164,7 @@ impl Admission {
         let (ticket, granted) = {
             let mut state = self.shared.lock();
             let ticket =
-                state.queue.offer(lane, Instant::now()).map_err(|refusal| match refusal {
-                    Refusal::QueueFull { depth } => AdmissionError::QueueFull { depth },
-                    Refusal::Draining => AdmissionError::Draining,
-                })?;
+                state.queue.offer(lane, Instant::now())?;
             let (sender, granted) = oneshot::channel();
             state.waiters.insert(ticket, sender);
             state.holders.insert(ticket, holder);
@@ -170,6 +176,13 @@ impl Admission {
             AdmissionPermit { shared: Arc::clone(&self.shared), ticket, lane, stall: self.stall };
         self.shared.wait(ticket, granted, self.stall).await?;
         Ok(permit)
+    }
+
+    /// A permit for a call that resolves and fetches nothing: at once, or refused.
+    pub(crate) fn look_up(&self) -> Result<AdmissionPermit, AdmissionError> {
+        let ticket = self.shared.lock().queue.look_up()?;
+        let (shared, lane) = (Arc::clone(&self.shared), Lane::Interactive);
+        Ok(AdmissionPermit { shared, ticket, lane, stall: self.stall })
     }
 
     /// Depth and age per lane.

@@ -21,7 +21,6 @@ use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::admission::{Holder, Lane};
 use crate::deadline::{Deadline, parse_grpc_timeout};
 use crate::handoff::{Peer, Sessions};
 use crate::load::Stages;
@@ -100,10 +99,9 @@ impl Service {
     }
 
     /// Resolves a URI under a permit of its own, and says what is cached of it.
-    async fn stat_uri(&self, uri: &str, peer: Peer) -> Result<Vec<pb::StatResponse>, Failure> {
+    async fn stat_uri(&self, uri: &str) -> Result<Vec<pb::StatResponse>, Failure> {
         let stages = &self.shared.stages;
-        let holder = Holder { load_id: "stat".into(), uid: peer.uid, pid: peer.pid };
-        let permit = stages.admission.admit(Lane::Interactive, holder).await?;
+        let permit = stages.admission.look_up()?;
         let manifest = Arc::new(stages.resolver.resolve(&permit, uri).await?);
         let plan = plan(&manifest, &Selection::default(), stages.chunk_bytes)?;
         let mut cached = vec![0; manifest.objects().len()];
@@ -261,7 +259,7 @@ impl Forebay for Service {
         let context = self.context(&request)?;
         let service = self.clone();
         let uri = request.into_inner().uri;
-        let work = async move { service.stat_uri(&uri, context.peer).await };
+        let work = async move { service.stat_uri(&uri).await };
         Ok(Response::new(self.answer("Stat", context, work)))
     }
 

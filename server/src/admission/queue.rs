@@ -17,7 +17,7 @@
 //! Between the lanes, interactive goes first; after [`INTERACTIVE_RUN_MAX`] interactive admissions
 //! while prefetches wait, one prefetch goes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tokio::time::Instant;
 
@@ -109,6 +109,7 @@ pub(crate) struct Queue {
     free: usize,
     lanes: [VecDeque<(Ticket, Instant)>; 2],
     active: BTreeMap<Ticket, Active>,
+    lookups: BTreeSet<Ticket>,
     spare_waiters: VecDeque<Ticket>,
     interactive_run: u32,
     next_ticket: u64,
@@ -123,6 +124,7 @@ impl Queue {
             free: 0,
             lanes: [VecDeque::new(), VecDeque::new()],
             active: BTreeMap::new(),
+            lookups: BTreeSet::new(),
             spare_waiters: VecDeque::new(),
             interactive_run: 0,
             next_ticket: 0,
@@ -151,10 +153,29 @@ impl Queue {
         if depth >= self.limits.queued_max {
             return Err(Refusal::QueueFull { depth });
         }
-        let ticket = Ticket(self.next_ticket);
-        self.next_ticket += 1;
+        let ticket = self.ticket();
         self.lanes[lane.index()].push_back((ticket, now));
         Ok(ticket)
+    }
+
+    /// A call that only looks things up starts at once or is refused: it needs no slot, so it does
+    /// not wait behind loads that do. As many as loads may run.
+    pub(crate) fn look_up(&mut self) -> Result<Ticket, Refusal> {
+        if self.draining {
+            return Err(Refusal::Draining);
+        }
+        let depth = self.lookups.len();
+        if depth >= self.limits.active_max {
+            return Err(Refusal::QueueFull { depth });
+        }
+        let ticket = self.ticket();
+        self.lookups.insert(ticket);
+        Ok(ticket)
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        Ticket(self.next_ticket)
     }
 
     /// An active load asks for one more slot token. At most one wish at a time.
@@ -193,6 +214,7 @@ impl Queue {
             lane.retain(|(waiter, _)| *waiter != ticket);
         }
         self.spare_waiters.retain(|waiter| *waiter != ticket);
+        self.lookups.remove(&ticket);
         if let Some(load) = self.active.remove(&ticket) {
             self.free += load.guarantee.saturating_sub(load.held);
         }
@@ -358,6 +380,17 @@ mod tests {
         assert_eq!(queue.decide(), None, "no spare token is left");
         queue.give_back(first);
         assert_eq!(queue.decide(), Some(Decision::Slot(first)), "its own guarantee is free again");
+    }
+
+    #[test]
+    fn a_lookup_needs_no_slot_and_is_bounded() {
+        let mut queue = queue(0);
+        offer(&mut queue, Lane::Interactive);
+        let first = queue.look_up().unwrap();
+        (0..2).for_each(|_| assert!(queue.look_up().is_ok(), "up to three"));
+        assert_eq!(queue.look_up(), Err(Refusal::QueueFull { depth: 3 }));
+        queue.finish(first);
+        queue.look_up().unwrap();
     }
 
     #[test]
