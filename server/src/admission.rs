@@ -163,8 +163,7 @@ impl Admission {
     ) -> Result<AdmissionPermit, AdmissionError> {
         let (ticket, granted) = {
             let mut state = self.shared.lock();
-            let ticket =
-                state.queue.offer(lane, Instant::now())?;
+            let ticket = state.queue.offer(lane, Instant::now())?;
             let (sender, granted) = oneshot::channel();
             state.waiters.insert(ticket, sender);
             state.holders.insert(ticket, holder);

@@ -182,6 +182,7 @@ async fn open<'a>(
     timeline: &Timeline,
     stay: &SessionStay,
 ) -> Result<Head<'a>, Failure> {
+    stages.resolver.check(&request.uri)?;
     let entry = stages.loads.enter(stay.load(), state_of(request, timeline));
     let holder =
         Holder { load_id: request.load_id.clone(), uid: request.peer.uid, pid: request.peer.pid };

@@ -117,6 +117,12 @@ impl Resolver {
         Self { origins, indexes: Mutex::default() }
     }
 
+    /// Refuses what is no URI of an origin: a mistake that waiting for a permit does not mend.
+    pub(crate) fn check(&self, uri: &str) -> Result<(), ResolveError> {
+        OriginUri::parse(uri)?;
+        Ok(())
+    }
+
     /// Resolves `uri` as it is now. The permit bounds how many do so at a time.
     pub(crate) async fn resolve(
         &self,

@@ -237,11 +237,13 @@ async fn a_full_queue_refuses_and_says_when_to_come_again() {
         assert_ends(&error, Reason::QueueFull, 5);
         assert!(error.failure().retry_after.is_some_and(|after| !after.is_zero()), "{error:?}");
         assert!(error.failure().quota.is_some(), "{error:?}");
-        // A stat resolves under a permit of its own.
-        let error = node.client.stat(s3_uri("blob")).await.unwrap_err();
-        assert_ends(&error, Reason::QueueFull, 5);
+        // Looking is not loading: it has a bound of its own.
+        assert_eq!(node.client.stat(s3_uri("blob")).await.unwrap().summary.bytes, CHUNK);
+        // The caller's mistake is told at once, whatever the load.
+        let error = failure(&node.client, LoadRequest::new("nowhere")).await;
+        assert_ends(&error, Reason::BadUri, 2);
         let rejected = "forebay_admission_rejected_total{reason=\"QUEUE_FULL\"}";
-        assert_eq!(node.metric(rejected).await, Some(2.0));
+        assert_eq!(node.metric(rejected).await, Some(1.0));
         running.report().await.unwrap();
     };
     let (mapped, ()) = tokio::join!(waiting, meanwhile);
