@@ -64,7 +64,7 @@ pub enum DaemonError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// Another daemon serves there.
-    #[error("another forebayd serves {path}: stop it or give another --listen")]
+    #[error("{path} is served already: stop that daemon or give another --listen")]
     Taken {
         /// The socket.
         path: String,
@@ -195,7 +195,8 @@ impl Daemon {
     async fn start(settings: Settings) -> Result<Self, DaemonError> {
         let signals = Signals::listen()?;
         let mut degraded = Vec::new();
-        let places = Places::take(&settings.sockets)?;
+        let descriptors = place::raise_descriptor_limit();
+        let mut places = Places::take(&settings.sockets, &settings.allow_uids)?;
         let recorder = Metrics::install()
             .map_err(|error| DaemonError::Internal(format!("the metrics recorder: {error}")))?;
         let records = open_records(&settings, &mut degraded);
@@ -206,12 +207,14 @@ impl Daemon {
             budget_bytes: settings.ram_bytes,
             chunk_bytes: settings.chunk_bytes,
             lock: settings.lock_memory,
+            // The rest is for connections, clients and files.
+            segments_max: usize::try_from(descriptors / 2).unwrap_or(usize::MAX),
         })?);
         let origins = Origins::new(settings.origins.clone(), Arc::new(SystemResolver));
         let origins = Arc::new(origins.map_err(|e| DaemonError::Internal(e.to_string()))?);
         let flights = TaskTracker::new();
         let stages = build_stages(&settings, &pool, &origins, records, &flights)?;
-        let sessions = Sessions::new(Arc::clone(&pool));
+        let sessions = Arc::<Sessions>::default();
         let shared = Arc::new(Shared {
             stages: Arc::clone(&stages),
             sessions,
@@ -329,16 +332,18 @@ fn build_stages(
     let limits = Limits { queued_max: settings.max_queue, active_max: settings.max_loads };
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     // One digest worker per two cores: BLAKE3 is some five times faster than a connection.
-    let workers = Workers::start("forebay-digest", cores.div_ceil(2))
-        .map_err(DaemonError::system("start the digest workers"))?;
+    let workers = Workers::start("forebay-cpu", cores.div_ceil(2))
+        .map_err(DaemonError::system("start the worker threads"))?;
+    let cpu = Arc::new(workers);
     let stages = Stages {
         admission: Admission::new(limits, settings.no_progress),
-        resolver: Resolver::new(Arc::clone(origins)),
+        resolver: Resolver::new(Arc::clone(origins), Arc::clone(&cpu)),
         fetcher: Fetcher::new(settings.connections),
-        verifier: Verifier::new(workers, records),
+        verifier: Verifier::new(Arc::clone(&cpu), records),
         ram: Arc::new(RamTier::new(Arc::clone(pool), metrics::ram_evictions())),
         flights: Flights::new(flights.clone()),
         loads: Loads::default(),
+        cpu,
         chunk_bytes: settings.chunk_bytes,
         no_progress: settings.no_progress,
     };

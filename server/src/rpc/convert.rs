@@ -197,7 +197,7 @@ pub(super) fn report(report: &Report) -> pb::LoadReport {
                 seconds: time.as_secs_f64(),
             })
             .collect(),
-        peak_window_bytes: tally.peak_window_bytes,
+        peak_window_bytes: tally.peak_window_bytes(),
         lane: report.lane.to_owned(),
     }
 }
