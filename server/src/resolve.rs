@@ -145,12 +145,6 @@ impl Resolver {
         Self { origins, cpu, header_mib, indexes: Mutex::default() }
     }
 
-    /// Refuses what is no URI of an origin: a mistake that waiting for a permit does not mend.
-    pub(crate) fn check(&self, uri: &str) -> Result<(), ResolveError> {
-        OriginUri::parse(uri)?;
-        Ok(())
-    }
-
     /// Resolves `uri` as it is now; also what its reads cost. The permit bounds how many do so at a
     /// time.
     pub(crate) async fn resolve(

@@ -231,6 +231,7 @@ async fn the_same_load_id_attaches_to_the_same_revision() {
     let mut second = client.load(request()).await.unwrap();
     assert_eq!(second.opened().revision, first.opened().revision);
     // Whether it has seen its last grant or not.
+    let superseded_revision = first.opened().revision.clone();
     let superseded = first.finish().await.unwrap_err();
     assert_ends(&superseded, Reason::Superseded, 9);
     assert_eq!(read(&mut second).await.unwrap(), expected);
@@ -238,14 +239,43 @@ async fn the_same_load_id_attaches_to_the_same_revision() {
     assert_eq!(second.finish().await.unwrap().load_id, "pod-7");
     node.settled().await;
 
-    // What is not cached any more cannot be had in the old revision.
-    node.client.evict(s3_uri("blob")).await.unwrap();
-    let error = digests(&client, request()).await.unwrap_err();
-    assert_ends(&error, Reason::RevisionChanged, 9);
+    // An id is free again when its load was answered.
+    let (mapped, report) = digests(&client, request()).await.unwrap();
+    assert_ne!((mapped, &report.revision), (expected, &superseded_revision));
+    assert_eq!(report.load_id, "pod-7");
+    node.settled().await;
+}
+
+#[tokio::test]
+async fn what_is_not_cached_cannot_be_had_in_the_old_revision() {
+    let origin = s3().await;
+    let old = Content::synthetic(7, 32 * CHUNK);
+    origin.put(BUCKET, "blob", old.clone());
+    let node = NodeSpec::of(&origin).ram("512KiB").start().await;
+    let request = || LoadRequest::new(s3_uri("blob")).load_id("pod-7");
+    let first = node.client.load(request()).await.unwrap();
+    until("its window is full", async || {
+        (node.client.status().await.unwrap().loads[0].granted_bytes == 8 * CHUNK).then_some(())
+    })
+    .await;
+    origin.replace(BUCKET, "blob", Content::synthetic(8, 32 * CHUNK));
     let other = LoadRequest::new(s3_uri("there/is/something")).load_id("pod-7");
-    assert_ends(&digests(&client, other).await.unwrap_err(), Reason::BadRequest, 2);
-    let report = digests(&client, LoadRequest::new(s3_uri("blob"))).await.unwrap().1;
-    assert_eq!(report.bytes, 8 * CHUNK);
+    assert_ends(&failure(&node.client, other).await, Reason::BadRequest, 2);
+
+    let client = connect(&node.daemon).await;
+    let mut second = client.load(request()).await.unwrap();
+    assert_eq!(second.opened().revision, first.opened().revision);
+    assert_ends(&first.finish().await.unwrap_err(), Reason::Superseded, 9);
+    let error = loop {
+        let chunk = match second.next_chunk().await {
+            Ok(chunk) => chunk.expect("the load is not complete"),
+            Err(error) => break error,
+        };
+        let run = chunk.extents().next().unwrap();
+        assert!(old.matches(run.offset(), run.bytes()), "a byte of the new revision");
+    };
+    assert_ends(&error, Reason::RevisionChanged, 9);
+    drop(second);
     node.settled().await;
 }
 
