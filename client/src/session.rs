@@ -101,6 +101,11 @@ impl Session {
         self.received.borrow().closed.is_none() && self.received.has_changed().is_ok()
     }
 
+    /// Whether the daemon has shown that it knows this session, by sending a segment.
+    pub(crate) fn is_answered(&self) -> bool {
+        !self.received.borrow().segments.is_empty()
+    }
+
     /// The segment with this id, once it has come.
     pub(crate) async fn segment(
         &self,

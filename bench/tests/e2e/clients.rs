@@ -1,16 +1,24 @@
 //! Clients that share, hoard, vanish and come back.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use forebay_client::{Failure, LoadRequest, Reason};
+use forebay_client::{Client, Endpoint, Failure, LoadRequest, Reason};
+use forebay_proto::handoff::{SOCKET_NAME, encode};
 use forebay_proto::pb;
-use forebay_testkit::{Content, Fault, FaultRule};
+use forebay_proto::pb::handoff_message::Event as Answer;
+use forebay_shm::{recv_descriptor, send_descriptor};
+use forebay_testkit::{Content, Fault, FaultRule, When, temp_dir};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept, bind, listen, socket_with,
+};
 
 use crate::harness::{
-    BUCKET, CHUNK, Node, NodeSpec, assert_ends, connect, digests, expected_digests, read, s3,
-    s3_uri, until,
+    BUCKET, CHUNK, Node, NodeSpec, assert_ends, connect, digests, expected_digests, failure, read,
+    s3, s3_uri, until,
 };
 use crate::raw::{RawLoad, opening};
 
@@ -53,8 +61,8 @@ async fn a_child_that_holds_leases() {
         println!("skipped: other tests start this one as a process of its own");
         return;
     };
-    let endpoint = forebay_client::Endpoint::unix(socket.as_ref()).unwrap();
-    let client = forebay_client::Client::connect(endpoint).await.unwrap();
+    let endpoint = Endpoint::unix(socket.as_ref()).unwrap();
+    let client = Client::connect(endpoint).await.unwrap();
     let request = LoadRequest::new(uri.to_str().unwrap());
     let mut load = client.load(request).await.unwrap();
     let opened = load.opened();
@@ -96,8 +104,7 @@ async fn a_client_that_is_killed_gives_everything_back() {
 async fn a_client_that_is_killed_while_bytes_are_on_their_way_stops_them() {
     let origin = s3().await;
     origin.put(BUCKET, "blob", Content::synthetic(1, 32 * CHUNK));
-    origin
-        .fault(FaultRule::new("blob", Fault::StallAfter(10)).when(forebay_testkit::When::After(8)));
+    origin.fault(FaultRule::new("blob", Fault::StallAfter(10)).when(When::After(6)));
     let node = NodeSpec::of(&origin).ram("512KiB").set("connections", "2").start().await;
     let holder = Holder::start(&node, &s3_uri("blob"));
     until("a part is on its way", async || {
@@ -228,17 +235,17 @@ async fn the_same_load_id_attaches_to_the_same_revision() {
     assert_ends(&superseded, Reason::Superseded, 9);
     assert_eq!(read(&mut second).await.unwrap(), expected);
     drop(held);
+    // A call that is refused does not end the load it would have replaced.
+    let other = LoadRequest::new(s3_uri("there/is/something")).load_id("pod-7");
+    assert_ends(&digests(&client, other.clone()).await.unwrap_err(), Reason::BadRequest, 2);
     assert_eq!(second.finish().await.unwrap().load_id, "pod-7");
     node.settled().await;
 
-    // What is not cached any more cannot be had in the old revision.
-    node.client.evict(s3_uri("blob")).await.unwrap();
-    let error = digests(&client, request()).await.unwrap_err();
-    assert_ends(&error, Reason::RevisionChanged, 9);
-    let other = LoadRequest::new(s3_uri("there/is/something")).load_id("pod-7");
-    assert_ends(&digests(&client, other).await.unwrap_err(), Reason::BadRequest, 2);
-    let report = digests(&client, LoadRequest::new(s3_uri("blob"))).await.unwrap().1;
-    assert_eq!(report.bytes, 8 * CHUNK);
+    // The load is answered: its id is free, and gets what there is now.
+    let (mapped, _) = digests(&client, request()).await.unwrap();
+    let new = Content::synthetic(8, 8 * CHUNK);
+    assert_eq!(mapped, expected_digests(&[("blob".to_owned(), new)]));
+    digests(&client, other).await.unwrap();
     node.settled().await;
 }
 
@@ -284,6 +291,64 @@ async fn bytes_that_someone_else_waits_for_are_fetched_on() {
     assert_eq!(mapped, expected_digests(&[("blob".to_owned(), content)]));
     assert_eq!(origin.counts("blob").gets, 4, "each byte is asked for once");
     assert_eq!(report.bytes_by_tier.origin, 4 * CHUNK);
+    node.settled().await;
+}
+
+/// The daemon's socket beside a handoff socket that reads one hello and sends `answer`, if any.
+/// What a client sees whose hello comes late.
+async fn behind_a_slow_handoff(node: &Node, dir: &Path, answer: Option<Answer>) -> Client {
+    std::os::unix::fs::symlink(node.daemon.socket(), dir.join("forebay.sock")).unwrap();
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    bind(&socket, &SocketAddrUnix::new(dir.join(SOCKET_NAME)).unwrap()).unwrap();
+    listen(&socket, 8).unwrap();
+    let answering = std::thread::Builder::new().spawn(move || {
+        let mut open = Vec::new();
+        while let Ok(connection) = accept(&socket) {
+            recv_descriptor(connection.as_fd(), &mut [0; 4096]).unwrap();
+            if let Some(answer) = &answer {
+                send_descriptor(connection.as_fd(), &encode(answer.clone()), None).unwrap();
+            }
+            open.push(connection);
+        }
+    });
+    drop(answering.unwrap());
+    let endpoint = Endpoint::unix(&dir.join("forebay.sock")).unwrap();
+    Client::connect(endpoint).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_load_that_ends_before_its_hello_was_read_says_why() {
+    let origin = s3().await;
+    origin.put(BUCKET, "blob", Content::synthetic(12, 8 * CHUNK));
+    let other = Content::synthetic(13, 8 * CHUNK);
+    origin.fault(FaultRule::new("blob", Fault::ReplaceObject(other)).nth(6));
+    let node = NodeSpec::of(&origin).start().await;
+    let dir = temp_dir();
+    let reason = "the session is unknown: its socket has closed".to_owned();
+    let refused = Answer::Refused(pb::Refused { reason });
+    let client = behind_a_slow_handoff(&node, dir.path(), Some(refused)).await;
+    let error = failure(&client, LoadRequest::new(s3_uri("blob"))).await;
+    assert_ends(&error, Reason::RevisionChanged, 9);
+    node.settled().await;
+}
+
+#[tokio::test]
+async fn a_session_that_the_daemon_never_answered_is_not_used_again() {
+    let origin = s3().await;
+    origin.put(BUCKET, "empty", "");
+    let node = NodeSpec::of(&origin).start().await;
+    let dir = temp_dir();
+    let client = behind_a_slow_handoff(&node, dir.path(), None).await;
+    for _ in 0..3 {
+        // The daemon forgets a session with its last load while nobody has joined it.
+        let report = digests(&client, LoadRequest::new(s3_uri("empty"))).await.unwrap().1;
+        assert_eq!(report.bytes, 0);
+        until("the session is forgotten", async || {
+            (node.metric("forebay_sessions").await? == 0.0).then_some(())
+        })
+        .await;
+    }
     node.settled().await;
 }
 

@@ -218,14 +218,21 @@ async fn queued(node: &Node, lane: &str, depth: u64) {
     .await;
 }
 
+/// An object of which a client that releases nothing never gets the last grant: its load keeps its
+/// place.
+fn longer_than_the_pool() -> Content {
+    Content::synthetic(11, 5 << 20)
+}
+
 #[tokio::test]
 async fn a_full_queue_refuses_and_says_when_to_come_again() {
     let origin = s3().await;
     let content = Content::synthetic(4, CHUNK);
     origin.put(BUCKET, "blob", content.clone());
+    origin.put(BUCKET, "long", longer_than_the_pool());
     let spec = NodeSpec::of(&origin).set("max_loads", "1").set("max_queue", "1");
     let node = spec.start().await;
-    let mut running = RawLoad::open(&node.daemon, opening(&s3_uri("blob"))).await;
+    let mut running = RawLoad::open(&node.daemon, opening(&s3_uri("long"))).await;
     running.hold(1).await;
     let waiting = async {
         let client = connect(&node.daemon).await;
@@ -237,11 +244,13 @@ async fn a_full_queue_refuses_and_says_when_to_come_again() {
         assert_ends(&error, Reason::QueueFull, 5);
         assert!(error.failure().retry_after.is_some_and(|after| !after.is_zero()), "{error:?}");
         assert!(error.failure().quota.is_some(), "{error:?}");
-        // A stat resolves under a permit of its own.
-        let error = node.client.stat(s3_uri("blob")).await.unwrap_err();
-        assert_ends(&error, Reason::QueueFull, 5);
+        // Looking is not loading: it has a bound of its own.
+        assert_eq!(node.client.stat(s3_uri("blob")).await.unwrap().summary.bytes, CHUNK);
+        // The caller's mistake is told at once, whatever the load.
+        let error = failure(&node.client, LoadRequest::new("nowhere")).await;
+        assert_ends(&error, Reason::BadUri, 2);
         let rejected = "forebay_admission_rejected_total{reason=\"QUEUE_FULL\"}";
-        assert_eq!(node.metric(rejected).await, Some(2.0));
+        assert_eq!(node.metric(rejected).await, Some(1.0));
         running.report().await.unwrap();
     };
     let (mapped, ()) = tokio::join!(waiting, meanwhile);
@@ -253,15 +262,16 @@ async fn a_full_queue_refuses_and_says_when_to_come_again() {
 async fn someone_who_waits_goes_before_a_prefetch() {
     let origin = s3().await;
     origin.put(BUCKET, "blob", Content::synthetic(5, CHUNK));
+    origin.put(BUCKET, "long", longer_than_the_pool());
     let node = NodeSpec::of(&origin).set("max_loads", "1").start().await;
-    let mut running = RawLoad::open(&node.daemon, opening(&s3_uri("blob"))).await;
+    let mut running = RawLoad::open(&node.daemon, opening(&s3_uri("long"))).await;
     running.hold(1).await;
     let client = connect(&node.daemon).await;
     let request = || LoadRequest::new(s3_uri("blob"));
     let ahead_of_need = async { digests(&client, request().lane(Lane::Prefetch)).await.unwrap().1 };
     let in_order = async {
         queued(&node, "prefetch", 1).await;
-        let open = opening(&s3_uri("blob"));
+        let open = opening(&s3_uri("long"));
         let mut interactive = RawLoad::open(&node.daemon, open).await;
         queued(&node, "interactive", 1).await;
         running.report().await.unwrap();
@@ -281,8 +291,9 @@ async fn someone_who_waits_goes_before_a_prefetch() {
 async fn a_load_that_leaves_the_queue_leaves_no_trace() {
     let origin = s3().await;
     origin.put(BUCKET, "blob", Content::synthetic(6, CHUNK));
+    origin.put(BUCKET, "long", longer_than_the_pool());
     let node = NodeSpec::of(&origin).set("max_loads", "1").set("max_queue", "1").start().await;
-    let mut running = RawLoad::open(&node.daemon, opening(&s3_uri("blob"))).await;
+    let mut running = RawLoad::open(&node.daemon, opening(&s3_uri("long"))).await;
     running.hold(1).await;
     for _ in 0..5 {
         let waiting = RawLoad::open(&node.daemon, opening(&s3_uri("blob"))).await;

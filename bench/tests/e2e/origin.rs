@@ -30,7 +30,7 @@ async fn a_missing_object_is_not_found() {
         assert!(error.to_string().contains("no"), "{error}");
     }
     let error = failure(&node.client, LoadRequest::new(s3_uri("there/is")).objects(["x*"])).await;
-    assert_ends(&error, Reason::UnknownTensor, 2);
+    assert_ends(&error, Reason::ObjectNotFound, 3);
     node.settled().await;
 }
 

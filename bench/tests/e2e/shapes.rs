@@ -153,6 +153,24 @@ async fn keys_that_could_be_read_differently_are_refused() {
     assert_eq!((s3.total().requests(), http.total().requests()), (0, 0));
 }
 
+#[tokio::test]
+async fn a_listing_with_a_key_that_no_path_can_have_is_refused_whole() {
+    let origin = s3().await;
+    let node = NodeSpec::of(&origin).start().await;
+    for (n, bad) in ["a/../x", "a//x", "a/./x", "a/\u{1b}[31mx"].iter().enumerate() {
+        origin.put(BUCKET, &format!("p{n}/good"), "x");
+        origin.put(BUCKET, &format!("p{n}/{bad}"), "x");
+        let error = node.refused(&s3_uri(&format!("p{n}/"))).await;
+        assert_ends(&error, Reason::OriginRejected, 2);
+        assert!(!error.to_string().contains(char::is_control), "{:?}", error.to_string());
+    }
+    // What consoles make for a folder is no object.
+    origin.put(BUCKET, "folder/", "");
+    origin.put(BUCKET, "folder/in/", "");
+    origin.put(BUCKET, "folder/in/blob", "x");
+    node.loads(&s3_uri("folder/"), &[("in/blob".to_owned(), Content::bytes("x"))]).await;
+}
+
 /// A safetensors file with this header and these bytes after it.
 fn safetensors(header: &str, data: u64) -> Content {
     let length = (header.len() as u64).to_le_bytes().to_vec();
