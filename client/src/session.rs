@@ -98,7 +98,7 @@ impl Session {
 
     /// Whether the daemon has not ended it.
     pub(crate) fn is_open(&self) -> bool {
-        self.received.borrow().closed.is_none() && self.received.has_changed().is_ok()
+        self.received.borrow().closed.is_none()
     }
 
     /// The segment with this id, once it has come.
@@ -231,7 +231,7 @@ fn map(
         Event::Segment(segment) => segment,
         Event::Refused(refused) => {
             return Err(ClientError::new(
-                Reason::from_name(&refused.reason).unwrap_or(Reason::UidNotAllowed),
+                Reason::from_name(&refused.reason).unwrap_or(Reason::Internal),
                 format!("forebayd refuses the handoff session: {}", refused.reason),
             ));
         }
