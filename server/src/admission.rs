@@ -174,7 +174,7 @@ impl Admission {
         // From here on, dropping the permit withdraws the offer or ends the load.
         let permit =
             AdmissionPermit { shared: Arc::clone(&self.shared), ticket, lane, stall: self.stall };
-        self.shared.wait(granted, self.stall).await?;
+        self.shared.wait(ticket, granted, self.stall).await?;
         Ok(permit)
     }
 
@@ -211,9 +211,10 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a decision; gives up when the pool stands still while leases hold it.
+    /// Waits for a decision; gives up when the pool stands still while another load's leases hold it.
     async fn wait(
         &self,
+        ticket: Ticket,
         mut granted: oneshot::Receiver<Decision>,
         stall: Duration,
     ) -> Result<Decision, AdmissionError> {
@@ -222,7 +223,7 @@ impl Shared {
             if let Ok(decision) = tokio::time::timeout_at(limit, &mut granted).await {
                 return decision.map_err(|_dropped| AdmissionError::Draining);
             }
-            limit = self.lock().next_limit(limit, stall)?;
+            limit = self.lock().next_limit(ticket, limit, stall)?;
         }
     }
 
@@ -246,29 +247,37 @@ impl State {
         }
     }
 
-    /// Until when to wait on, after nothing was granted until `limit`.
-    fn next_limit(&self, limit: Instant, stall: Duration) -> Result<Instant, AdmissionError> {
+    /// Until when `ticket` waits on, after nothing was granted until `limit`.
+    fn next_limit(
+        &self,
+        ticket: Ticket,
+        limit: Instant,
+        stall: Duration,
+    ) -> Result<Instant, AdmissionError> {
         if self.moved + stall > limit {
             return Ok(self.moved + stall);
         }
         match self.largest_holder() {
-            Some(holder) => Err(AdmissionError::RamExhausted { waited: stall, holder }),
+            // A load that waits for its own client is ended by its own limit, with its own reason.
+            Some((holder, _)) if holder == ticket => Ok(limit + stall),
+            Some((_, holder)) => Err(AdmissionError::RamExhausted { waited: stall, holder }),
             // Nobody holds anything: the pool is still being populated.
             None => Ok(limit + stall),
         }
     }
 
-    fn largest_holder(&self) -> Option<String> {
+    fn largest_holder(&self) -> Option<(Ticket, String)> {
         let (ticket, held) =
             self.queue.holders().filter(|(_, held)| *held > 0).max_by_key(|(_, held)| *held)?;
         let holder = self.holders.get(&ticket)?;
-        Some(format!(
+        let shown = format!(
             "load {} of uid {} (pid {}) holds {held} of {} slots",
             holder.load_id,
             holder.uid,
             holder.pid,
             self.queue.capacity()
-        ))
+        );
+        Some((ticket, shown))
     }
 }
 
@@ -298,7 +307,7 @@ impl AdmissionPermit {
             state.queue.want_slot(self.ticket);
             state.dispatch();
         }
-        self.shared.wait(granted, self.stall).await?;
+        self.shared.wait(self.ticket, granted, self.stall).await?;
         wish.open = false;
         Ok(WindowSlot { shared: Arc::clone(&self.shared), ticket: self.ticket })
     }
@@ -421,6 +430,22 @@ mod tests {
             "{failure}"
         );
         assert_eq!(admission.lanes(Instant::now())[0].depth, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_load_that_holds_the_pool_itself_is_not_refused_here() {
+        let admission = admission(1);
+        let load = admit(&admission, "a").await;
+        let slot = load.slot().await.unwrap();
+        let wish = load.slot();
+        tokio::pin!(wish);
+        let much_later = tokio::time::sleep(Duration::from_secs(100));
+        tokio::select! {
+            outcome = &mut wish => panic!("{outcome:?}"),
+            () = much_later => {}
+        }
+        drop(slot);
+        wish.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

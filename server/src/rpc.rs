@@ -171,7 +171,7 @@ impl Service {
                 outcome = answering => outcome,
                 () = gone.cancelled() => Err(client_gone()),
             };
-            Ending { method, context: context.opened }.tell(outcome, &out).await;
+            Ending { method, context: context.opened }.tell(outcome, &out, &gone).await;
         });
         stream
     }
@@ -227,7 +227,7 @@ impl Forebay for Service {
                 () = gone.cancelled() => Err(client_gone()),
             };
             let outcome = outcome.map_err(|failure| stream::with_stages(failure, &timeline));
-            Ending { method: "Load", context: context.opened }.tell(outcome, &out).await;
+            Ending { method: "Load", context: context.opened }.tell(outcome, &out, &gone).await;
         });
         Ok(Response::new(stream))
     }
@@ -247,7 +247,7 @@ impl Forebay for Service {
                 () = gone.cancelled() => Err(client_gone()),
             };
             let outcome = outcome.map_err(|failure| stream::with_stages(failure, &timeline));
-            Ending { method: "Prefetch", context: context.opened }.tell(outcome, &out).await;
+            Ending { method: "Prefetch", context: context.opened }.tell(outcome, &out, &gone).await;
         });
         Ok(Response::new(stream))
     }

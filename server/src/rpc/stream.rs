@@ -73,7 +73,12 @@ pub(super) struct Ending {
 
 impl Ending {
     /// Counts and logs the end, and tells the client if it failed.
-    pub(super) async fn tell<T>(self, outcome: Result<(), Failure>, out: &Out<T>) {
+    pub(super) async fn tell<T>(
+        self,
+        outcome: Result<(), Failure>,
+        out: &Out<T>,
+        gone: &CancellationToken,
+    ) {
         let seconds = self.context.elapsed().as_secs_f64();
         let Err(failure) = outcome else {
             metrics::request_ended(self.method, "OK", seconds);
@@ -82,8 +87,12 @@ impl Ending {
         metrics::request_ended(self.method, failure.kind().as_str(), seconds);
         metrics::failed(&failure);
         tracing::warn!(method = self.method, seconds, %failure, "request failed");
-        // A client that is gone is not told.
-        drop(out.send(Err(failure.to_status())).await);
+        // A client that is gone is not told, nor is one that does not read while the daemon stops.
+        tokio::select! {
+            biased;
+            told = out.send(Err(failure.to_status())) => drop(told),
+            () = gone.cancelled() => {}
+        }
     }
 }
 
