@@ -81,9 +81,9 @@ impl Load {
     /// The next tensor that was asked for, as it becomes readable; none when all have come.
     ///
     /// Its bytes are lent, also where they span chunks. A tensor that spans more than half of
-    /// [`Opened::window_bytes`] is copied to private memory chunk by chunk, and so is one that other
-    /// loads keep from completing, so that a pool smaller than the checkpoints always progresses;
-    /// see [`Tensor::is_copy`]. Chunks without a wanted tensor go back unread.
+    /// [`Opened::window_bytes`] is copied to private memory chunk by chunk, and so is one that
+    /// other loads keep from completing, so that a pool smaller than the checkpoints always
+    /// progresses; see [`Tensor::is_copy`]. Chunks without a wanted tensor go back unread.
     pub async fn next_tensor(&mut self) -> Result<Option<Tensor>, ClientError> {
         if let Reader::Undecided = self.reader {
             let manifest = self.stream.manifest();
