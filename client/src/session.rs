@@ -98,7 +98,7 @@ impl Session {
 
     /// Whether the daemon has not ended it.
     pub(crate) fn is_open(&self) -> bool {
-        self.received.borrow().closed.is_none() && self.received.has_changed().is_ok()
+        self.received.borrow().closed.is_none()
     }
 
     /// Whether the daemon has shown that it knows this session, by sending a segment.
@@ -236,7 +236,7 @@ fn map(
         Event::Segment(segment) => segment,
         Event::Refused(refused) => {
             return Err(ClientError::new(
-                Reason::from_name(&refused.reason).unwrap_or(Reason::UidNotAllowed),
+                Reason::from_name(&refused.reason).unwrap_or(Reason::Internal),
                 format!("forebayd refuses the handoff session: {}", refused.reason),
             ));
         }

@@ -247,6 +247,35 @@ async fn loads_run_side_by_side() {
 }
 
 #[tokio::test]
+async fn a_load_that_others_leave_one_slot_still_progresses() {
+    let fake = Fake::start(checkpoint().slots(8));
+    // By the window, four chunks could be lent at one time.
+    let others = fake.occupy(7);
+    let mut load = connect(&fake).await.load(everything().tensors(["other"])).await.unwrap();
+    let tensor = load.next_tensor().await.unwrap().unwrap();
+    assert_eq!(tensor.bytes(), expected(&tensor));
+    drop(tensor);
+    load.finish().await.unwrap();
+    drop(others);
+}
+
+#[test]
+fn a_daemon_restarted_between_two_blocking_calls_costs_nothing() {
+    let first = Fake::start(checkpoint());
+    let client = blocking::Client::connect_unix(&first.socket()).unwrap();
+    client.load(everything()).unwrap().finish().unwrap();
+    let dir = first.kill();
+    // Nothing runs on the client's runtime between these calls.
+    let second = Fake::start_in(checkpoint(), dir);
+    let mut load = client.load(everything()).unwrap();
+    while let Some(object) = load.next_object().unwrap() {
+        assert_eq!(object.bytes(), second.object(object.index().0));
+    }
+    load.finish().unwrap();
+    assert!(second.seen().opens[0].session.is_empty());
+}
+
+#[tokio::test]
 async fn an_error_of_the_daemon_keeps_the_session_and_views_go_back_over_it() {
     let failure = Failure::new(Reason::RevisionChanged, "it changed").for_object("a");
     let fake = Fake::start(checkpoint().fault(Fault::FailAfter(3, failure.clone())));

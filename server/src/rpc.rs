@@ -192,8 +192,15 @@ fn canonical(uri: &str) -> Result<String, Failure> {
     if uri.is_empty() {
         return Ok(String::new());
     }
-    let uri = OriginUri::parse(uri);
-    uri.map(|uri| uri.to_string()).map_err(|e| Failure::new(Reason::BadUri, e.to_string()))
+    shown_uri(uri)
+}
+
+/// A URI that names something, without a query, in its canonical form. What is none is refused before
+/// it waits for anything: waiting does not mend it.
+fn shown_uri(uri: &str) -> Result<String, Failure> {
+    OriginUri::parse(uri)
+        .map(|uri| uri.to_string())
+        .map_err(|error| Failure::new(Reason::BadUri, error.to_string()).at_stage("resolve"))
 }
 
 #[tonic::async_trait]
@@ -285,11 +292,7 @@ impl Forebay for Service {
     ) -> Result<Response<pb::EvictResponse>, Status> {
         let context = self.context("Evict", &request)?;
         let uri = request.into_inner().uri;
-        let outcome = if uri.is_empty() {
-            Err(Failure::new(Reason::BadUri, "evict needs a URI"))
-        } else {
-            canonical(&uri).map(|uri| self.shared.stages.ram.evict_uri(&uri))
-        };
+        let outcome = shown_uri(&uri).map(|uri| self.shared.stages.ram.evict_uri(&uri));
         let response = outcome.map(|evicted| pb::EvictResponse {
             checkpoints: evicted.checkpoints,
             freed_bytes: evicted.freed_bytes,

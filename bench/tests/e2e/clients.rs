@@ -31,7 +31,7 @@ struct Holder {
 impl Holder {
     fn start(node: &Node, uri: &str) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "clients::a_child_that_holds_leases", "--ignored", "--nocapture"])
+            .args(["--exact", "clients::a_child_that_holds_leases", "--nocapture"])
             .env("FOREBAY_E2E_SOCKET", node.daemon.socket())
             .env("FOREBAY_E2E_URI", uri)
             .stdin(Stdio::piped())
@@ -54,7 +54,6 @@ impl Holder {
 
 /// The child's side: holds half of the window, or all chunks where there are fewer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-#[ignore = "other tests start it as a process of its own"]
 async fn a_child_that_holds_leases() {
     let names = ["FOREBAY_E2E_SOCKET", "FOREBAY_E2E_URI"];
     let [Some(socket), Some(uri)] = names.map(std::env::var_os) else {
@@ -231,18 +230,21 @@ async fn the_same_load_id_attaches_to_the_same_revision() {
     let mut second = client.load(request()).await.unwrap();
     assert_eq!(second.opened().revision, first.opened().revision);
     // Whether it has seen its last grant or not.
-    let superseded_revision = first.opened().revision.clone();
     let superseded = first.finish().await.unwrap_err();
     assert_ends(&superseded, Reason::Superseded, 9);
     assert_eq!(read(&mut second).await.unwrap(), expected);
     drop(held);
+    // A call that is refused does not end the load it would have replaced.
+    let other = LoadRequest::new(s3_uri("there/is/something")).load_id("pod-7");
+    assert_ends(&digests(&client, other.clone()).await.unwrap_err(), Reason::BadRequest, 2);
     assert_eq!(second.finish().await.unwrap().load_id, "pod-7");
     node.settled().await;
 
-    // An id is free again when its load was answered.
-    let (mapped, report) = digests(&client, request()).await.unwrap();
-    assert_ne!((mapped, &report.revision), (expected, &superseded_revision));
-    assert_eq!(report.load_id, "pod-7");
+    // The load is answered: its id is free, and gets what there is now.
+    let (mapped, _) = digests(&client, request()).await.unwrap();
+    let new = Content::synthetic(8, 8 * CHUNK);
+    assert_eq!(mapped, expected_digests(&[("blob".to_owned(), new)]));
+    digests(&client, other).await.unwrap();
     node.settled().await;
 }
 
@@ -276,6 +278,30 @@ async fn what_is_not_cached_cannot_be_had_in_the_old_revision() {
     };
     assert_ends(&error, Reason::RevisionChanged, 9);
     drop(second);
+    node.settled().await;
+}
+
+#[tokio::test]
+async fn clients_of_one_warm_checkpoint_share_its_slots_and_its_tokens() {
+    // 48 of the pool's 64 slots: four clients that each paid for their own leases would need 192.
+    let origin = s3().await;
+    origin.put(BUCKET, "blob", Content::synthetic(12, 48 * CHUNK));
+    let node = NodeSpec::of(&origin).set("no_progress", "2s").start().await;
+    digests(&node.client, LoadRequest::new(s3_uri("blob"))).await.unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        let mut client = RawLoad::open(&node.daemon, opening(&s3_uri("blob"))).await;
+        client.hold(48).await;
+        clients.push(client);
+    }
+    let status = node.client.status().await.unwrap();
+    assert_eq!(status.ram.leased_bytes, 48 * CHUNK, "a slot is lent once, to four");
+    // And there is room for another checkpoint.
+    origin.put(BUCKET, "other", Content::synthetic(13, 8 * CHUNK));
+    digests(&node.client, LoadRequest::new(s3_uri("other"))).await.unwrap();
+    for client in clients {
+        assert_eq!(client.report().await.unwrap().bytes, 48 * CHUNK);
+    }
     node.settled().await;
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use forebay_client::model::{PrefetchEvent, Report};
 use forebay_client::{ClientError, Lane, LoadRequest, PrefetchRequest, Reason};
 use forebay_proto::pb;
-use forebay_testkit::{CheckpointSpec, Content, Fault, FaultRule, S3Origin, checkpoint};
+use forebay_testkit::{CheckpointSpec, Content, Fault, FaultRule, checkpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -218,28 +218,22 @@ async fn queued(node: &Node, lane: &str, depth: u64) {
     .await;
 }
 
-/// A load that holds the one place there is: it is not complete, as its client takes nothing more.
-async fn holds_the_place(node: &Node) -> RawLoad {
-    let mut load = RawLoad::open(&node.daemon, opening(&s3_uri("long"))).await;
-    load.hold(1).await;
-    load
-}
-
-/// An origin with a short object, and one that is longer than the RAM tier.
-async fn long_and_short() -> (S3Origin, Content) {
-    let origin = s3().await;
-    let content = Content::synthetic(4, CHUNK);
-    origin.put(BUCKET, "blob", content.clone());
-    origin.put(BUCKET, "long", Content::synthetic(5, 16 * CHUNK));
-    (origin, content)
+/// An object of which a client that releases nothing never gets the last grant: its load keeps its
+/// place.
+fn longer_than_the_pool() -> Content {
+    Content::synthetic(11, 5 << 20)
 }
 
 #[tokio::test]
 async fn a_full_queue_refuses_and_says_when_to_come_again() {
-    let (origin, content) = long_and_short().await;
-    let spec = NodeSpec::of(&origin).ram("512KiB").set("max_loads", "1").set("max_queue", "1");
+    let origin = s3().await;
+    let content = Content::synthetic(4, CHUNK);
+    origin.put(BUCKET, "blob", content.clone());
+    origin.put(BUCKET, "long", longer_than_the_pool());
+    let spec = NodeSpec::of(&origin).set("max_loads", "1").set("max_queue", "1");
     let node = spec.start().await;
-    let running = holds_the_place(&node).await;
+    let mut running = RawLoad::open(&node.daemon, opening(&s3_uri("long"))).await;
+    running.hold(1).await;
     let waiting = async {
         let client = connect(&node.daemon).await;
         digests(&client, LoadRequest::new(s3_uri("blob"))).await.unwrap().0
@@ -266,9 +260,12 @@ async fn a_full_queue_refuses_and_says_when_to_come_again() {
 
 #[tokio::test]
 async fn someone_who_waits_goes_before_a_prefetch() {
-    let (origin, _) = long_and_short().await;
-    let node = NodeSpec::of(&origin).ram("512KiB").set("max_loads", "1").start().await;
-    let running = holds_the_place(&node).await;
+    let origin = s3().await;
+    origin.put(BUCKET, "blob", Content::synthetic(5, CHUNK));
+    origin.put(BUCKET, "long", longer_than_the_pool());
+    let node = NodeSpec::of(&origin).set("max_loads", "1").start().await;
+    let mut running = RawLoad::open(&node.daemon, opening(&s3_uri("long"))).await;
+    running.hold(1).await;
     let client = connect(&node.daemon).await;
     let request = || LoadRequest::new(s3_uri("blob"));
     let ahead_of_need = async { digests(&client, request().lane(Lane::Prefetch)).await.unwrap().1 };
@@ -292,10 +289,12 @@ async fn someone_who_waits_goes_before_a_prefetch() {
 
 #[tokio::test]
 async fn a_load_that_leaves_the_queue_leaves_no_trace() {
-    let (origin, _) = long_and_short().await;
-    let spec = NodeSpec::of(&origin).ram("512KiB").set("max_loads", "1").set("max_queue", "1");
-    let node = spec.start().await;
-    let running = holds_the_place(&node).await;
+    let origin = s3().await;
+    origin.put(BUCKET, "blob", Content::synthetic(6, CHUNK));
+    origin.put(BUCKET, "long", longer_than_the_pool());
+    let node = NodeSpec::of(&origin).set("max_loads", "1").set("max_queue", "1").start().await;
+    let mut running = RawLoad::open(&node.daemon, opening(&s3_uri("long"))).await;
+    running.hold(1).await;
     for _ in 0..5 {
         let waiting = RawLoad::open(&node.daemon, opening(&s3_uri("blob"))).await;
         queued(&node, "interactive", 1).await;

@@ -235,7 +235,14 @@ impl Drop for Held {
 
 impl Fake {
     pub fn start(script: Script) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_in(script, tempfile::tempdir().unwrap())
+    }
+
+    /// Takes the place of one that was killed.
+    pub fn start_in(script: Script, dir: tempfile::TempDir) -> Self {
+        for name in ["forebay.sock", "handoff.sock"] {
+            std::fs::remove_file(dir.path().join(name)).ok();
+        }
         let segments = (0..u64::from(script.slots.div_ceil(SEGMENT_SLOTS)))
             .map(|id| {
                 let spec = SegmentSpec {
@@ -309,6 +316,11 @@ impl Fake {
     /// Waits until so many leases are held.
     pub async fn until_leased(&self, count: usize) {
         self.until(|_| self.daemon.leases.lock().unwrap().len() == count).await;
+    }
+
+    /// Takes so many slots, as other loads would, until the result is dropped.
+    pub fn occupy(&self, slots: usize) -> Vec<impl Sized> {
+        (0..slots).map(|_| self.daemon.take_slot(&[]).unwrap()).collect()
     }
 
     /// [`Fake::until`], blocking.

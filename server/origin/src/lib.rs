@@ -5,7 +5,9 @@
 //!                        |            \- tries.rs, schedule.rs: the one retry layer of Forebay
 //!                   object_store      (signatures, XML, credentials; its retries are off)
 //!                        |
-//!                   transport/        (HTTP/1.1, TLS, names; every limit on a phase)
+//!                   transport/        (HTTP/1.1, TLS; every limit on a phase)
+//!                        |
+//!                     Resolve         (dns/: names looked up ahead of time, kept while DNS fails)
 //! ```
 //!
 //! A read writes into the memory it is given and nowhere else, and answers only with bytes of the
@@ -14,6 +16,7 @@
 
 #![forbid(unsafe_code)]
 
+mod dns;
 mod error;
 mod fault;
 mod file;
@@ -33,6 +36,9 @@ mod tries;
 mod uri;
 mod web;
 
+pub use dns::{
+    AheadResolver, DnsAddress, DnsCounters, DnsFailure, DnsName, DnsSettings, DnsSnapshot, DnsState,
+};
 pub use error::{OriginError, OriginErrorKind, OriginFailure};
 pub use key::{KEY_BYTES_MAX, KeyError, ObjectKey};
 pub use origins::Origins;

@@ -15,7 +15,7 @@ use tokio_stream::Stream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Status, Streaming};
 
-use super::{Context, Shared, canonical, client_gone, convert, deadline};
+use super::{Context, Shared, client_gone, convert, deadline, shown_uri};
 use crate::admission::Lane;
 use crate::load::conversation::{ClientEvent, LoadEvent};
 use crate::load::{LoadRequest, Progress, keep, lend};
@@ -116,7 +116,7 @@ pub(super) async fn load(
         return Err(Failure::new(Reason::BadRequest, "a load begins with `open`"));
     };
     let request = LoadRequest {
-        shown_uri: canonical(&open.uri)?,
+        shown_uri: shown_uri(&open.uri)?,
         uri: open.uri,
         load_id: convert::load_id(open.load_id)?,
         lane: convert::lane(open.lane, Lane::Interactive)?,
@@ -249,7 +249,7 @@ pub(super) async fn prefetch(
         _ => return Err(Failure::new(Reason::BadRequest, "this build prefetches into RAM only")),
     }
     let request = LoadRequest {
-        shown_uri: canonical(&asked.uri)?,
+        shown_uri: shown_uri(&asked.uri)?,
         uri: asked.uri,
         load_id: convert::load_id(asked.load_id)?,
         lane: Lane::Prefetch,
