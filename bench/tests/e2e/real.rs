@@ -34,8 +34,15 @@ fn python(args: &[&str], path: &Path) -> Result<Vec<u8>, String> {
     Err(format!("python3 {}: {last}", args.first().copied().unwrap_or_default()))
 }
 
-const PIP: [&str; 6] =
-    ["-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input", "--retries=1"];
+const PIP: [&str; 7] = [
+    "-m",
+    "pip",
+    "--quiet",
+    "--disable-pip-version-check",
+    "--no-input",
+    "--retries=1",
+    "--timeout=15",
+];
 
 /// The package's files that lie beside its model.
 fn download(dir: &Path) -> Result<Vec<(String, PathBuf)>, String> {
