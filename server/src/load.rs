@@ -220,7 +220,6 @@ async fn open<'a>(
     timeline: &Timeline,
     entry: &'a Entry<'_>,
 ) -> Result<(Head<'a>, AdmissionPermit), Failure> {
-    stages.resolver.check(&request.uri)?;
     let (uid, load_id) = (request.peer.uid, &request.load_id);
     let holder = Holder { load_id: load_id.clone(), uid, pid: request.peer.pid };
     let waiting = timeline.begin_first(Stage::Admission, Kind::Queue);
