@@ -249,6 +249,34 @@ async fn the_same_load_id_attaches_to_the_same_revision() {
 }
 
 #[tokio::test]
+async fn what_is_not_cached_cannot_be_had_in_the_old_revision() {
+    let origin = s3().await;
+    let old = Content::synthetic(7, 8 * CHUNK);
+    origin.put(BUCKET, "blob", old.clone());
+    let node = NodeSpec::of(&origin).start().await;
+    let request = || LoadRequest::new(s3_uri("blob")).load_id("pod-7");
+    let mut first = node.client.load(request()).await.unwrap();
+    let mut held = Vec::new();
+    while let Some(chunk) = first.next_chunk().await.unwrap() {
+        held.push(chunk);
+    }
+    origin.replace(BUCKET, "blob", Content::synthetic(8, 8 * CHUNK));
+    node.client.evict(s3_uri("blob")).await.unwrap();
+
+    let client = connect(&node.daemon).await;
+    let mut second = client.load(request()).await.unwrap();
+    assert_eq!(second.opened().revision, first.opened().revision);
+    assert_ends(&second.next_chunk().await.unwrap_err(), Reason::RevisionChanged, 9);
+    assert_ends(&first.finish().await.unwrap_err(), Reason::Superseded, 9);
+    for chunk in &held {
+        let run = chunk.extents().next().unwrap();
+        assert!(old.matches(run.offset(), run.bytes()), "what is held stays as it was");
+    }
+    drop((held, second));
+    node.settled().await;
+}
+
+#[tokio::test]
 async fn clients_of_one_warm_checkpoint_share_its_slots_and_its_tokens() {
     // 48 of the pool's 64 slots: four clients that each paid for their own leases would need 192.
     let origin = s3().await;
