@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forebay_origin::{OriginBlock, OriginSettings, Timeouts};
+use forebay_origin::{OriginBlock, OriginSettings, OriginUri, Timeouts};
 
 pub use flags::Flags;
 pub use raw::ConfigError;
@@ -107,6 +107,23 @@ impl Settings {
         raw.read_env(&env)?;
         raw.read_flags(flags);
         Self::resolve(raw, env, &Host::probe())
+    }
+
+    /// The hosts that configuration names, to be looked up before anyone asks: those of endpoints
+    /// and of web origins. A bucket's own host is known when it is first opened.
+    pub(crate) fn origin_hosts(&self) -> Vec<String> {
+        let blocks = self.origins.origins.iter();
+        let written = blocks.flat_map(|block| block.endpoint.iter().chain([&block.prefix]));
+        let of_env = self.origins.env.iter().filter(|(name, _)| name.contains("ENDPOINT_URL"));
+        let mut hosts: Vec<String> = written
+            .chain(of_env.map(|(_, value)| value))
+            .filter_map(|text| OriginUri::parse(text).ok())
+            .filter(|uri| uri.scheme().is_web())
+            .map(|uri| host_of(uri.authority()).to_owned())
+            .collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        hosts
     }
 
     /// The form of the log.
@@ -406,6 +423,14 @@ fn origin_block(written: Written<RawOrigin>) -> Result<OriginBlock, ConfigError>
     })
 }
 
+/// The host of an authority, without its port.
+fn host_of(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => authority,
+    }
+}
+
 /// A prefix begins with a scheme that there is; it may end there.
 fn known_scheme(prefix: &str) -> Result<(), String> {
     let Some((scheme, _)) = prefix.split_once("://") else {
@@ -552,6 +577,15 @@ mod tests {
                 "/sys/fs/cgroup/memory/memory.limit_in_bytes",
             ]
         );
+    }
+
+    #[test]
+    fn hosts_of_configured_origins_are_known_before_anyone_asks() {
+        let file = "[[origin]]\nprefix = \"s3://b\"\nendpoint = \"http://minio.local:9000\"\n\
+            [[origin]]\nprefix = \"https://models.example/x\"\n[[origin]]\nprefix = \"gs://c\"\n";
+        let env = [("AWS_ENDPOINT_URL", "https://s3.example:8443"), ("AWS_REGION", "x")];
+        let hosts = resolve(file, &env).unwrap().origin_hosts();
+        assert_eq!(hosts, ["minio.local", "models.example", "s3.example"]);
     }
 
     #[test]

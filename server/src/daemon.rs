@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use clap::Parser;
-use forebay_origin::{Origins, SystemResolver};
+use forebay_origin::{AheadResolver, DnsSettings, Origins, Resolve};
 use forebay_proto::ErrorKind;
 use forebay_proto::pb::forebay_server::ForebayServer;
 use tokio::net::TcpListener;
@@ -203,15 +203,8 @@ impl Daemon {
         if let Some(asked) = &settings.nvme_asked {
             degraded.push(format!("nvme: this build has no NVMe tier, so --nvme {asked} is off"));
         }
-        let pool = Arc::new(Pool::create(PoolSpec {
-            budget_bytes: settings.ram_bytes,
-            chunk_bytes: settings.chunk_bytes,
-            lock: settings.lock_memory,
-            // The rest is for connections, clients and files.
-            segments_max: usize::try_from(descriptors / 2).unwrap_or(usize::MAX),
-        })?);
-        let origins = Origins::new(settings.origins.clone(), Arc::new(SystemResolver));
-        let origins = Arc::new(origins.map_err(|e| DaemonError::Internal(e.to_string()))?);
+        let pool = make_pool(&settings, descriptors)?;
+        let (resolver, origins) = open_origins(&settings)?;
         let flights = TaskTracker::new();
         let stages = build_stages(&settings, &pool, &origins, records, &flights)?;
         let sessions = Arc::<Sessions>::default();
@@ -219,6 +212,7 @@ impl Daemon {
             stages: Arc::clone(&stages),
             sessions,
             origins,
+            resolver,
             tasks: TaskTracker::new(),
             handoffs: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -320,6 +314,28 @@ fn open_records(settings: &Settings, degraded: &mut Vec<String>) -> Records {
             Records::in_memory()
         }
     }
+}
+
+/// The RAM tier's slots: its first segment.
+fn make_pool(settings: &Settings, descriptors: u64) -> Result<Arc<Pool>, DaemonError> {
+    Ok(Arc::new(Pool::create(PoolSpec {
+        budget_bytes: settings.ram_bytes,
+        chunk_bytes: settings.chunk_bytes,
+        lock: settings.lock_memory,
+        // The rest is for connections, clients and files.
+        segments_max: usize::try_from(descriptors / 2).unwrap_or(usize::MAX),
+    })?))
+}
+
+/// The object stores, and the resolver under them, which begins to look up what is configured.
+fn open_origins(settings: &Settings) -> Result<(Arc<AheadResolver>, Arc<Origins>), DaemonError> {
+    let runtime = tokio::runtime::Handle::current();
+    let resolver = Arc::new(AheadResolver::start(DnsSettings::default(), &runtime));
+    resolver.prime(settings.origin_hosts().iter().map(String::as_str));
+    let shared: Arc<dyn Resolve> = Arc::clone(&resolver) as _;
+    let origins = Origins::new(settings.origins.clone(), shared)
+        .map_err(|error| DaemonError::Internal(error.to_string()))?;
+    Ok((resolver, Arc::new(origins)))
 }
 
 fn build_stages(

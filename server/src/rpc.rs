@@ -12,7 +12,7 @@ mod stream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_origin::{OriginUri, Origins};
+use forebay_origin::{AheadResolver, OriginUri, Origins};
 use forebay_proto::pb::forebay_server::Forebay;
 use forebay_proto::{Failure, Reason, pb};
 use tokio::time::Instant;
@@ -40,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) sessions: Arc<Sessions>,
     /// Object stores, for their statistics.
     pub(crate) origins: Arc<Origins>,
+    /// Names of origins, looked up ahead of time.
+    pub(crate) resolver: Arc<AheadResolver>,
     /// The tree that streams run in.
     pub(crate) tasks: TaskTracker,
     /// The tree that handoff connections run in: they last as long as their clients.
@@ -130,7 +132,8 @@ impl Service {
             bytes: stats.bytes,
             inflight: stats.inflight,
         });
-        let degraded = self.shared.degraded.iter().cloned();
+        let dns = self.shared.resolver.snapshot();
+        let degraded = self.shared.degraded.iter().cloned().chain(dns.degraded.clone());
         pb::StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: (now - self.shared.started).as_secs_f64(),
@@ -140,6 +143,7 @@ impl Service {
             loads: running.iter().map(|load| convert::load(load, now - load.opened)).collect(),
             origins: origins.collect(),
             degraded: degraded.chain(stages.ram.pool().degraded()).collect(),
+            names: dns.names.iter().map(convert::name).collect(),
         }
     }
 
