@@ -259,6 +259,9 @@ impl<'a> Tries<'a> {
 
     /// The error of a call whose next attempt was not let in: that of the attempt before, if any.
     fn refused(&mut self, refused: Refused) -> OriginError {
+        if let (Some(endpoint), Some(cost)) = (self.ground.endpoint, self.taken.take()) {
+            endpoint.succeeded(Some(cost));
+        }
         let (kind, retry_after, text) = match refused {
             Refused::Breaker { retry_after, last } => {
                 let last = last.map_or("failed", OriginErrorKind::as_str);
@@ -328,5 +331,46 @@ fn deed(kind: OriginErrorKind) -> Option<Deed> {
         K::Timeout | K::Failed | K::Unreachable | K::Truncated | K::Malformed => Some(Deed::Failed),
         K::NotFound | K::Denied | K::Changed => Some(Deed::Answered),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_charged_to_whom_they_belong() {
+        use OriginErrorKind as K;
+        let answered = Seen { status: Some(400), ..Seen::default() };
+        let unsent = Seen::default();
+        // Kind, against the endpoint, a sign of overload, against the address.
+        let table = [
+            (K::Throttled, Some(false), true, None),
+            (K::Failed, Some(false), false, Some(Deed::Failed)),
+            (K::Unreachable, Some(false), false, Some(Deed::Failed)),
+            (K::Truncated, Some(false), false, Some(Deed::Failed)),
+            (K::Malformed, Some(false), false, Some(Deed::Failed)),
+            (K::Timeout, Some(false), false, Some(Deed::Failed)),
+            (K::NotFound, Some(true), false, Some(Deed::Answered)),
+            (K::Changed, Some(true), false, Some(Deed::Answered)),
+            (K::Denied, Some(true), false, Some(Deed::Answered)),
+            (K::Rejected, Some(true), false, None),
+            (K::Unauthenticated, Some(true), false, None),
+            (K::DnsFailed, None, false, None),
+            (K::LimitExceeded, None, false, None),
+            (K::Unsupported, None, false, None),
+        ];
+        for (kind, good, overloaded, at) in table {
+            let verdict = verdict(kind, &answered);
+            let (seen, load) = match verdict {
+                Verdict::Good(load) => (Some(true), load),
+                Verdict::Bad { load, .. } => (Some(false), load),
+                Verdict::Unknown => (None, Load::Unknown),
+            };
+            assert_eq!((seen, load == Load::Overloaded), (good, overloaded), "{kind:?}");
+            assert_eq!(deed(kind), at, "{kind:?}");
+        }
+        // Without credentials nothing was sent.
+        assert!(matches!(verdict(K::Unauthenticated, &unsent), Verdict::Unknown));
     }
 }

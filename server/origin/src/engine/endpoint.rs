@@ -374,6 +374,8 @@ impl Inner {
             }
             let Some(waiter) = self.next() else { return answers };
             let probe = self.breaker.admit(now) == Admission::Probe;
+            let saved_max = REQUESTS_PER_HEDGE * HEDGES_SAVED_MAX;
+            self.hedge_credit = (self.hedge_credit + 1).min(saved_max);
             let permit = self.start(endpoint, waiter.want, probe, now);
             answers.told.push((waiter.answer, Ok(permit)));
         }
@@ -403,8 +405,6 @@ impl Inner {
         self.limiter.begin();
         self.interactive_inflight += usize::from(want.lane == Lane::Interactive);
         self.retries_inflight += usize::from(want.retry);
-        let saved_max = REQUESTS_PER_HEDGE * HEDGES_SAVED_MAX;
-        self.hedge_credit = (self.hedge_credit + 1).min(saved_max);
         if let Some(rate) = &mut self.rate {
             let time = Duration::from_secs_f64(want.bytes as f64 / rate.bytes_per_second);
             rate.free = rate.free.max(now) + time;
@@ -469,5 +469,156 @@ impl Drop for Call {
     fn drop(&mut self) {
         let mut inner = self.0.lock();
         inner.calls = inner.calls.saturating_sub(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    const SERVED: Verdict =
+        Verdict::Good(Load::Served { bytes: 1 << 20, service: Duration::from_millis(100) });
+    const FAILED: Verdict =
+        Verdict::Bad { kind: OriginErrorKind::Unreachable, load: Load::Unknown };
+    const READ: Want = Want { lane: Lane::Interactive, retry: false, bytes: 0 };
+    const PREFETCH: Want = Want { lane: Lane::Prefetch, ..READ };
+    const RETRY: Want = Want { retry: true, ..READ };
+
+    fn endpoint(limit: usize, rate: Option<u64>) -> Arc<Endpoint> {
+        let settings = EngineSettings { limit_start: limit, ..EngineSettings::default() };
+        Endpoint::new("s3://b", &settings, Some(limit), rate)
+    }
+
+    async fn admitted(endpoint: &Arc<Endpoint>, want: Want) -> Permit {
+        endpoint.admit(want).await.unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn interactive_requests_go_first_and_the_line_is_in_order() {
+        let endpoint = endpoint(1, None);
+        let held = admitted(&endpoint, READ).await;
+        let mut prefetch = Box::pin(endpoint.admit(PREFETCH));
+        let mut first = Box::pin(endpoint.admit(READ));
+        let mut second = Box::pin(endpoint.admit(READ));
+        for waiting in [&mut prefetch, &mut first, &mut second] {
+            assert!(waiting.now_or_never().is_none());
+        }
+        assert_eq!(endpoint.stats().waiting, 3);
+        drop(held);
+        assert!((&mut second).now_or_never().is_none());
+        assert!((&mut prefetch).now_or_never().is_none());
+        drop(first.await.unwrap());
+        drop(second.await.unwrap());
+        drop(prefetch.await.unwrap());
+        assert_eq!((endpoint.stats().waiting, endpoint.stats().inflight), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn prefetch_has_a_quarter_while_anyone_waits_for_more() {
+        let endpoint = endpoint(8, None);
+        let read = admitted(&endpoint, READ).await;
+        let prefetched = [admitted(&endpoint, PREFETCH).await, admitted(&endpoint, PREFETCH).await];
+        let mut third = Box::pin(endpoint.admit(PREFETCH));
+        assert!((&mut third).now_or_never().is_none());
+        drop(read);
+        drop(third.await.unwrap());
+        drop(prefetched);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retries_beyond_a_fifth_of_the_calls_wait() {
+        let endpoint = endpoint(64, None);
+        let calls: Vec<Call> = (0..10).map(|_| endpoint.call()).collect();
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.push(admitted(&endpoint, RETRY).await);
+        }
+        let mut fourth = Box::pin(endpoint.admit(RETRY));
+        assert!((&mut fourth).now_or_never().is_none());
+        drop(admitted(&endpoint, READ).await);
+        held.pop();
+        held.push(fourth.await.unwrap());
+        let more: Vec<Call> = (0..10).map(|_| endpoint.call()).collect();
+        held.push(admitted(&endpoint, RETRY).await);
+        drop((calls, more, held));
+        assert_eq!(endpoint.stats().inflight, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_the_breaker_opens_all_who_wait_are_told() {
+        let endpoint = endpoint(2, None);
+        for _ in 0..19 {
+            admitted(&endpoint, READ).await.settle(FAILED);
+        }
+        let last = admitted(&endpoint, READ).await;
+        let other = admitted(&endpoint, READ).await;
+        let waiting: Vec<_> = (0..5).map(|_| Box::pin(endpoint.admit(READ))).collect();
+        let told = futures::future::join_all(waiting);
+        let (told, ()) = futures::join!(told, async { last.settle(FAILED) });
+        let unreachable = Some(OriginErrorKind::Unreachable);
+        assert!(told.iter().all(|told| matches!(
+            told,
+            Err(Refused::Breaker { retry_after, last })
+                if *retry_after <= Duration::from_millis(1200) && *last == unreachable
+        )));
+        drop(other);
+        // A probe whose caller goes away leaves room for the next.
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        let probe = admitted(&endpoint, READ).await;
+        endpoint.admit(READ).await.unwrap_err();
+        drop(probe);
+        admitted(&endpoint, READ).await.settle(SERVED);
+        assert_eq!(endpoint.stats().breaker, BreakerState::Closed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_per_second_are_kept() {
+        let endpoint = endpoint(8, Some(1_000_000));
+        let begun = Instant::now();
+        let want = Want { bytes: 500_000, ..READ };
+        let all = (0..21).map(|_| async { admitted(&endpoint, want).await.settle(SERVED) });
+        futures::future::join_all(all).await;
+        let seconds = begun.elapsed().as_secs_f64();
+        assert!((9.9..10.6).contains(&seconds), "{seconds} s for 20 parts of half a second");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_in_twenty_requests_may_have_a_copy() {
+        let endpoint = endpoint(8, None);
+        assert!(endpoint.hedge(Lane::Interactive).is_none());
+        assert_eq!(endpoint.hedge_after(1 << 20), None);
+        let mut hedges = 0;
+        for _ in 0..1000 {
+            admitted(&endpoint, READ).await.settle(SERVED);
+            let copy = endpoint.hedge(Lane::Interactive);
+            hedges += usize::from(copy.is_some());
+            copy.into_iter().for_each(|(_permit, cost)| endpoint.hedged(true, 0, cost));
+        }
+        assert!((45..=50).contains(&hedges), "{hedges}");
+        assert_eq!(endpoint.hedge_after(1 << 20), Some(Duration::from_millis(200)));
+        // Not while it throttles.
+        let throttled = Verdict::Bad { kind: OriginErrorKind::Throttled, load: Load::Overloaded };
+        (0..20).for_each(|_| drop(endpoint.admit(READ).now_or_never()));
+        admitted(&endpoint, READ).await.settle(throttled);
+        assert!(endpoint.hedge(Lane::Interactive).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_goes_away_leaves_nothing_behind() {
+        let endpoint = endpoint(1, None);
+        let held = admitted(&endpoint, READ).await;
+        let mut gone: Vec<_> = (0..50).map(|_| Box::pin(endpoint.admit(READ))).collect();
+        for waiting in &mut gone {
+            assert!(waiting.now_or_never().is_none());
+        }
+        // Half go while they wait, half with a permit that they never saw.
+        gone.truncate(25);
+        drop(held);
+        drop(gone);
+        drop(admitted(&endpoint, READ).await);
+        let stats = endpoint.stats();
+        assert_eq!((stats.inflight, stats.waiting), (0, 0));
     }
 }
