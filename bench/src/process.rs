@@ -188,6 +188,14 @@ impl DaemonProcess {
         self.child.wait()
     }
 
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// If it cannot be waited for.
+    pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
     /// Ends it with SIGTERM; returns how it ended.
     ///
     /// # Errors

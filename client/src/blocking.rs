@@ -23,8 +23,8 @@ use crate::order::Piece;
 use crate::verbs::Stat;
 use crate::view::{ObjectView, Tensor};
 
-/// Turns of the runtime that a cancellation gets to reach the socket.
-const CANCEL_TURNS: usize = 16;
+/// Turns of the runtime that its tasks get to see what came, or to send what is to go.
+const TURNS: usize = 16;
 
 /// [`crate::Client`], blocking.
 #[derive(Debug, Clone)]
@@ -55,9 +55,18 @@ impl Client {
         Self { client: self.client.with_options(options), runtime: Arc::clone(&self.runtime) }
     }
 
+    /// Makes a call, after the connection has noticed what happened since the last one: a daemon
+    /// that was restarted must not cost a failure.
+    fn run<F: Future>(&self, call: F) -> F::Output {
+        self.runtime.block_on(async {
+            turns().await;
+            call.await
+        })
+    }
+
     /// See [`crate::Client::load`].
     pub fn load(&self, request: LoadRequest) -> Result<Load, ClientError> {
-        let load = self.runtime.block_on(self.client.load(request))?;
+        let load = self.run(self.client.load(request))?;
         Ok(Load { load, runtime: Turns(Arc::clone(&self.runtime)) })
     }
 
@@ -67,7 +76,7 @@ impl Client {
         request: PrefetchRequest,
         mut progress: impl FnMut(&PrefetchEvent),
     ) -> Result<Report, ClientError> {
-        self.runtime.block_on(async {
+        self.run(async {
             let mut prefetch = self.client.prefetch(request).await?;
             let mut report = None;
             while let Some(event) = prefetch.next().await? {
@@ -82,22 +91,22 @@ impl Client {
 
     /// See [`crate::Client::stat`].
     pub fn stat(&self, uri: impl Into<String>) -> Result<Stat, ClientError> {
-        self.runtime.block_on(self.client.stat(uri))
+        self.run(self.client.stat(uri))
     }
 
     /// See [`crate::Client::list`].
     pub fn list(&self, uri: Option<&str>) -> Result<Vec<CachedCheckpoint>, ClientError> {
-        self.runtime.block_on(self.client.list(uri))
+        self.run(self.client.list(uri))
     }
 
     /// See [`crate::Client::evict`].
     pub fn evict(&self, uri: impl Into<String>) -> Result<Evicted, ClientError> {
-        self.runtime.block_on(self.client.evict(uri))
+        self.run(self.client.evict(uri))
     }
 
     /// See [`crate::Client::status`].
     pub fn status(&self) -> Result<DaemonStatus, ClientError> {
-        self.runtime.block_on(self.client.status())
+        self.run(self.client.status())
     }
 }
 
@@ -142,11 +151,17 @@ impl Load {
         self.runtime.0.block_on(self.load.next_piece())
     }
 
-    /// See [`crate::Load::finish`]. A view that this thread still holds keeps it waiting until the
-    /// deadline.
+    /// See [`crate::Load::finish`]. Drop every view first: one that this thread still holds keeps
+    /// it waiting for good.
     pub fn finish(self) -> Result<Report, ClientError> {
         let Self { load, runtime } = self;
         runtime.0.block_on(load.finish())
+    }
+}
+
+async fn turns() {
+    for _ in 0..TURNS {
+        tokio::task::yield_now().await;
     }
 }
 
@@ -161,10 +176,6 @@ impl Drop for Turns {
         if Handle::try_current().is_ok() {
             return;
         }
-        self.0.block_on(async {
-            for _ in 0..CANCEL_TURNS {
-                tokio::task::yield_now().await;
-            }
-        });
+        self.0.block_on(turns());
     }
 }

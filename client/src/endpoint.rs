@@ -4,12 +4,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use forebay_proto::handoff::SOCKET_NAME;
 use forebay_proto::{Failure, Reason};
 
 use crate::error::ClientError;
-
-/// The name of the descriptor socket, which lies beside the gRPC socket.
-const HANDOFF_SOCKET: &str = "handoff.sock";
 
 /// Where the daemon listens: `unix:///path/to/forebay.sock`, or `tcp://HOST:PORT` for the control
 /// verbs only.
@@ -75,7 +73,7 @@ impl Endpoint {
     /// The descriptor socket; none over TCP.
     pub(crate) fn handoff(&self) -> Option<PathBuf> {
         match &self.0 {
-            Kind::Unix(path) => Some(Path::new(path).with_file_name(HANDOFF_SOCKET)),
+            Kind::Unix(path) => Some(Path::new(path).with_file_name(SOCKET_NAME)),
             Kind::Tcp(_) => None,
         }
     }

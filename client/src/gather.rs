@@ -6,8 +6,9 @@
 //!
 //! Progress with a small window: an item is lent only if the chunks it spans are at most half of
 //! the window, and is copied out chunk by chunk otherwise. The daemon fills the window in plan
-//! order, so the first incomplete item always gets its chunks as long as the caller holds no more
-//! than one other item.
+//! order, so the first incomplete item gets its chunks as long as the caller holds no more than
+//! one other item. Loads share the pool, though, and each may hold what another waits for: when
+//! nothing comes for a while, [`Gather::spill`] copies what has come and gives it back.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -137,6 +138,16 @@ impl Gather {
         Ok(())
     }
 
+    /// Whether incomplete items hold leases.
+    pub(crate) fn holds_leases(&self) -> bool {
+        self.items.iter().any(|item| matches!(item.state, State::Lending(..)))
+    }
+
+    /// Copies the parts of incomplete items to private memory and releases them.
+    pub(crate) fn spill(&mut self) -> Result<(), ClientError> {
+        self.items.iter_mut().try_for_each(Item::spill)
+    }
+
     /// An error if every chunk has come and something still misses bytes.
     pub(crate) fn check_complete(&self) -> Result<(), Malformed> {
         match self.missing {
@@ -190,6 +201,19 @@ impl Item {
             }
             State::Waiting | State::Done => {}
         }
+        Ok(())
+    }
+
+    fn spill(&mut self) -> Result<(), ClientError> {
+        let State::Lending(parts, have) = &self.state else { return Ok(()) };
+        let mut bytes = private(self.range.end - self.range.start)?;
+        for part in parts {
+            let at = within(part.object_range.start - self.range.start);
+            if let Some(target) = bytes.get_mut(at..at + part.slot_range.len()) {
+                target.copy_from_slice(part.slot.bytes(part.slot_range.clone()));
+            }
+        }
+        self.state = State::Copying(bytes, *have);
         Ok(())
     }
 

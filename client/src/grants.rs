@@ -15,6 +15,7 @@
 //! stops using it for new loads, and it ends with the last view of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use forebay_proto::model::{Grant, LeaseId, Malformed, Manifest, Opened, Report};
 use forebay_proto::pb::load_response::Event;
@@ -31,6 +32,12 @@ use crate::options::{Lane, LoadRequest};
 use crate::outbox::{Lease, Outbox};
 use crate::session::Session;
 use crate::wire::{self, Deadline};
+
+/// How long a daemon may take for a report when it has nothing else to wait for.
+const REPORT_WAIT: Duration = Duration::from_secs(30);
+
+/// How long the stream may take to say why a load ended whose session is gone.
+const OWN_END_WAIT: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 enum Phase {
@@ -184,7 +191,10 @@ impl GrantStream {
     /// Opens the chunk whose grant has arrived, once its segment has.
     async fn open_chunk(&mut self) -> Result<Chunk, ClientError> {
         let segment_id = self.arriving.as_ref().map_or(0, |(grant, _)| grant.segment_id);
-        let segment = self.session.segment(segment_id, self.deadline).await?;
+        let segment = match self.session.segment(segment_id, self.deadline).await {
+            Ok(segment) => segment,
+            Err(error) => return Err(self.own_end_or(error).await),
+        };
         let Some((grant, lease)) = self.arriving.take() else {
             return Err(unexpected("a grant was opened twice"));
         };
@@ -202,8 +212,20 @@ impl GrantStream {
         })
     }
 
+    /// Why the load ended, if its stream says so now. A load that fails before the daemon has read
+    /// the hello takes its session with it, and that the session is gone explains nothing.
+    async fn own_end_or(&mut self, error: ClientError) -> ClientError {
+        let limited = self.deadline.at_most(Instant::now(), OWN_END_WAIT);
+        let ending = own_end(&mut self.inbound, limited, &self.client);
+        limited.cut(ending).await.ok().flatten().unwrap_or(error)
+    }
+
     /// Waits for the last lease, then for the report.
+    ///
+    /// The deadline was for the handing over. How long the caller keeps its views is its own
+    /// affair; once they are gone, only a daemon that hangs owes the report.
     pub(crate) async fn report(&mut self) -> Result<Report, ClientError> {
+        self.deadline = Deadline::none();
         let outbox = Arc::clone(&self.outbox);
         let early = tokio::select! {
             biased;
@@ -215,16 +237,34 @@ impl GrantStream {
             return Err(self.end(unexpected("something came after `complete`")));
         }
         self.outbox.close();
+        self.deadline = Deadline::after(Instant::now(), Some(REPORT_WAIT));
         let Event::Report(report) = self.receive().await? else {
             return Err(self.end(unexpected("something else came instead of the report")));
         };
-        self.phase = Phase::Reported;
-        Ok(Report::receive(report)?)
+        let report = Report::receive(report).map_err(|malformed| self.end(malformed.into()))?;
+        match self.deadline.cut(self.inbound.message()).await {
+            Ok(Ok(None)) => {
+                self.phase = Phase::Reported;
+                self.retire_unanswered();
+                Ok(report)
+            }
+            Ok(Ok(Some(_))) => Err(self.end(unexpected("something came after the report"))),
+            Ok(Err(status)) => Err(self.end(self.client.failed(&status))),
+            Err(expired) => Err(self.end(expired)),
+        }
     }
 
     async fn receive(&mut self) -> Result<Event, ClientError> {
         let received = receive(&mut self.inbound, self.deadline, &self.client).await;
         received.map_err(|(error, by_daemon)| self.end_by(error, by_daemon))
+    }
+
+    /// The daemon forgets a session whose last load ended before the hello came: a new load must
+    /// not name it.
+    fn retire_unanswered(&self) {
+        if !self.session.is_answered() {
+            self.client.retire_session(&self.session);
+        }
     }
 
     /// Ends the stream from this side.
@@ -238,6 +278,7 @@ impl GrantStream {
             Phase::Granting | Phase::Complete => {}
             Phase::Ended(_) | Phase::Reported => return error,
         }
+        self.retire_unanswered();
         self.phase = Phase::Ended(error.clone());
         let released = self.outbox.end(Arc::clone(&self.session));
         self.session.release(&released);
@@ -288,6 +329,18 @@ async fn receive(
         Ok(Some(_)) => Err((unexpected("a message is empty, or of a newer version"), false)),
         Ok(None) => Err((unexpected("the stream ended without a report"), false)),
         Err(status) => Err((client.failed(&status), is_from_daemon(&status))),
+    }
+}
+
+/// Why the daemon ended a stream, whatever it sent before; none if it did not.
+async fn own_end(
+    inbound: &mut Streaming<pb::LoadResponse>,
+    deadline: Deadline,
+    client: &Client,
+) -> Option<ClientError> {
+    loop {
+        let Err((end, by_daemon)) = receive(inbound, deadline, client).await else { continue };
+        return by_daemon.then_some(end);
     }
 }
 

@@ -4,11 +4,13 @@
 //! reader takes another would miss.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use forebay_proto::Reason;
 use forebay_proto::model::{
     Malformed, Manifest, ObjectEntry, ObjectIndex, Opened, Report, TensorEntry,
 };
+use tokio::time::timeout;
 
 use crate::chunk::Chunk;
 use crate::error::ClientError;
@@ -17,6 +19,10 @@ use crate::grants::GrantStream;
 use crate::options::selects;
 use crate::order::{Order, Piece};
 use crate::view::{ObjectView, Run, Tensor};
+
+/// How long no chunk may come while incomplete tensors or objects hold leases. Far longer than a
+/// part takes from a healthy origin, far shorter than the daemon's limit for no progress.
+const SPILL_AFTER: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 enum Reader {
@@ -75,9 +81,9 @@ impl Load {
     /// The next tensor that was asked for, as it becomes readable; none when all have come.
     ///
     /// Its bytes are lent, also where they span chunks. A tensor that spans more than half of
-    /// [`Opened::window_bytes`] is copied to private memory chunk by chunk, so that a pool smaller
-    /// than the checkpoint always progresses; see [`Tensor::is_copy`]. Chunks without a wanted
-    /// tensor go back unread.
+    /// [`Opened::window_bytes`] is copied to private memory chunk by chunk, and so is one that
+    /// other loads keep from completing, so that a pool smaller than the checkpoints always
+    /// progresses; see [`Tensor::is_copy`]. Chunks without a wanted tensor go back unread.
     pub async fn next_tensor(&mut self) -> Result<Option<Tensor>, ClientError> {
         if let Reader::Undecided = self.reader {
             let manifest = self.stream.manifest();
@@ -142,8 +148,8 @@ impl Load {
     }
 
     /// Takes what is still to come without looking at it, waits until every view of this load is
-    /// released, and gives the report. A view that nobody drops keeps it waiting until the
-    /// deadline.
+    /// released, and gives the report. The deadline ends with the last chunk: a view that nobody
+    /// drops keeps this waiting.
     pub async fn finish(mut self) -> Result<Report, ClientError> {
         self.reader = Reader::Chunks;
         while let Some(chunk) = self.stream.next_chunk().await? {
@@ -161,12 +167,20 @@ async fn next_run(
         if let Some(ready) = gather.next_ready() {
             return Ok(Some(ready));
         }
-        match stream.next_chunk().await? {
-            Some(chunk) => gather.add(&chunk)?,
-            None => {
-                gather.check_complete()?;
-                return Ok(None);
-            }
+        let arrival = stream.next_chunk();
+        let arrived = match gather.holds_leases() {
+            true => timeout(SPILL_AFTER, arrival).await,
+            false => Ok(arrival.await),
+        };
+        match arrived {
+            Ok(chunk) => match chunk? {
+                Some(chunk) => gather.add(&chunk)?,
+                None => {
+                    gather.check_complete()?;
+                    return Ok(None);
+                }
+            },
+            Err(_elapsed) => gather.spill()?,
         }
     }
 }

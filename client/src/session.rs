@@ -16,10 +16,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use forebay_device::{Device, Registration};
+use forebay_proto::handoff::{PACKET_BYTES_MAX, RELEASES_PER_PACKET, decode, encode};
 use forebay_proto::model::{LeaseId, Malformed, SessionToken};
+use forebay_proto::pb::handoff_message::Event;
 use forebay_proto::{Reason, pb};
 use forebay_shm::{SegmentMap, recv_descriptor, send_descriptor};
-use prost::Message;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::Interest;
@@ -30,13 +31,6 @@ use tokio::time::Instant;
 
 use crate::error::ClientError;
 use crate::wire::Deadline;
-
-/// The largest packet of the handoff protocol.
-const PACKET_BYTES_MAX: usize = 4096;
-
-/// Lease ids in one packet: each takes at most ten bytes.
-const PACKET_IDS_MAX: usize = 400;
-const _: () = assert!(PACKET_IDS_MAX * 10 + 16 <= PACKET_BYTES_MAX);
 
 /// How long a segment may be named by a grant before it comes.
 const SEGMENT_WAIT: Duration = Duration::from_secs(10);
@@ -87,7 +81,7 @@ impl Session {
         let unreachable = |error: io::Error| ClientError::unreachable(&error, &path.display());
         let socket = connect(path).await.map_err(unreachable)?;
         let hello = pb::Hello { session: token.as_bytes().to_vec().into() };
-        let packet = encode(pb::handoff_message::Event::Hello(hello));
+        let packet = encode(Event::Hello(hello));
         send_descriptor(socket.as_fd(), &packet, None).map_err(unreachable)?;
         let socket = UnixDatagram::from_std(socket.into()).map_err(unreachable)?;
         let link = Arc::new(Link { socket, unsent: Mutex::default(), more: Notify::new() });
@@ -104,7 +98,12 @@ impl Session {
 
     /// Whether the daemon has not ended it.
     pub(crate) fn is_open(&self) -> bool {
-        self.received.borrow().closed.is_none() && self.received.has_changed().is_ok()
+        self.received.borrow().closed.is_none()
+    }
+
+    /// Whether the daemon has shown that it knows this session, by sending a segment.
+    pub(crate) fn is_answered(&self) -> bool {
+        !self.received.borrow().segments.is_empty()
     }
 
     /// The segment with this id, once it has come.
@@ -151,15 +150,15 @@ fn missing(id: u64) -> ClientError {
 
 impl Link {
     fn release(&self, leases: &[LeaseId]) {
-        for (at, batch) in leases.chunks(PACKET_IDS_MAX).enumerate() {
+        for (at, batch) in leases.chunks(RELEASES_PER_PACKET).enumerate() {
             let lease_ids = batch.iter().map(|lease| lease.0).collect();
-            let release = pb::handoff_message::Event::Release(pb::Release { lease_ids });
+            let release = Event::Release(pb::Release { lease_ids });
             let packet = encode(release);
             let send = || send_descriptor(self.socket.as_fd(), &packet, None);
             match self.socket.try_io(Interest::WRITABLE, send) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let rest = leases.get(at * PACKET_IDS_MAX..).unwrap_or_default();
+                    let rest = leases.get(at * RELEASES_PER_PACKET..).unwrap_or_default();
                     self.unsent().extend_from_slice(rest);
                     self.more.notify_one();
                     return;
@@ -185,15 +184,15 @@ impl Link {
         Ok(())
     }
 
-    async fn receive(&self) -> io::Result<(pb::HandoffMessage, Option<OwnedFd>)> {
+    async fn receive(&self) -> io::Result<(Event, Option<OwnedFd>)> {
         let mut packet = [0; PACKET_BYTES_MAX];
         let receive = || recv_descriptor(self.socket.as_fd(), &mut packet);
         let (length, descriptor) = self.socket.async_io(Interest::READABLE, receive).await?;
         if length == 0 {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
-        let message = pb::HandoffMessage::decode(packet.get(..length).unwrap_or_default())?;
-        Ok((message, descriptor))
+        let packet = packet.get(..length).unwrap_or_default();
+        Ok((decode(packet).map_err(io::Error::other)?, descriptor))
     }
 }
 
@@ -228,16 +227,16 @@ async fn serve(
 
 /// Maps the segment that a packet carries.
 fn map(
-    message: pb::HandoffMessage,
+    message: Event,
     descriptor: Option<OwnedFd>,
     device: &dyn Device,
 ) -> Result<Mapped, ClientError> {
     const MESSAGE: &str = "HandoffMessage";
-    let segment = match message.event {
-        Some(pb::handoff_message::Event::Segment(segment)) => segment,
-        Some(pb::handoff_message::Event::Refused(refused)) => {
+    let segment = match message {
+        Event::Segment(segment) => segment,
+        Event::Refused(refused) => {
             return Err(ClientError::new(
-                Reason::from_name(&refused.reason).unwrap_or(Reason::UidNotAllowed),
+                Reason::from_name(&refused.reason).unwrap_or(Reason::Internal),
                 format!("forebayd refuses the handoff session: {}", refused.reason),
             ));
         }
@@ -252,10 +251,6 @@ fn map(
         return Err(Malformed::new(MESSAGE, what).into());
     }
     Ok(Mapped { _registration: device.register(&map)?, map })
-}
-
-fn encode(event: pb::handoff_message::Event) -> Vec<u8> {
-    pb::HandoffMessage { event: Some(event) }.encode_to_vec()
 }
 
 /// A connection that never blocks.

@@ -37,6 +37,11 @@ impl Deadline {
         Self(budget.and_then(|budget| now.checked_add(budget)))
     }
 
+    /// No end.
+    pub(crate) fn none() -> Self {
+        Self(None)
+    }
+
     /// The earlier of this deadline and `budget` from `now`.
     pub(crate) fn at_most(self, now: Instant, budget: Duration) -> Self {
         let limit = now.checked_add(budget);

@@ -254,7 +254,7 @@ impl Failure {
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self {
             reason,
-            message: message.into(),
+            message: plain(message.into()),
             stage: None,
             object: None,
             attempt: None,
@@ -397,6 +397,22 @@ fn stages_of(metadata: &HashMap<String, String>) -> Vec<StageSeconds> {
     stages
 }
 
+/// A message may quote names that others chose. Their control characters are shown, not obeyed, by
+/// the terminals and logs that the message ends in.
+fn plain(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let mut plain = String::with_capacity(text.len() + 8);
+    for character in text.chars() {
+        match character.is_control() {
+            true => plain.extend(character.escape_default()),
+            false => plain.push(character),
+        }
+    }
+    plain
+}
+
 /// Cuts a text to what fits a trailer, at a character boundary.
 fn clipped(text: &str) -> String {
     if text.len() <= DETAIL_BYTES_MAX {
@@ -465,6 +481,12 @@ mod tests {
         let status = failure.to_status();
         assert!(status.details().len() < 8192);
         assert!(status.message().ends_with('…'));
+    }
+
+    #[test]
+    fn control_characters_are_shown_and_not_obeyed() {
+        let failure = Failure::new(Reason::DecodeFailed, "key \"a\u{1b}[31m\n\u{9b}b ü\"");
+        assert_eq!(failure.message, "key \"a\\u{1b}[31m\\n\\u{9b}b ü\"");
     }
 
     #[test]

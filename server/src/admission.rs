@@ -121,8 +121,20 @@ struct Shared {
 struct State {
     queue: Queue,
     waiters: HashMap<Ticket, oneshot::Sender<Decision>>,
-    holders: HashMap<Ticket, Holder>,
+    /// Who runs, or still has tokens out although its load is over.
+    holders: HashMap<Ticket, Held>,
     moved: Instant,
+    /// Tokens out, and those of them whose slots are lent to clients.
+    out: usize,
+    lent: usize,
+}
+
+/// A holder and what it has out.
+#[derive(Debug)]
+struct Held {
+    holder: Holder,
+    tokens: usize,
+    over: bool,
 }
 
 impl Admission {
@@ -134,6 +146,8 @@ impl Admission {
             waiters: HashMap::new(),
             holders: HashMap::new(),
             moved: Instant::now(),
+            out: 0,
+            lent: 0,
         };
         Self { shared: Arc::new(Shared { state: Mutex::new(state) }), stall }
     }
@@ -163,26 +177,24 @@ impl Admission {
     ) -> Result<AdmissionPermit, AdmissionError> {
         let (ticket, granted) = {
             let mut state = self.shared.lock();
-            let ticket =
-                state.queue.offer(lane, Instant::now())?;
+            let ticket = state.queue.offer(lane, Instant::now())?;
             let (sender, granted) = oneshot::channel();
             state.waiters.insert(ticket, sender);
-            state.holders.insert(ticket, holder);
+            state.holders.insert(ticket, Held { holder, tokens: 0, over: false });
             state.dispatch();
             (ticket, granted)
         };
         // From here on, dropping the permit withdraws the offer or ends the load.
         let permit =
-            AdmissionPermit { shared: Arc::clone(&self.shared), ticket, lane, stall: self.stall };
-        self.shared.wait(granted, self.stall).await?;
+            AdmissionPermit { shared: Arc::clone(&self.shared), ticket, stall: self.stall };
+        self.shared.wait(ticket, granted, self.stall).await?;
         Ok(permit)
     }
 
     /// A permit for a call that resolves and fetches nothing: at once, or refused.
     pub(crate) fn look_up(&self) -> Result<AdmissionPermit, AdmissionError> {
         let ticket = self.shared.lock().queue.look_up()?;
-        let (shared, lane) = (Arc::clone(&self.shared), Lane::Interactive);
-        Ok(AdmissionPermit { shared, ticket, lane, stall: self.stall })
+        Ok(AdmissionPermit { shared: Arc::clone(&self.shared), ticket, stall: self.stall })
     }
 
     /// Depth and age per lane.
@@ -211,9 +223,10 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a decision; gives up when the pool stands still while leases hold it.
+    /// Waits for a decision; gives up when the pool stands still while another load's leases hold it.
     async fn wait(
         &self,
+        ticket: Ticket,
         mut granted: oneshot::Receiver<Decision>,
         stall: Duration,
     ) -> Result<Decision, AdmissionError> {
@@ -222,12 +235,15 @@ impl Shared {
             if let Ok(decision) = tokio::time::timeout_at(limit, &mut granted).await {
                 return decision.map_err(|_dropped| AdmissionError::Draining);
             }
-            limit = self.lock().next_limit(limit, stall)?;
+            limit = self.lock().next_limit(ticket, limit, stall)?;
         }
     }
 
-    fn give_back(&self, ticket: Ticket) {
+    fn give_back(&self, ticket: Ticket, was_lent: bool) {
         let mut state = self.lock();
+        state.out -= 1;
+        state.token_back(ticket);
+        state.lent -= usize::from(was_lent);
         state.queue.give_back(ticket);
         state.moved = Instant::now();
         state.dispatch();
@@ -246,29 +262,66 @@ impl State {
         }
     }
 
-    /// Until when to wait on, after nothing was granted until `limit`.
-    fn next_limit(&self, limit: Instant, stall: Duration) -> Result<Instant, AdmissionError> {
+    fn token_out(&mut self, ticket: Ticket) {
+        self.out += 1;
+        if let Some(held) = self.holders.get_mut(&ticket) {
+            held.tokens += 1;
+        }
+    }
+
+    fn token_back(&mut self, ticket: Ticket) {
+        let Some(held) = self.holders.get_mut(&ticket) else { return };
+        held.tokens -= 1;
+        if held.over && held.tokens == 0 {
+            self.holders.remove(&ticket);
+        }
+    }
+
+    /// The load is over; its name stays while it has tokens out.
+    fn over(&mut self, ticket: Ticket) {
+        let Some(held) = self.holders.get_mut(&ticket) else { return };
+        held.over = true;
+        if held.tokens == 0 {
+            self.holders.remove(&ticket);
+        }
+    }
+
+    /// Until when `ticket` waits on, after nothing was granted until `limit`.
+    fn next_limit(
+        &self,
+        ticket: Ticket,
+        limit: Instant,
+        stall: Duration,
+    ) -> Result<Instant, AdmissionError> {
         if self.moved + stall > limit {
             return Ok(self.moved + stall);
         }
+        // A token that is out and not lent is a slot being filled: the origin's own limits tell
+        // whether that moves. And a load that waits for a place waits for no slot.
+        if self.out > self.lent || self.queue.waits_for_a_place() {
+            return Ok(limit + stall);
+        }
         match self.largest_holder() {
-            Some(holder) => Err(AdmissionError::RamExhausted { waited: stall, holder }),
+            // A load that waits for its own client is ended by its own limit, with its own reason.
+            Some((holder, _)) if holder == ticket => Ok(limit + stall),
+            Some((_, holder)) => Err(AdmissionError::RamExhausted { waited: stall, holder }),
             // Nobody holds anything: the pool is still being populated.
             None => Ok(limit + stall),
         }
     }
 
-    fn largest_holder(&self) -> Option<String> {
-        let (ticket, held) =
-            self.queue.holders().filter(|(_, held)| *held > 0).max_by_key(|(_, held)| *held)?;
-        let holder = self.holders.get(&ticket)?;
-        Some(format!(
-            "load {} of uid {} (pid {}) holds {held} of {} slots",
+    fn largest_holder(&self) -> Option<(Ticket, String)> {
+        let with_tokens = self.holders.iter().filter(|(_, held)| held.tokens > 0);
+        let (ticket, held) = with_tokens.max_by_key(|(_, held)| held.tokens)?;
+        let Held { holder, tokens, .. } = held;
+        let shown = format!(
+            "load {} of uid {} (pid {}) holds {tokens} of {} slots",
             holder.load_id,
             holder.uid,
             holder.pid,
             self.queue.capacity()
-        ))
+        );
+        Some((*ticket, shown))
     }
 }
 
@@ -277,16 +330,10 @@ impl State {
 pub(crate) struct AdmissionPermit {
     shared: Arc<Shared>,
     ticket: Ticket,
-    lane: Lane,
     stall: Duration,
 }
 
 impl AdmissionPermit {
-    /// The lane it was admitted in.
-    pub(crate) fn lane(&self) -> Lane {
-        self.lane
-    }
-
     /// Waits for one more slot of the window. One call at a time per permit. Not cancel-safe in
     /// its place in the queue: a dropped call asks anew.
     pub(crate) async fn slot(&self) -> Result<WindowSlot, AdmissionError> {
@@ -298,9 +345,10 @@ impl AdmissionPermit {
             state.queue.want_slot(self.ticket);
             state.dispatch();
         }
-        self.shared.wait(granted, self.stall).await?;
+        self.shared.wait(self.ticket, granted, self.stall).await?;
         wish.open = false;
-        Ok(WindowSlot { shared: Arc::clone(&self.shared), ticket: self.ticket })
+        self.shared.lock().token_out(self.ticket);
+        Ok(WindowSlot { shared: Arc::clone(&self.shared), ticket: self.ticket, lent: false })
     }
 
     /// The most slots this load held at one time.
@@ -319,7 +367,7 @@ impl Drop for AdmissionPermit {
         let mut state = self.shared.lock();
         state.queue.finish(self.ticket);
         state.waiters.remove(&self.ticket);
-        state.holders.remove(&self.ticket);
+        state.over(self.ticket);
         state.moved = Instant::now();
         state.dispatch();
     }
@@ -351,11 +399,21 @@ impl Drop for Wish<'_> {
 pub(crate) struct WindowSlot {
     shared: Arc<Shared>,
     ticket: Ticket,
+    lent: bool,
+}
+
+impl WindowSlot {
+    /// The slot is lent to a client from now on, until the token is dropped.
+    pub(crate) fn lend(&mut self) {
+        if !std::mem::replace(&mut self.lent, true) {
+            self.shared.lock().lent += 1;
+        }
+    }
 }
 
 impl Drop for WindowSlot {
     fn drop(&mut self) {
-        self.shared.give_back(self.ticket);
+        self.shared.give_back(self.ticket, self.lent);
     }
 }
 
@@ -412,7 +470,8 @@ mod tests {
     async fn a_pool_that_stands_still_names_its_holder() {
         let admission = admission(1);
         let load = admit(&admission, "hoarder").await;
-        let _slot = load.slot().await.unwrap();
+        let mut slot = load.slot().await.unwrap();
+        slot.lend();
         let error = admission.admit(Lane::Interactive, holder("b")).await.unwrap_err();
         let failure = Failure::from(error);
         assert_eq!(failure.reason, Reason::RamExhausted);
@@ -421,6 +480,22 @@ mod tests {
             "{failure}"
         );
         assert_eq!(admission.lanes(Instant::now())[0].depth, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_load_that_holds_the_pool_itself_is_not_refused_here() {
+        let admission = admission(1);
+        let load = admit(&admission, "a").await;
+        let slot = load.slot().await.unwrap();
+        let wish = load.slot();
+        tokio::pin!(wish);
+        let much_later = tokio::time::sleep(Duration::from_secs(100));
+        tokio::select! {
+            outcome = &mut wish => panic!("{outcome:?}"),
+            () = much_later => {}
+        }
+        drop(slot);
+        wish.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forebay_origin::{OriginBlock, OriginSettings, Timeouts};
+use forebay_origin::{OriginBlock, OriginSettings, OriginUri, Timeouts};
 
 pub use flags::Flags;
 pub use raw::ConfigError;
@@ -40,6 +40,9 @@ const LOADS_MAX: usize = 64;
 
 /// Loads that wait.
 const QUEUE_MAX: usize = 256;
+
+/// The most any count may be set to.
+const COUNT_MAX: usize = 65_536;
 
 /// RPC deadline if the client gives none: a 140 GB checkpoint at 1 GB/s takes 140 s.
 const DEADLINE: Duration = Duration::from_secs(15 * 60);
@@ -106,6 +109,23 @@ impl Settings {
         Self::resolve(raw, env, &Host::probe())
     }
 
+    /// The hosts that configuration names, to be looked up before anyone asks: those of endpoints
+    /// and of web origins. A bucket's own host is known when it is first opened.
+    pub(crate) fn origin_hosts(&self) -> Vec<String> {
+        let blocks = self.origins.origins.iter();
+        let written = blocks.flat_map(|block| block.endpoint.iter().chain([&block.prefix]));
+        let of_env = self.origins.env.iter().filter(|(name, _)| name.contains("ENDPOINT_URL"));
+        let mut hosts: Vec<String> = written
+            .chain(of_env.map(|(_, value)| value))
+            .filter_map(|text| OriginUri::parse(text).ok())
+            .filter(|uri| uri.scheme().is_web())
+            .map(|uri| host_of(uri.authority()).to_owned())
+            .collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        hosts
+    }
+
     /// The form of the log.
     #[must_use]
     pub fn log(&self) -> LogForm {
@@ -159,9 +179,6 @@ impl Host {
 
 /// Memory that the cgroup or the host allows.
 fn memory_bytes() -> u64 {
-    let number = |path: &str| {
-        std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok())
-    };
     let host = std::fs::read_to_string("/proc/meminfo")
         .ok()
         .and_then(|text| {
@@ -169,10 +186,31 @@ fn memory_bytes() -> u64 {
             line.split_whitespace().next()?.parse::<u64>().ok()
         })
         .map_or(0, |kib| kib * 1024);
-    ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
-        .into_iter()
-        .filter_map(number)
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    limit_files(&own)
+        .iter()
+        .filter_map(|path| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok())
         .fold(host, u64::min)
+}
+
+/// The files that may limit this process: those of its own cgroup and of every ancestor, version 2
+/// and 1. `own` is what `/proc/self/cgroup` says.
+fn limit_files(own: &str) -> Vec<PathBuf> {
+    let of_line = |line: &str| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let (root, file) = if controllers.is_empty() {
+            ("/sys/fs/cgroup", "memory.max")
+        } else if controllers.split(',').any(|name| name == "memory") {
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+        } else {
+            return None;
+        };
+        let path = Path::new(path.trim_start_matches('/')).to_owned();
+        let below_root = path.ancestors().map(|dir| Path::new(root).join(dir).join(file));
+        Some(below_root.collect::<Vec<_>>())
+    };
+    own.lines().filter_map(of_line).flatten().collect()
 }
 
 /// One snapshot of the environment; variables that are no text are left out.
@@ -231,8 +269,8 @@ impl Take<'_> {
 
     fn count(&mut self, key: &str, default: usize) -> Result<usize, ConfigError> {
         self.read(key, default, |text| match text.parse() {
-            Ok(0) | Err(_) => Err("is a number from 1"),
-            Ok(count) => Ok(count),
+            Ok(count) if (1..=COUNT_MAX).contains(&count) => Ok(count),
+            _ => Err(format!("is a number from 1 to {COUNT_MAX}")),
         })
     }
 
@@ -273,7 +311,7 @@ impl Take<'_> {
 
     fn ram_bytes(&mut self, chunk_bytes: u64) -> Result<u64, ConfigError> {
         let (host, least) = (self.host.memory_bytes, SLOTS_MIN * chunk_bytes);
-        self.read("ram", RAM_DEFAULT.of(host), |text| {
+        self.read("ram", RAM_DEFAULT.of(host).max(least), |text| {
             let bytes = Size::parse(text).map_err(|error| error.to_string())?.of(host);
             if bytes < least {
                 return Err(format!(
@@ -362,8 +400,8 @@ fn origin_block(written: Written<RawOrigin>) -> Result<OriginBlock, ConfigError>
         max_bytes_per_second,
         max_connections,
     } = value;
-    if !prefix.contains("://") {
-        return Err(bad("origin.prefix", place, format!("{prefix:?} has no scheme")));
+    if let Err(problem) = known_scheme(&prefix) {
+        return Err(bad("origin.prefix", place, problem));
     }
     let max_bytes_per_second = match max_bytes_per_second.as_deref().map(Size::parse) {
         None => None,
@@ -383,6 +421,25 @@ fn origin_block(written: Written<RawOrigin>) -> Result<OriginBlock, ConfigError>
         max_bytes_per_second,
         max_connections,
     })
+}
+
+/// The host of an authority, without its port.
+fn host_of(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => authority,
+    }
+}
+
+/// A prefix begins with a scheme that there is; it may end there.
+fn known_scheme(prefix: &str) -> Result<(), String> {
+    let Some((scheme, _)) = prefix.split_once("://") else {
+        return Err(format!("{prefix:?} has no scheme"));
+    };
+    match scheme {
+        "s3" | "gs" | "az" | "http" | "https" | "file" => Ok(()),
+        _ => Err(format!("scheme {scheme:?} is none of s3, gs, az, http, https, file")),
+    }
 }
 
 /// Where the daemon listens and clients look if nobody says otherwise.
@@ -439,7 +496,7 @@ impl fmt::Display for Settings {
             writeln!(f, "{key} = \"{}ms\"", duration.as_millis())?;
         }
         for block in &self.origins.origins {
-            writeln!(f, "\n[[origin]]\nprefix = {:?}", block.prefix)?;
+            writeln!(f, "\n[[origin]]\nprefix = {:?}", without_secrets(&block.prefix))?;
             let texts = [
                 ("endpoint", block.endpoint.clone()),
                 ("region", block.region.clone()),
@@ -448,7 +505,7 @@ impl fmt::Display for Settings {
                 ("max_bytes_per_second", block.max_bytes_per_second.map(show_bytes)),
             ];
             for (key, value) in texts.into_iter().filter_map(|(k, v)| Some((k, v?))) {
-                writeln!(f, "{key} = {:?}", without_userinfo(&value))?;
+                writeln!(f, "{key} = {:?}", without_secrets(&value))?;
             }
             writeln!(f, "allow_http = {}\nanonymous = {}", block.allow_http, block.anonymous)?;
             if let Some(connections) = block.max_connections {
@@ -462,11 +519,13 @@ impl fmt::Display for Settings {
     }
 }
 
-/// A URL without the user name and password someone may have put into it.
-fn without_userinfo(text: &str) -> String {
+/// A URL without the user name, password and query someone may have put into it.
+fn without_secrets(text: &str) -> String {
+    let text = text.split('?').next().unwrap_or_default();
     let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
-    match rest.split_once('@') {
-        Some((_, host)) => format!("{scheme}://***@{host}"),
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    match authority.rsplit_once('@') {
+        Some((_, host)) => format!("{scheme}://***@{host}{path}"),
         None => text.to_owned(),
     }
 }
@@ -503,6 +562,33 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_of_the_own_cgroup_or_an_ancestor_is_seen() {
+        let own = "0::/system.slice/forebayd.service\n5:cpu,memory:/docker/x\n3:cpuset:/\n";
+        let files: Vec<_> =
+            limit_files(own).into_iter().map(|path| path.display().to_string()).collect();
+        assert_eq!(
+            files,
+            [
+                "/sys/fs/cgroup/system.slice/forebayd.service/memory.max",
+                "/sys/fs/cgroup/system.slice/memory.max",
+                "/sys/fs/cgroup/memory.max",
+                "/sys/fs/cgroup/memory/docker/x/memory.limit_in_bytes",
+                "/sys/fs/cgroup/memory/docker/memory.limit_in_bytes",
+                "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            ]
+        );
+    }
+
+    #[test]
+    fn hosts_of_configured_origins_are_known_before_anyone_asks() {
+        let file = "[[origin]]\nprefix = \"s3://b\"\nendpoint = \"http://minio.local:9000\"\n\
+            [[origin]]\nprefix = \"https://models.example/x\"\n[[origin]]\nprefix = \"gs://c\"\n";
+        let env = [("AWS_ENDPOINT_URL", "https://s3.example:8443"), ("AWS_REGION", "x")];
+        let hosts = resolve(file, &env).unwrap().origin_hosts();
+        assert_eq!(hosts, ["minio.local", "models.example", "s3.example"]);
+    }
+
+    #[test]
     fn bad_values_name_their_place() {
         assert!(problem("\nram = \"5\"").starts_with("forebay.toml:2: ram: \"5\" is not a size"));
         assert!(problem("ram = \"0\"").contains("at least 16MiB"));
@@ -515,6 +601,8 @@ mod tests {
         assert!(problem("allow_uids = [\"root\"]").contains("numeric"));
         assert!(problem("metrics = \"9464\"").contains("ADDR:PORT"));
         assert!(problem("[[origin]]\nprefix = \"b\"").contains("no scheme"));
+        assert!(problem("[[origin]]\nprefix = \"foo://b\"").contains("none of s3"));
+        assert!(problem("connections = 9223372036854775807").contains("from 1"));
     }
 
     #[test]
@@ -523,7 +611,7 @@ mod tests {
             metrics = \"off\"\nlog = \"json\"\nallow_uids = [5]\nchunk = \"1MiB\"\nlock_memory = false\n\
             max_loads = 2\nmax_queue = 3\nconnections = 4\ndeadline = \"5s\"\ndeadline_max = \"6s\"\n\
             no_progress = \"7s\"\ndrain = \"8s\"\nfirst_byte_timeout = \"9s\"\nbody_idle_timeout = \"10s\"\n\
-            [[origin]]\nprefix = \"s3://b\"\nendpoint = \"http://user:pw@h:1\"\nmax_bytes_per_second = \"1MiB\"\n";
+            [[origin]]\nprefix = \"s3://b\"\nendpoint = \"http://user:p@pw@h:1/x?sig=pw\"\nmax_bytes_per_second = \"1MiB\"\n";
         for key in &raw::KEYS[..raw::KEYS.len() - 1] {
             assert!(file.contains(&format!("{key} = ")), "{key} is not in this test");
         }

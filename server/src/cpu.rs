@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use forebay_proto::{Failure, Reason};
 use tokio::sync::{mpsc, oneshot};
 
 /// Jobs that may wait per worker. Two keep a worker busy while its next job is on the way.
@@ -25,6 +26,12 @@ pub(crate) struct Workers {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the worker threads have stopped")]
 pub(crate) struct Stopped;
+
+impl From<Stopped> for Failure {
+    fn from(stopped: Stopped) -> Self {
+        Self::new(Reason::Draining, stopped.to_string())
+    }
+}
 
 impl Workers {
     /// Starts `count` threads named after `name`.

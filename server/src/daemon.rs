@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use clap::Parser;
-use forebay_origin::{Origins, SystemResolver};
+use forebay_origin::{AheadResolver, DnsSettings, Origins, Resolve};
 use forebay_proto::ErrorKind;
 use forebay_proto::pb::forebay_server::ForebayServer;
 use tokio::net::TcpListener;
@@ -64,7 +64,7 @@ pub enum DaemonError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// Another daemon serves there.
-    #[error("another forebayd serves {path}: stop it or give another --listen")]
+    #[error("{path} is served already: stop that daemon or give another --listen")]
     Taken {
         /// The socket.
         path: String,
@@ -195,27 +195,24 @@ impl Daemon {
     async fn start(settings: Settings) -> Result<Self, DaemonError> {
         let signals = Signals::listen()?;
         let mut degraded = Vec::new();
-        let places = Places::take(&settings.sockets)?;
+        let descriptors = place::raise_descriptor_limit();
+        let mut places = Places::take(&settings.sockets, &settings.allow_uids)?;
         let recorder = Metrics::install()
             .map_err(|error| DaemonError::Internal(format!("the metrics recorder: {error}")))?;
         let records = open_records(&settings, &mut degraded);
         if let Some(asked) = &settings.nvme_asked {
             degraded.push(format!("nvme: this build has no NVMe tier, so --nvme {asked} is off"));
         }
-        let pool = Arc::new(Pool::create(PoolSpec {
-            budget_bytes: settings.ram_bytes,
-            chunk_bytes: settings.chunk_bytes,
-            lock: settings.lock_memory,
-        })?);
-        let origins = Origins::new(settings.origins.clone(), Arc::new(SystemResolver));
-        let origins = Arc::new(origins.map_err(|e| DaemonError::Internal(e.to_string()))?);
+        let pool = make_pool(&settings, descriptors)?;
+        let (resolver, origins) = open_origins(&settings)?;
         let flights = TaskTracker::new();
         let stages = build_stages(&settings, &pool, &origins, records, &flights)?;
-        let sessions = Sessions::new(Arc::clone(&pool));
+        let sessions = Arc::<Sessions>::default();
         let shared = Arc::new(Shared {
             stages: Arc::clone(&stages),
             sessions,
             origins,
+            resolver,
             tasks: TaskTracker::new(),
             handoffs: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -319,6 +316,28 @@ fn open_records(settings: &Settings, degraded: &mut Vec<String>) -> Records {
     }
 }
 
+/// The RAM tier's slots: its first segment.
+fn make_pool(settings: &Settings, descriptors: u64) -> Result<Arc<Pool>, DaemonError> {
+    Ok(Arc::new(Pool::create(PoolSpec {
+        budget_bytes: settings.ram_bytes,
+        chunk_bytes: settings.chunk_bytes,
+        lock: settings.lock_memory,
+        // The rest is for connections, clients and files.
+        segments_max: usize::try_from(descriptors / 2).unwrap_or(usize::MAX),
+    })?))
+}
+
+/// The object stores, and the resolver under them, which begins to look up what is configured.
+fn open_origins(settings: &Settings) -> Result<(Arc<AheadResolver>, Arc<Origins>), DaemonError> {
+    let runtime = tokio::runtime::Handle::current();
+    let resolver = Arc::new(AheadResolver::start(DnsSettings::default(), &runtime));
+    resolver.prime(settings.origin_hosts().iter().map(String::as_str));
+    let shared: Arc<dyn Resolve> = Arc::clone(&resolver) as _;
+    let origins = Origins::new(settings.origins.clone(), shared)
+        .map_err(|error| DaemonError::Internal(error.to_string()))?;
+    Ok((resolver, Arc::new(origins)))
+}
+
 fn build_stages(
     settings: &Settings,
     pool: &Arc<Pool>,
@@ -329,16 +348,18 @@ fn build_stages(
     let limits = Limits { queued_max: settings.max_queue, active_max: settings.max_loads };
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     // One digest worker per two cores: BLAKE3 is some five times faster than a connection.
-    let workers = Workers::start("forebay-digest", cores.div_ceil(2))
-        .map_err(DaemonError::system("start the digest workers"))?;
+    let workers = Workers::start("forebay-cpu", cores.div_ceil(2))
+        .map_err(DaemonError::system("start the worker threads"))?;
+    let cpu = Arc::new(workers);
     let stages = Stages {
         admission: Admission::new(limits, settings.no_progress),
-        resolver: Resolver::new(Arc::clone(origins)),
+        resolver: Resolver::new(Arc::clone(origins), Arc::clone(&cpu)),
         fetcher: Fetcher::new(settings.connections),
-        verifier: Verifier::new(workers, records),
+        verifier: Verifier::new(Arc::clone(&cpu), records),
         ram: Arc::new(RamTier::new(Arc::clone(pool), metrics::ram_evictions())),
         flights: Flights::new(flights.clone()),
         loads: Loads::default(),
+        cpu,
         chunk_bytes: settings.chunk_bytes,
         no_progress: settings.no_progress,
     };

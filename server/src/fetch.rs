@@ -18,6 +18,7 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::cost::FetchCost;
 use crate::error::origin_failure;
 use crate::plan::{ChunkSpec, Extent};
 use crate::ram::pool::ClaimedSlot;
@@ -52,48 +53,29 @@ impl From<FetchError> for Failure {
     }
 }
 
-/// What fetching a chunk took.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct FetchCost {
-    /// Requests sent.
-    pub(crate) attempts: u64,
-    /// Requests beyond one per part.
-    pub(crate) retries: u64,
-    /// Body bytes received, failed attempts included.
-    pub(crate) bytes: u64,
-}
-
-impl FetchCost {
-    fn of(record: &ReadRecord) -> Self {
-        Self {
-            attempts: u64::from(record.attempts),
-            retries: u64::from(record.attempts.saturating_sub(1)),
-            bytes: record.bytes_received,
-        }
-    }
-
-    /// The sum of both.
-    pub(crate) fn plus(self, other: Self) -> Self {
-        Self {
-            attempts: self.attempts + other.attempts,
-            retries: self.retries + other.retries,
-            bytes: self.bytes + other.bytes,
-        }
-    }
-}
-
 /// A chunk whose every byte was written into its slot, and nobody looked at yet.
 #[derive(Debug)]
 pub(crate) struct FetchedChunk {
     slot: ClaimedSlot,
     spec: Arc<ChunkSpec>,
     first_object: String,
+    pinned: bool,
 }
 
 impl FetchedChunk {
-    /// The slot, what is in it, and the name of the first object.
-    pub(crate) fn into_parts(self) -> (ClaimedSlot, Arc<ChunkSpec>, String) {
-        (self.slot, self.spec, self.first_object)
+    /// The name of its first object, for messages.
+    pub(crate) fn first_object(&self) -> &str {
+        &self.first_object
+    }
+
+    /// Whether the same bytes can be asked for again: all its objects are pinned.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pinned
+    }
+
+    /// The slot and what is in it.
+    pub(crate) fn into_parts(self) -> (ClaimedSlot, Arc<ChunkSpec>) {
+        (self.slot, self.spec)
     }
 }
 
@@ -140,12 +122,10 @@ impl Fetcher {
             spans = part.spans;
         }
         drop(running);
-        let first_object = spec
-            .extents
-            .first()
-            .and_then(|extent| manifest.objects().get(extent.object))
-            .map_or_else(String::new, |object| object.name.clone());
-        Ok((FetchedChunk { slot, spec: Arc::clone(spec), first_object }, spans, cost))
+        let objects = || spec.extents.iter().filter_map(|e| manifest.objects().get(e.object));
+        let first_object = objects().next().map_or_else(String::new, |object| object.name.clone());
+        let pinned = objects().all(|object| object.pinned);
+        Ok((FetchedChunk { slot, spec: Arc::clone(spec), first_object, pinned }, spans, cost))
     }
 
     async fn part(

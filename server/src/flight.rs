@@ -11,36 +11,79 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use forebay_proto::{Failure, Reason};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use crate::fetch::FetchCost;
+use crate::cost::FetchCost;
 use crate::plan::ChunkKey;
 use crate::ram::PinnedChunk;
-use crate::timeline::Span;
+use crate::timeline::{Kind, Span, Stage};
 
 /// What a flight brought.
 #[derive(Debug, Clone)]
 pub(crate) struct Filled {
     /// The chunk.
     pub(crate) pinned: PinnedChunk,
-    /// Where the flight's time went.
-    pub(crate) spans: Arc<Vec<Span>>,
     /// What it cost.
     pub(crate) cost: FetchCost,
 }
 
 type Outcome = Result<Filled, Failure>;
 
+/// What a flight was at, and since when.
+#[derive(Debug, Default)]
+pub(crate) struct FlightLog {
+    spans: Mutex<Vec<Span>>,
+}
+
+impl FlightLog {
+    /// The flight is at `stage` from now on.
+    pub(crate) fn at(&self, stage: Stage, kind: Kind) {
+        let now = Instant::now();
+        let mut spans = self.lock();
+        if let Some(last) = spans.last_mut() {
+            last.end = now;
+        }
+        spans.push(Span::new(stage, kind, now, now));
+    }
+
+    /// What the flight was at last is known in detail.
+    pub(crate) fn replace_last(&self, details: Vec<Span>) {
+        let mut spans = self.lock();
+        spans.pop();
+        spans.extend(details);
+    }
+
+    /// Everything up to `now`. What has landed is not at anything any more: its last span keeps its
+    /// end.
+    pub(crate) fn until(&self, now: Instant) -> Vec<Span> {
+        let mut spans = self.lock().clone();
+        if let Some(last) = spans.last_mut()
+            && last.start == last.end
+        {
+            last.end = now.max(last.start);
+        }
+        spans
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Span>> {
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// One fetch in progress. Dropping the last reference aborts it.
 #[derive(Debug)]
 pub(crate) struct Flight {
     key: ChunkKey,
     outcome: watch::Receiver<Option<Outcome>>,
+    log: Arc<FlightLog>,
+    cost_taken: AtomicBool,
     task: AbortHandle,
     registry: Arc<Registry>,
 }
@@ -48,6 +91,16 @@ pub(crate) struct Flight {
 type Registry = Mutex<HashMap<ChunkKey, Weak<Flight>>>;
 
 impl Flight {
+    /// What it was at.
+    pub(crate) fn log(&self) -> &FlightLog {
+        &self.log
+    }
+
+    /// True for the one waiter that accounts for what the flight cost.
+    pub(crate) fn take_cost(&self) -> bool {
+        !self.cost_taken.swap(true, Ordering::Relaxed)
+    }
+
     /// Waits for the end of the flight.
     pub(crate) async fn landed(&self) -> Outcome {
         let mut outcome = self.outcome.clone();
@@ -76,10 +129,8 @@ impl Drop for Flight {
 pub(crate) enum Boarded {
     /// The chunk is here.
     Hit(PinnedChunk),
-    /// The load's own fetch.
-    Leads(Arc<Flight>),
-    /// Another load's fetch.
-    Joins(Arc<Flight>),
+    /// It is being fetched, for this load alone or for others too.
+    Flight(Arc<Flight>),
 }
 
 /// The flights of one daemon.
@@ -100,7 +151,7 @@ impl Flights {
         &self,
         key: ChunkKey,
         lookup: impl FnOnce() -> Option<PinnedChunk>,
-        fill: impl FnOnce() -> F,
+        fill: impl FnOnce(Arc<FlightLog>) -> F,
     ) -> Boarded
     where
         F: Future<Output = Outcome> + Send + 'static,
@@ -108,14 +159,15 @@ impl Flights {
         let mut registry = lock(&self.registry);
         if let Some(flight) = registry.get(&key).and_then(Weak::upgrade) {
             drop(registry);
-            return Boarded::Joins(flight);
+            return Boarded::Flight(flight);
         }
         // Under the registry's lock: a flight that landed since the caller last looked is found.
         if let Some(pinned) = lookup() {
             return Boarded::Hit(pinned);
         }
         let (sender, outcome) = watch::channel(None);
-        let filling = fill();
+        let log = Arc::new(FlightLog::default());
+        let filling = fill(Arc::clone(&log));
         let task = self.tasks.spawn(async move {
             let landed = filling.await;
             sender.send_replace(Some(landed));
@@ -123,11 +175,13 @@ impl Flights {
         let flight = Arc::new(Flight {
             key,
             outcome,
+            log,
+            cost_taken: AtomicBool::new(false),
             task: task.abort_handle(),
             registry: Arc::clone(&self.registry),
         });
         registry.insert(key, Arc::downgrade(&flight));
-        Boarded::Leads(flight)
+        Boarded::Flight(flight)
     }
 
     /// Flights in the air.
@@ -142,7 +196,7 @@ fn lock(registry: &Registry) -> MutexGuard<'_, HashMap<ChunkKey, Weak<Flight>>> 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 
@@ -161,7 +215,7 @@ mod tests {
 
     async fn landing(boarded: Boarded) -> Outcome {
         match boarded {
-            Boarded::Leads(flight) | Boarded::Joins(flight) => flight.landed().await,
+            Boarded::Flight(flight) => flight.landed().await,
             Boarded::Hit(_) => panic!("nothing is cached here"),
         }
     }
@@ -171,30 +225,29 @@ mod tests {
         let flights = flights();
         let count = Arc::default();
         let boarded: Vec<_> = (0..1000)
-            .map(|_| flights.board(ChunkKey([1; 32]), || None, || failing(&count)))
+            .map(|_| flights.board(ChunkKey([1; 32]), || None, |_| failing(&count)))
             .collect();
-        assert!(matches!(boarded[0], Boarded::Leads(_)));
-        assert!(boarded[1..].iter().all(|boarded| matches!(boarded, Boarded::Joins(_))));
         for boarded in boarded {
             assert_eq!(landing(boarded).await.unwrap_err().reason, Reason::OriginFailed);
         }
         assert_eq!(count.load(Ordering::SeqCst), 1);
         assert_eq!(flights.len(), 0);
-        let again = flights.board(ChunkKey([1; 32]), || None, || failing(&count));
-        assert!(matches!(again, Boarded::Leads(_)), "a failure is not kept");
+        let again = flights.board(ChunkKey([1; 32]), || None, |_| failing(&count));
+        landing(again).await.unwrap_err();
+        assert_eq!(count.load(Ordering::SeqCst), 2, "a failure is not kept");
     }
 
     #[tokio::test]
     async fn a_flight_that_nobody_waits_for_is_dropped() {
         let flights = flights();
         let (guard, dropped) = tokio::sync::oneshot::channel::<()>();
-        let fill = || async move {
+        let fill = |_| async move {
             let _guard = guard;
             std::future::pending::<()>().await;
             Err(Failure::new(Reason::Internal, "never"))
         };
         let first = flights.board(ChunkKey([2; 32]), || None, fill);
-        let second = flights.board(ChunkKey([2; 32]), || None, || async { unreachable!() });
+        let second = flights.board(ChunkKey([2; 32]), || None, |_| async { unreachable!() });
         drop(first);
         tokio::task::yield_now().await;
         assert_eq!(flights.len(), 1, "someone still waits");

@@ -19,6 +19,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use forebay_proto::{Failure, Reason};
 use forebay_shm::{Segment, SegmentId};
@@ -27,10 +28,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::WindowSlot;
 use crate::ram::PinnedChunk;
-use crate::ram::pool::Pool;
 
 /// Sessions at one time: a node has some tens of inference servers and jobs.
 const SESSIONS_MAX: usize = 4096;
+
+/// Hint to a process that met the bound on sessions.
+const SESSIONS_RETRY: Duration = Duration::from_secs(1);
 
 /// A session's name: nobody who was not told it can guess it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -73,7 +76,7 @@ pub(crate) struct Lease {
     // Before `window`: the slot can be evicted before its token can be used again.
     pinned: PinnedChunk,
     #[expect(dead_code, reason = "held for its Drop")]
-    window: WindowSlot,
+    window: Arc<WindowSlot>,
     load: LoadKey,
     chunk: usize,
 }
@@ -118,6 +121,8 @@ pub(crate) struct Session {
 #[derive(Debug, Default)]
 struct State {
     connected: bool,
+    /// It has left the registry: nobody can join it any more.
+    over: bool,
     loads: usize,
     leases: HashMap<u64, Lease>,
     known_segments: BTreeSet<SegmentId>,
@@ -141,7 +146,7 @@ impl Session {
         load: LoadKey,
         chunk: usize,
         pinned: PinnedChunk,
-        window: WindowSlot,
+        mut window: WindowSlot,
     ) -> GrantedSlot {
         static LEASES: AtomicU64 = AtomicU64::new(1);
         let lease_id = LEASES.fetch_add(1, Ordering::Relaxed);
@@ -151,14 +156,13 @@ impl Session {
             slot: pinned.slot().0,
             generation: pinned.generation().0,
         };
-        let segment = pinned.segment_id();
+        window.lend();
+        let window = pinned.pay(window);
+        let segment = Arc::clone(pinned.segment());
         let mut state = self.lock();
         state.leases.insert(lease_id, Lease { pinned, window, load, chunk });
-        if state.connected && !state.known_segments.contains(&segment) {
-            let sessions = self.sessions.upgrade();
-            if let Some(sessions) = sessions {
-                state.offer(sessions.pool.segments());
-            }
+        // Before the client is connected this only queues: it is sent after its hello.
+        if state.offer(segment) {
             self.outgoing.notify_one();
         }
         granted
@@ -195,13 +199,13 @@ impl Session {
 }
 
 impl State {
-    /// Queues the segments that the client has not got yet.
-    fn offer(&mut self, segments: Vec<Arc<Segment>>) {
-        for segment in segments {
-            if self.known_segments.insert(segment.id()) {
-                self.to_send.push_back(segment);
-            }
+    /// Queues the segment if the client has not got it yet; true then.
+    fn offer(&mut self, segment: Arc<Segment>) -> bool {
+        let new = self.known_segments.insert(segment.id());
+        if new {
+            self.to_send.push_back(segment);
         }
+        new
     }
 }
 
@@ -238,15 +242,16 @@ impl SessionStay {
 
 impl Drop for SessionStay {
     fn drop(&mut self) {
-        let (connected, last) = {
+        let (connected, over) = {
             let mut state = self.session.lock();
             state.loads -= 1;
-            (state.connected, state.loads == 0)
+            state.over |= state.loads == 0 && !state.connected;
+            (state.connected, state.over)
         };
         if self.over || !connected {
             self.session.release_load(self.load);
         }
-        if last && !connected {
+        if over {
             self.session.leave();
         }
     }
@@ -264,19 +269,17 @@ impl Session {
     }
 }
 
+fn unknown_session() -> Failure {
+    Failure::new(Reason::BadRequest, "the session is unknown: its socket has closed")
+}
+
 /// The sessions of one daemon.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Sessions {
-    pool: Arc<Pool>,
     by_token: Mutex<HashMap<SessionToken, Arc<Session>>>,
 }
 
 impl Sessions {
-    /// No sessions yet; descriptors will be those of `pool`.
-    pub(crate) fn new(pool: Arc<Pool>) -> Arc<Self> {
-        Arc::new(Self { pool, by_token: Mutex::default() })
-    }
-
     /// A stay of one load in the session named by `token`, or in a new one if it is empty.
     pub(crate) fn enter(
         self: &Arc<Self>,
@@ -285,7 +288,13 @@ impl Sessions {
     ) -> Result<SessionStay, Failure> {
         static LOADS: AtomicU64 = AtomicU64::new(1);
         let session = if token.is_empty() { self.make(peer)? } else { self.find(token, peer)? };
-        session.lock().loads += 1;
+        {
+            let mut state = session.lock();
+            if state.over {
+                return Err(unknown_session());
+            }
+            state.loads += 1;
+        }
         let load = LoadKey(LOADS.fetch_add(1, Ordering::Relaxed));
         Ok(SessionStay { session, load, over: false })
     }
@@ -306,7 +315,8 @@ impl Sessions {
         let mut by_token = self.lock();
         if by_token.len() >= SESSIONS_MAX {
             return Err(Failure::new(Reason::QueueFull, "too many client processes")
-                .with_quota(format!("sessions: {SESSIONS_MAX}")));
+                .with_quota(format!("sessions: {SESSIONS_MAX}"))
+                .retry_in(SESSIONS_RETRY));
         }
         by_token.insert(session.token, Arc::clone(&session));
         Ok(session)
@@ -317,9 +327,7 @@ impl Sessions {
         SessionToken::from_bytes(token)
             .and_then(|token| self.lock().get(&token).cloned())
             .filter(|session| session.peer.uid == peer.uid)
-            .ok_or_else(|| {
-                Failure::new(Reason::BadRequest, "the session is unknown: its socket has closed")
-            })
+            .ok_or_else(unknown_session)
     }
 
     /// Sessions, leases and leased bytes.

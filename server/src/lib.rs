@@ -23,6 +23,7 @@ mod ram;
 mod resolve;
 mod verify;
 
+mod cost;
 mod cpu;
 mod error;
 mod http;

@@ -20,16 +20,18 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::admission::{Admission, AdmissionPermit, Holder, Lane};
+use crate::cost::FetchCost;
+use crate::cpu::Workers;
 use crate::deadline::{Deadline, Expired};
 use crate::fetch::Fetcher;
-use crate::flight::{Filled, Flights};
+use crate::flight::{Filled, FlightLog, Flights};
 use crate::handoff::{Peer, SessionStay};
 use crate::loads::{Entry, LoadState, Loads};
 use crate::plan::{ChunkSpec, FetchPlan, PlanError, Selection, plan};
 use crate::ram::{RamTier, RevisionUse};
 use crate::report::{Report, Subject, Tally, close};
 use crate::resolve::{Manifest, Resolver};
-use crate::timeline::{Kind, Span, Stage, Timeline};
+use crate::timeline::{Kind, Stage, Timeline};
 use crate::verify::Verifier;
 use conversation::{ClientEvent, Conversation, LoadEvent};
 use filler::Filler;
@@ -51,6 +53,8 @@ pub(crate) struct Stages {
     pub(crate) flights: Flights,
     /// Loads that run.
     pub(crate) loads: Loads,
+    /// Threads for work that burns CPU.
+    pub(crate) cpu: Arc<Workers>,
     /// One slot.
     pub(crate) chunk_bytes: u64,
     /// How long a load may stand still.
@@ -58,10 +62,11 @@ pub(crate) struct Stages {
 }
 
 /// What a client asks for.
-#[derive(Debug)]
 pub(crate) struct LoadRequest {
-    /// As given.
+    /// As given: may hold a query with a signature, so this type has no `Debug`.
     pub(crate) uri: String,
+    /// Without a query, in canonical form: what others may see.
+    pub(crate) shown_uri: String,
     /// Valid and never empty.
     pub(crate) load_id: String,
     /// Which lane.
@@ -88,7 +93,8 @@ pub(crate) struct Progress {
 /// Lends the checkpoint to a client, chunk by chunk, until the client is done.
 ///
 /// The deadline covers everything up to the last grant. After that a client may keep its leases as
-/// long as it lives: no timer takes memory away that a GPU may be reading.
+/// long as it lives: no timer takes memory away that a GPU may be reading. It keeps its place among
+/// the running loads only until then.
 pub(crate) async fn lend(
     stages: &Arc<Stages>,
     request: &LoadRequest,
@@ -96,27 +102,31 @@ pub(crate) async fn lend(
     stay: SessionStay,
     talk: (mpsc::Sender<LoadEvent>, mpsc::Receiver<ClientEvent>),
 ) -> Result<(), Failure> {
-    let deadline = request.deadline;
-    let head = deadline.cut(open(stages, request, timeline, &stay)).await.map_err(expired)??;
-    let superseded = head.entry.state().superseded.clone();
-    let mut filler = Filler::new(stages, &head, timeline);
-    let mut conversation = Conversation::new(&head, &stay, timeline, talk);
-    let talking = async {
-        let streaming = conversation.stream(&mut filler, request);
+    let entry = stages.loads.enter(stay.load(), state_of(request, timeline));
+    let state = Arc::clone(entry.state());
+    let lending = async {
+        let deadline = request.deadline;
+        let opening = open(stages, request, timeline, &entry);
+        let (head, permit) = deadline.cut(opening).await.map_err(expired)??;
+        let mut conversation = Conversation::new(&head, &stay, timeline, talk);
+        let mut filler = Filler::new(stages, &head, &permit, timeline);
+        let streaming = conversation.stream(&mut filler, &permit, request);
         deadline.cut(streaming).await.map_err(expired)??;
-        conversation.linger().await
+        let tally = Tally { peak_slots: permit.peak_slots(), ..filler.tally() };
+        drop(filler);
+        drop(permit);
+        conversation.linger().await?;
+        let report = report(request, &head, timeline, tally, conversation.copies());
+        let said = conversation.say(LoadEvent::Report(Box::new(report)));
+        tokio::time::timeout(stages.no_progress, said).await.map_err(|_elapsed| lost())?
     };
-    tokio::select! {
-        ended = talking => ended?,
-        () = superseded.cancelled() => return Err(Failure::new(
-            Reason::Superseded,
-            format!("another stream opened load id {}", request.load_id),
-        )),
-        () = stay.session().closed().cancelled() => return Err(lost()),
-    }
-    let report = report(request, &head, timeline, filler.tally(), conversation.copies());
-    conversation.say(LoadEvent::Report(Box::new(report))).await?;
-    drop(conversation);
+    let ended = tokio::select! {
+        ended = lending => ended,
+        () = state.superseded.cancelled() => Err(superseded(request)),
+        () = stay.session().closed().cancelled() => Err(lost()),
+    };
+    answered(stages, request, &ended);
+    ended?;
     stay.finish();
     Ok(())
 }
@@ -129,33 +139,50 @@ pub(crate) async fn keep(
     stay: SessionStay,
     progress: mpsc::Sender<Progress>,
 ) -> Result<Report, Failure> {
-    let deadline = request.deadline;
-    let keeping = keep_all(stages, request, timeline, &stay, &progress);
-    let report = deadline.cut(keeping).await.map_err(expired)??;
+    let entry = stages.loads.enter(stay.load(), state_of(request, timeline));
+    let state = Arc::clone(entry.state());
+    let keeping = keep_all(stages, request, timeline, &entry, &progress);
+    let kept = tokio::select! {
+        kept = request.deadline.cut(keeping) => kept.map_err(expired).and_then(|kept| kept),
+        () = state.superseded.cancelled() => Err(superseded(request)),
+    };
+    answered(stages, request, &kept);
     stay.finish();
-    Ok(report)
+    kept
+}
+
+/// An id whose load is answered is free again; so is one whose revision is gone.
+fn answered<T>(stages: &Stages, request: &LoadRequest, ended: &Result<T, Failure>) {
+    let forget = match ended {
+        Ok(_) => true,
+        Err(failure) => failure.reason == Reason::RevisionChanged,
+    };
+    if forget {
+        stages.loads.forget(request.peer.uid, &request.load_id);
+    }
+}
+
+fn superseded(request: &LoadRequest) -> Failure {
+    let message = format!("another stream opened load id {}", request.load_id);
+    Failure::new(Reason::Superseded, message)
 }
 
 async fn keep_all(
     stages: &Arc<Stages>,
     request: &LoadRequest,
     timeline: &Timeline,
-    stay: &SessionStay,
+    entry: &Entry<'_>,
     progress: &mpsc::Sender<Progress>,
 ) -> Result<Report, Failure> {
-    let head = open(stages, request, timeline, stay).await?;
+    let (head, permit) = open(stages, request, timeline, entry).await?;
     let budget = stages.ram.pool().spec().budget_bytes;
     let needed = head.plan.chunks().len() as u64 * stages.chunk_bytes;
     if needed > budget {
-        let checkpoint = head.plan.bytes();
-        return Err(Failure::new(
-            Reason::RamExhausted,
-            format!("the checkpoint takes {needed} bytes of slots and the RAM tier has {budget}"),
-        )
-        .with_quota(format!("ram: {budget} bytes for a checkpoint of {checkpoint}"))
-        .at_stage("plan"));
+        return Err(not_kept(format!(
+            "the checkpoint takes {needed} bytes of slots and the RAM tier has {budget}"
+        )));
     }
-    let mut filler = Filler::new(stages, &head, timeline);
+    let mut filler = Filler::new(stages, &head, &permit, timeline);
     let mut done_bytes = 0;
     while let Some(ready) = filler.next().await? {
         done_bytes += ready.spec.bytes;
@@ -164,52 +191,65 @@ async fn keep_all(
         let manifest = Arc::clone(head.plan.manifest());
         drop(progress.try_send(Progress { manifest, done_bytes, tally: filler.tally() }));
     }
-    Ok(report(request, &head, timeline, filler.tally(), &[]))
+    let gone = head.plan.chunks().iter().filter(|chunk| !stages.ram.holds(&chunk.key)).count();
+    if gone > 0 {
+        let chunks = head.plan.chunks().len();
+        return Err(not_kept(format!(
+            "{gone} of {chunks} chunks had to make room again: other loads use the RAM tier"
+        )));
+    }
+    let tally = Tally { peak_slots: permit.peak_slots(), ..filler.tally() };
+    Ok(report(request, &head, timeline, tally, &[]))
+}
+
+fn not_kept(message: String) -> Failure {
+    Failure::new(Reason::RamExhausted, &message).with_quota(format!("ram: {message}"))
 }
 
 /// What lies before the first chunk.
 struct Head<'a> {
-    // Dropped last to first: the permit outlives what was planned under it.
     plan: Arc<FetchPlan>,
-    entry: Entry<'a>,
+    entry: &'a Entry<'a>,
+    resolve_cost: FetchCost,
     _in_use: RevisionUse,
-    permit: AdmissionPermit,
 }
 
 async fn open<'a>(
-    stages: &'a Arc<Stages>,
+    stages: &Arc<Stages>,
     request: &LoadRequest,
     timeline: &Timeline,
-    stay: &SessionStay,
-) -> Result<Head<'a>, Failure> {
-    let entry = stages.loads.enter(stay.load(), state_of(request, timeline));
-    let holder =
-        Holder { load_id: request.load_id.clone(), uid: request.peer.uid, pid: request.peer.pid };
+    entry: &'a Entry<'_>,
+) -> Result<(Head<'a>, AdmissionPermit), Failure> {
+    let (uid, load_id) = (request.peer.uid, &request.load_id);
+    let holder = Holder { load_id: load_id.clone(), uid, pid: request.peer.pid };
+    let waiting = timeline.begin_first(Stage::Admission, Kind::Queue);
     let permit = stages.admission.admit(request.lane, holder).await?;
-    let admitted = Instant::now();
-    timeline.load_span(Span::new(Stage::Admission, Kind::Queue, timeline.opened(), admitted));
+    drop(waiting);
 
-    let attached = stages.loads.attach(request.peer.uid, &request.load_id, &request.uri)?;
-    let manifest = match attached {
-        Some(manifest) => manifest,
-        None => Arc::new(stages.resolver.resolve(&permit, &request.uri).await?),
+    let resolving = timeline.begin(Stage::Resolve, Kind::Service);
+    let (manifest, resolve_cost) = match stages.loads.attach(uid, load_id, &request.shown_uri)? {
+        Some(manifest) => (manifest, FetchCost::default()),
+        None => stages.resolver.resolve(&permit, &request.uri).await?,
     };
-    stages.loads.remember(request.peer.uid, &request.load_id, &request.uri, &manifest);
-    let resolved = Instant::now();
-    timeline.load_span(Span::new(Stage::Resolve, Kind::Service, admitted, resolved));
+    drop(resolving);
 
-    let plan = plan(&manifest, &request.selection, stages.chunk_bytes)?;
-    timeline.load_span(Span::new(Stage::Plan, Kind::Service, resolved, Instant::now()));
+    let planning = timeline.begin(Stage::Plan, Kind::Service);
+    let (chunk_bytes, selection) = (stages.chunk_bytes, request.selection.clone());
+    let whole = Arc::clone(&manifest);
+    let plan = stages.cpu.run(move || plan(&whole, &selection, chunk_bytes)).await??;
+    drop(planning);
+
     entry.state().total_bytes.store(plan.bytes(), Ordering::Relaxed);
+    stages.loads.remember(uid, load_id, &manifest);
+    entry.supersede_others();
     let in_use = stages.ram.use_revision(&manifest);
-    Ok(Head { plan: Arc::new(plan), entry, _in_use: in_use, permit })
+    Ok((Head { plan: Arc::new(plan), entry, resolve_cost, _in_use: in_use }, permit))
 }
 
 fn state_of(request: &LoadRequest, timeline: &Timeline) -> LoadState {
-    let uri = request.uri.split('?').next().unwrap_or_default().to_owned();
     LoadState {
         load_id: request.load_id.clone(),
-        uri,
+        uri: request.shown_uri.clone(),
         lane: request.lane,
         peer: request.peer,
         opened: timeline.opened(),
@@ -222,7 +262,15 @@ fn state_of(request: &LoadRequest, timeline: &Timeline) -> LoadState {
 
 impl From<PlanError> for Failure {
     fn from(error: PlanError) -> Self {
-        Self::new(Reason::UnknownTensor, error.to_string()).at_stage("plan")
+        let message = error.to_string();
+        match error {
+            PlanError::UnknownTensor => Self::new(Reason::UnknownTensor, message),
+            PlanError::UnknownObject => Self::new(Reason::ObjectNotFound, message),
+            PlanError::TooManyChunks { .. } => {
+                Self::new(Reason::LimitExceeded, &message).with_quota(message)
+            }
+        }
+        .at_stage("plan")
     }
 }
 
@@ -238,7 +286,7 @@ fn report(
     request: &LoadRequest,
     head: &Head<'_>,
     timeline: &Timeline,
-    mut tally: Tally,
+    tally: Tally,
     copies: &[(Instant, Instant)],
 ) -> Report {
     let manifest = head.plan.manifest();
@@ -247,25 +295,28 @@ fn report(
         load_id: &request.load_id,
         uri: manifest.uri(),
         revision: &revision,
-        lane: head.permit.lane().as_str(),
+        lane: request.lane.as_str(),
     };
-    let slots = head.permit.peak_slots() as u64;
-    tally.peak_window_bytes = slots * tally.slot_bytes;
     close(subject, timeline, tally, copies, Instant::now())
 }
 
-/// One chunk's way from the origin into the cache: slot, bytes, digest, tier.
+/// One chunk's way from the origin into the cache: slot, bytes, digest, tier. Notes in `log` what it
+/// is at, for those who run out of time before it lands.
 async fn fill(
     stages: Arc<Stages>,
     manifest: Arc<Manifest>,
     spec: Arc<ChunkSpec>,
+    log: Arc<FlightLog>,
 ) -> Result<Filled, Failure> {
-    let started = Instant::now();
+    log.at(Stage::LeaseAlloc, Kind::Service);
     let slot = stages.ram.claim().await?;
-    let claimed = Span::new(Stage::LeaseAlloc, Kind::Service, started, Instant::now());
+    log.at(Stage::Fetch, Kind::Service);
     let (fetched, fetch_spans, cost) = stages.fetcher.fetch(&manifest, &spec, slot).await?;
+    // Now the phases are known.
+    log.replace_last(fetch_spans);
+    log.at(Stage::VerifyPart, Kind::Service);
     let (verified, verify_spans) = stages.verifier.verify(fetched).await?;
+    log.replace_last(verify_spans.to_vec());
     let pinned = stages.ram.insert(verified, manifest.revision());
-    let spans = std::iter::once(claimed).chain(fetch_spans).chain(verify_spans).collect();
-    Ok(Filled { pinned, spans: Arc::new(spans), cost })
+    Ok(Filled { pinned, cost })
 }

@@ -2,8 +2,9 @@
 //!
 //! A load is known by its client-chosen id within its uid. Opening an id again attaches to the same
 //! load: it gets the manifest that the first opening resolved, so the same revision, and takes the
-//! place of a stream that is still open. Manifests are remembered for the last [`REMEMBERED_MAX`]
-//! ids.
+//! place of a stream that is still open. An id is remembered until its load is answered, so that a
+//! client which lost its stream finds the same revision; a finished load's id is free again, and one
+//! whose revision is gone would only fail for ever. What is remembered is bounded in ids and in size.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +20,9 @@ use crate::resolve::Manifest;
 
 /// Ids whose revision is remembered.
 const REMEMBERED_MAX: usize = 64;
+
+/// Objects and tensors of all remembered manifests together.
+const REMEMBERED_ITEMS_MAX: usize = 1 << 20;
 
 /// One running load, as others see it.
 #[derive(Debug)]
@@ -55,8 +59,17 @@ impl LoadState {
 struct Remembered {
     uid: u32,
     load_id: String,
-    asked_uri: String,
     manifest: Arc<Manifest>,
+}
+
+impl Remembered {
+    fn is(&self, uid: u32, load_id: &str) -> bool {
+        self.uid == uid && self.load_id == load_id
+    }
+
+    fn items(&self) -> usize {
+        self.manifest.objects().len() + self.manifest.tensors().len()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +93,18 @@ pub(crate) struct Entry<'a> {
 }
 
 impl Entry<'_> {
+    /// This load takes the place of others of its uid and id. Called when it can run: a call that is
+    /// refused must not end the one it would have replaced.
+    pub(crate) fn supersede_others(&self) {
+        let inner = self.loads.lock();
+        let same = |(key, other): &(&u64, &Arc<LoadState>)| {
+            **key != self.key.0
+                && other.load_id == self.state.load_id
+                && other.peer.uid == self.state.peer.uid
+        };
+        inner.running.iter().filter(same).for_each(|(_, other)| other.superseded.cancel());
+    }
+
     /// What others see.
     pub(crate) fn state(&self) -> &Arc<LoadState> {
         &self.state
@@ -93,19 +118,15 @@ impl Drop for Entry<'_> {
 }
 
 impl Loads {
-    /// Enters a load. A running one of the same uid and id is superseded.
+    /// Enters a load.
     pub(crate) fn enter(&self, key: LoadKey, state: LoadState) -> Entry<'_> {
         let state = Arc::new(state);
-        let mut inner = self.lock();
-        let same = |other: &&Arc<LoadState>| {
-            other.load_id == state.load_id && other.peer.uid == state.peer.uid
-        };
-        inner.running.values().filter(same).for_each(|other| other.superseded.cancel());
-        inner.running.insert(key.0, Arc::clone(&state));
+        self.lock().running.insert(key.0, Arc::clone(&state));
         Entry { loads: self, key, state }
     }
 
-    /// The manifest that this id resolved to before. The same id with another URI is an error.
+    /// The manifest that this id resolved to before. The same id with another URI is an error; the
+    /// URI is the canonical one, so that a presigned URL can be renewed.
     pub(crate) fn attach(
         &self,
         uid: u32,
@@ -113,9 +134,8 @@ impl Loads {
         uri: &str,
     ) -> Result<Option<Arc<Manifest>>, Failure> {
         let inner = self.lock();
-        let known = inner.remembered.iter().find(|r| r.uid == uid && r.load_id == load_id);
-        match known {
-            Some(known) if known.asked_uri == uri => Ok(Some(Arc::clone(&known.manifest))),
+        match inner.remembered.iter().find(|known| known.is(uid, load_id)) {
+            Some(known) if known.manifest.uri() == uri => Ok(Some(Arc::clone(&known.manifest))),
             Some(_) => Err(Failure::new(
                 Reason::BadRequest,
                 format!("load id {load_id} belongs to a load of another URI"),
@@ -125,18 +145,25 @@ impl Loads {
     }
 
     /// Remembers what an id resolved to.
-    pub(crate) fn remember(&self, uid: u32, load_id: &str, uri: &str, manifest: &Arc<Manifest>) {
+    pub(crate) fn remember(&self, uid: u32, load_id: &str, manifest: &Arc<Manifest>) {
         let mut inner = self.lock();
-        inner.remembered.retain(|known| known.uid != uid || known.load_id != load_id);
-        if inner.remembered.len() == REMEMBERED_MAX {
-            inner.remembered.pop_front();
-        }
+        inner.remembered.retain(|known| !known.is(uid, load_id));
         inner.remembered.push_back(Remembered {
             uid,
             load_id: load_id.to_owned(),
-            asked_uri: uri.to_owned(),
             manifest: Arc::clone(manifest),
         });
+        let mut items: usize = inner.remembered.iter().map(Remembered::items).sum();
+        while inner.remembered.len() > REMEMBERED_MAX
+            || (items > REMEMBERED_ITEMS_MAX && inner.remembered.len() > 1)
+        {
+            items -= inner.remembered.pop_front().map_or(0, |oldest| oldest.items());
+        }
+    }
+
+    /// The load with this id is answered, or its revision is gone.
+    pub(crate) fn forget(&self, uid: u32, load_id: &str) {
+        self.lock().remembered.retain(|known| !known.is(uid, load_id));
     }
 
     /// Those that run, oldest first.
@@ -175,6 +202,9 @@ mod tests {
         let other = loads.enter(LoadKey(2), state("a", 8));
         assert!(!first.state().superseded.is_cancelled());
         let second = loads.enter(LoadKey(3), state("a", 7));
+        assert!(!first.state().superseded.is_cancelled(), "not before it can run");
+        second.supersede_others();
+        assert!(!second.state().superseded.is_cancelled());
         assert!(first.state().superseded.is_cancelled());
         assert!(!other.state().superseded.is_cancelled());
         drop((first, other));
@@ -187,14 +217,18 @@ mod tests {
     fn an_id_keeps_its_revision_and_its_uri() {
         let loads = Loads::default();
         let manifest = manifest_for_tests(&[("k", 5)], &[]);
-        loads.remember(7, "a", "s3://b/k", &manifest);
-        let attached = loads.attach(7, "a", "s3://b/k").unwrap().unwrap();
+        let uri = manifest.uri();
+        loads.remember(7, "a", &manifest);
+        let attached = loads.attach(7, "a", uri).unwrap().unwrap();
         assert!(Arc::ptr_eq(&attached, &manifest));
-        assert!(loads.attach(8, "a", "s3://b/k").unwrap().is_none());
+        assert!(loads.attach(8, "a", uri).unwrap().is_none());
         loads.attach(7, "a", "s3://b/other").unwrap_err();
         for n in 0..REMEMBERED_MAX {
-            loads.remember(9, &n.to_string(), "s3://b/k", &manifest);
+            loads.remember(9, &n.to_string(), &manifest);
         }
-        assert!(loads.attach(7, "a", "s3://b/k").unwrap().is_none(), "memory is bounded");
+        assert!(loads.attach(7, "a", uri).unwrap().is_none(), "memory is bounded");
+        assert!(loads.attach(9, "3", uri).unwrap().is_some());
+        loads.forget(9, "3");
+        assert!(loads.attach(9, "3", uri).unwrap().is_none(), "an answered load is forgotten");
     }
 }

@@ -6,7 +6,9 @@
 //! uid or an address.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
+use forebay_origin::DnsCounters;
 use forebay_proto::{Failure, Reason, StageSeconds};
 use metrics::{
     Counter, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
@@ -81,6 +83,8 @@ table! {
     LEASES "forebay_leases" Gauge Count [] "Slots lent to clients";
     LEASED_BYTES "forebay_leased_bytes" Gauge Bytes [] "Bytes lent to clients";
     SESSIONS "forebay_sessions" Gauge Count [] "Client processes";
+    DNS_LOOKUPS "forebay_dns_lookups_total" Counter Count ["result"] "Look-ups of origins' names: ok, nxdomain, servfail, timeout; stale counts answers served past their time";
+    DNS_AGE_SECONDS "forebay_dns_age_seconds" Gauge Seconds [] "Age of the oldest answer in use";
     DEGRADED "forebay_degraded" Gauge Count ["what"] "1 where something asked for could not be had";
 }
 
@@ -174,9 +178,28 @@ fn stages(stages: &[StageSeconds]) {
     }
 }
 
+/// Look-ups so far, by result.
+pub(crate) fn dns_lookups(counters: &DnsCounters) {
+    let by_result = [
+        ("ok", counters.ok),
+        ("nxdomain", counters.nxdomain),
+        ("servfail", counters.servfail),
+        ("timeout", counters.timeout),
+        ("stale", counters.stale),
+    ];
+    for (result, count) in by_result {
+        counter!(DNS_LOOKUPS, "result" => result).absolute(count);
+    }
+}
+
 /// A gauge without labels.
 pub(crate) fn set(name: &'static str, value: u64) {
     gauge!(name).set(as_f64(value));
+}
+
+/// A gauge of a span of time.
+pub(crate) fn set_seconds(name: &'static str, value: Duration) {
+    gauge!(name).set(value.as_secs_f64());
 }
 
 /// A gauge with one label.

@@ -12,6 +12,7 @@
 //!
 //! A chunk's key is a digest of the identities of the bytes in it, so equal keys mean equal bytes.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -27,6 +28,9 @@ const PACK_OBJECTS_MAX: usize = 1024;
 
 /// Objects of at least a chunk divided by this have chunks of their own.
 const PACK_DIVISOR: u64 = 4;
+
+/// Chunks of a plan: 8 TiB at the default size. Bounds what a load costs in memory.
+const CHUNKS_MAX: u64 = 1 << 20;
 
 /// The identity of a chunk's bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -107,6 +111,12 @@ pub(crate) enum PlanError {
     /// No object matches the globs.
     #[error("no object of the checkpoint matches the filter")]
     UnknownObject,
+    /// More than a load may have.
+    #[error("the checkpoint takes {chunks} chunks, and a load has at most {CHUNKS_MAX}")]
+    TooManyChunks {
+        /// How many it takes, at most.
+        chunks: u64,
+    },
 }
 
 /// Plans the chunks of `manifest` that `selection` needs.
@@ -115,6 +125,11 @@ pub(crate) fn plan(
     selection: &Selection,
     chunk_bytes: u64,
 ) -> Result<FetchPlan, PlanError> {
+    let upper = |object: &Object| object.bytes.div_ceil(chunk_bytes);
+    let chunks = manifest.objects().iter().map(upper).fold(0, u64::saturating_add);
+    if chunks > CHUNKS_MAX {
+        return Err(PlanError::TooManyChunks { chunks });
+    }
     let wanted = Wanted::of(manifest, selection)?;
     let mut planner = Planner { manifest, chunk_bytes, chunks: Vec::new(), bytes: 0 };
     planner.shared_chunks(&wanted);
@@ -131,12 +146,12 @@ struct Wanted {
 
 impl Wanted {
     fn of(manifest: &Manifest, selection: &Selection) -> Result<Self, PlanError> {
-        let matches =
-            |globs: &[String], text: &str| globs.iter().any(|glob| glob_match(glob, text));
+        let (tensor_globs, object_globs) =
+            (Globs::of(&selection.tensors), Globs::of(&selection.objects));
         let mut objects: Vec<bool> = manifest
             .objects()
             .iter()
-            .map(|object| selection.objects.is_empty() || matches(&selection.objects, &object.name))
+            .map(|object| selection.objects.is_empty() || object_globs.match_any(&object.name))
             .collect();
         if !objects.contains(&true) && !objects.is_empty() {
             return Err(PlanError::UnknownObject);
@@ -147,7 +162,7 @@ impl Wanted {
         let mut ranges = vec![Vec::new(); objects.len()];
         let mut found = false;
         for tensor in manifest.tensors() {
-            if objects[tensor.object] && matches(&selection.tensors, &tensor.entry.name) {
+            if objects[tensor.object] && tensor_globs.match_any(&tensor.entry.name) {
                 let begin = tensor.entry.offset;
                 ranges[tensor.object].push((begin, begin + tensor.entry.bytes));
                 found = true;
@@ -168,6 +183,26 @@ impl Wanted {
         // Ranges of one object are in order and do not overlap: so are their ends.
         let first = ranges[object].partition_point(|(_, range_end)| *range_end <= begin);
         ranges[object].get(first).is_some_and(|(range_begin, _)| *range_begin < end)
+    }
+}
+
+/// Globs, with those that are plain names apart: a rank that asks for its thousand tensors by name
+/// costs one look-up per tensor.
+struct Globs<'a> {
+    names: HashSet<&'a str>,
+    patterns: Vec<&'a str>,
+}
+
+impl<'a> Globs<'a> {
+    fn of(globs: &'a [String]) -> Self {
+        let is_pattern = |glob: &&str| glob.contains(['*', '?', '[', '{', '!', '\\']);
+        let (patterns, names): (Vec<&str>, Vec<&str>) =
+            globs.iter().map(String::as_str).partition(is_pattern);
+        Self { names: names.into_iter().collect(), patterns }
+    }
+
+    fn match_any(&self, text: &str) -> bool {
+        self.names.contains(text) || self.patterns.iter().any(|glob| glob_match(glob, text))
     }
 }
 
@@ -307,9 +342,17 @@ mod tests {
         assert_eq!(chosen("head").unwrap(), [(1, 0), (1, 1)]);
         assert_eq!(chosen("body.*").unwrap(), [(1, 4)]);
         assert_eq!(chosen("t*").unwrap(), [(0, 0)]);
+        assert_eq!(chosen("tiny").unwrap(), [(0, 0)]);
         assert_eq!(chosen("nothing"), Err(PlanError::UnknownTensor));
         let none = Selection { tensors: vec![], objects: vec!["x*".into()] };
         assert_eq!(plan(&manifest, &none, CHUNK).unwrap_err(), PlanError::UnknownObject);
+    }
+
+    #[test]
+    fn a_plan_has_a_bound() {
+        let manifest = manifest_for_tests(&[("m", CHUNK * (CHUNKS_MAX + 1))], &[]);
+        let refused = plan(&manifest, &all(), CHUNK).unwrap_err();
+        assert_eq!(refused, PlanError::TooManyChunks { chunks: CHUNKS_MAX + 1 });
     }
 
     #[test]

@@ -12,19 +12,23 @@
 pub(crate) mod pool;
 pub(crate) mod residency;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use forebay_proto::{Failure, Reason};
-use forebay_shm::{Generation, SegmentId, ShmError, SlotIndex};
+use forebay_shm::{Generation, Segment, SegmentId, ShmError, SlotIndex};
 use metrics::Counter;
 use tokio::time::Instant;
 
+use crate::admission::WindowSlot;
 use crate::plan::ChunkKey;
 use crate::ram::pool::{ClaimedSlot, Pool, ReadableSlot};
 use crate::ram::residency::Residency;
 use crate::resolve::{Manifest, Revision};
 use crate::verify::VerifiedChunk;
+
+/// How soon a claim that found no slot looks again, if no slot came free before.
+const CLAIM_AGAIN: Duration = Duration::from_millis(20);
 
 /// A readable, verified chunk in a slot. Clones share it.
 #[derive(Debug, Clone)]
@@ -34,6 +38,8 @@ pub(crate) struct PinnedChunk(Arc<Pinned>);
 struct Pinned {
     slot: ReadableSlot,
     bytes: u64,
+    /// The window token that pays for the slot while it is lent, whoever brought it.
+    paid: Mutex<Weak<WindowSlot>>,
 }
 
 impl PinnedChunk {
@@ -50,6 +56,23 @@ impl PinnedChunk {
     /// The slot's generation.
     pub(crate) fn generation(&self) -> Generation {
         self.0.slot.reader().generation()
+    }
+
+    /// Its segment, to pass to a client.
+    pub(crate) fn segment(&self) -> &Arc<Segment> {
+        self.0.slot.reader().segment()
+    }
+
+    /// The token that pays for lending this chunk: the one that does so already, or `token`. A slot
+    /// that several clients read is one slot, so it takes one token.
+    pub(crate) fn pay(&self, token: WindowSlot) -> Arc<WindowSlot> {
+        let mut paid = self.0.paid.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(paying) = paid.upgrade() {
+            return paying;
+        }
+        let token = Arc::new(token);
+        *paid = Arc::downgrade(&token);
+        token
     }
 
     /// Bytes of it that are used.
@@ -169,6 +192,11 @@ impl RamTier {
         self.lock().residency.get(key, revision)
     }
 
+    /// `revision` refers to the chunk from now on, if it is here.
+    pub(crate) fn refer(&self, key: &ChunkKey, revision: Revision) {
+        self.lock().residency.refer(*key, revision);
+    }
+
     /// Whether the chunk is here, without counting as a use.
     pub(crate) fn holds(&self, key: &ChunkKey) -> bool {
         self.lock().residency.holds(key)
@@ -185,15 +213,15 @@ impl RamTier {
                 return Ok(slot?);
             }
             // Populating a segment takes a fraction of a second, fetching a chunk again much more.
-            if self.pool.is_growing() {
-                came_free.await;
-                continue;
-            }
-            let victims = self.lock().residency.evict(PinnedChunk::is_leased);
-            if victims.is_empty() {
-                came_free.await;
+            let victims = if self.pool.is_growing() {
+                Vec::new()
             } else {
-                self.evicted_chunks.increment(victims.len() as u64);
+                self.lock().residency.evict(PinnedChunk::is_leased)
+            };
+            self.evicted_chunks.increment(victims.len() as u64);
+            if victims.is_empty() {
+                // Nobody tells when the last reference but the tier's is dropped, so look again.
+                drop(tokio::time::timeout(CLAIM_AGAIN, came_free).await);
             }
         }
     }
@@ -201,7 +229,11 @@ impl RamTier {
     /// Takes a verified chunk in and makes it readable.
     pub(crate) fn insert(&self, verified: VerifiedChunk, revision: Revision) -> PinnedChunk {
         let (slot, spec) = verified.into_parts();
-        let pinned = PinnedChunk(Arc::new(Pinned { slot: slot.publish(), bytes: spec.bytes }));
+        let pinned = PinnedChunk(Arc::new(Pinned {
+            slot: slot.publish(),
+            bytes: spec.bytes,
+            paid: Mutex::default(),
+        }));
         let replaced = self.lock().residency.insert(spec.key, revision, spec.bytes, pinned.clone());
         drop(replaced);
         pinned

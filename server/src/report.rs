@@ -5,7 +5,7 @@ use std::time::Duration;
 use forebay_proto::StageSeconds;
 use tokio::time::Instant;
 
-use crate::fetch::FetchCost;
+use crate::cost::FetchCost;
 use crate::timeline::path::CriticalPath;
 use crate::timeline::{Kind, Span, Stage, Timeline};
 
@@ -27,8 +27,15 @@ pub(crate) struct Tally {
     pub(crate) cost: FetchCost,
     /// One slot.
     pub(crate) slot_bytes: u64,
+    /// The most slots it held at one time.
+    pub(crate) peak_slots: usize,
+}
+
+impl Tally {
     /// The most bytes in slots at one time.
-    pub(crate) peak_window_bytes: u64,
+    pub(crate) fn peak_window_bytes(&self) -> u64 {
+        self.peak_slots as u64 * self.slot_bytes
+    }
 }
 
 /// A finished load.
@@ -105,6 +112,8 @@ impl Cause {
             Stage::ClientAck => Self::Client,
             Stage::Resolve
             | Stage::Plan
+            | Stage::Turn
+            | Stage::Fetch
             | Stage::ConnAcquire
             | Stage::Tls
             | Stage::Ttfb
@@ -179,8 +188,14 @@ fn idle_causes(gaps: &[(Instant, Instant)], path: &CriticalPath) -> Vec<(Cause, 
     };
     let mut sums: std::collections::BTreeMap<Cause, Duration> = Default::default();
     let mut idle: Duration = gaps.iter().map(|(start, stop)| *stop - *start).sum();
+    // Both are disjoint; segments come newest first, gaps oldest first.
+    let mut later = gaps.len();
     for span in &path.segments {
-        let time: Duration = gaps.iter().map(|gap| overlap(span, gap)).sum();
+        while later > 0 && gaps[later - 1].0 >= span.end {
+            later -= 1;
+        }
+        let touching = gaps[..later].iter().rev().take_while(|gap| gap.1 > span.start);
+        let time: Duration = touching.map(|gap| overlap(span, gap)).sum();
         idle = idle.saturating_sub(time);
         *sums.entry(Cause::of(span.stage)).or_default() += time;
     }

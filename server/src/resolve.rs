@@ -21,9 +21,13 @@ use forebay_origin::{
 };
 use forebay_proto::{Failure, Reason};
 use futures::{StreamExt, TryStreamExt};
+use tokio::sync::{OnceCell, Semaphore};
 
 use crate::admission::AdmissionPermit;
+use crate::cost::FetchCost;
+use crate::cpu::{Stopped, Workers};
 use crate::error::origin_failure;
+use manifest::Found;
 use safetensors::HeaderError;
 
 pub(crate) use manifest::{Manifest, Object, Revision, Tensor};
@@ -31,8 +35,21 @@ pub(crate) use manifest::{Manifest, Object, Revision, Tensor};
 /// Objects of a checkpoint.
 const OBJECTS_MAX: usize = 100_000;
 
+/// Bytes of a checkpoint: more than any node's NVMe.
+const CHECKPOINT_BYTES_MAX: u64 = 64 << 40;
+
 /// Tensors of a checkpoint, over all objects.
 const TENSORS_MAX: usize = 2 << 20;
+
+/// Bytes of headers of a checkpoint, over all objects: some hundred times the largest published.
+const HEADER_BYTES_TOTAL_MAX: u64 = 256 << 20;
+
+/// Mebibytes of headers being read at one time, over all loads: what hostile ones can make the daemon
+/// hold. The largest header fits once.
+const HEADER_MIB_AT_ONCE: u32 = 128;
+
+/// JSON from this size on is parsed on the workers.
+const PARSE_ON_WORKER_BYTES: usize = 256 << 10;
 
 /// Bytes of an index file; the largest published ones have a few MB.
 const INDEX_BYTES_MAX: u64 = 64 << 20;
@@ -72,6 +89,12 @@ pub(crate) enum ResolveError {
         /// What is wrong.
         problem: HeaderError,
     },
+    /// The daemon is going away.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// The system gives no random bytes.
+    #[error("no random bytes for an object's identity: {0}")]
+    Random(#[from] getrandom::Error),
     /// More than a checkpoint may have.
     #[error("{uri} has more than {limit} {what}")]
     Limit {
@@ -94,6 +117,8 @@ impl From<ResolveError> for Failure {
             ResolveError::Header { key, .. } => {
                 Self::new(Reason::DecodeFailed, message).for_object(&key)
             }
+            ResolveError::Stopped(stopped) => stopped.into(),
+            ResolveError::Random(_) => Self::new(Reason::Internal, message),
             ResolveError::Limit { .. } => {
                 Self::new(Reason::LimitExceeded, &message).with_quota(message)
             }
@@ -108,61 +133,83 @@ type TensorIndex = Arc<Vec<Tensor>>;
 #[derive(Debug)]
 pub(crate) struct Resolver {
     origins: Arc<Origins>,
-    indexes: Mutex<VecDeque<(Revision, TensorIndex)>>,
+    cpu: Arc<Workers>,
+    header_mib: Semaphore,
+    indexes: Mutex<VecDeque<(Revision, Arc<OnceCell<TensorIndex>>)>>,
 }
 
 impl Resolver {
-    /// A stage that reads from `origins`.
-    pub(crate) fn new(origins: Arc<Origins>) -> Self {
-        Self { origins, indexes: Mutex::default() }
+    /// A stage that reads from `origins` and parses on `cpu`.
+    pub(crate) fn new(origins: Arc<Origins>, cpu: Arc<Workers>) -> Self {
+        let header_mib = Semaphore::new(HEADER_MIB_AT_ONCE as usize);
+        Self { origins, cpu, header_mib, indexes: Mutex::default() }
     }
 
-    /// Resolves `uri` as it is now. The permit bounds how many do so at a time.
+    /// Resolves `uri` as it is now; also what its reads cost. The permit bounds how many do so at a
+    /// time.
     pub(crate) async fn resolve(
         &self,
         _permit: &AdmissionPermit,
         uri: &str,
-    ) -> Result<Manifest, ResolveError> {
+    ) -> Result<(Arc<Manifest>, FetchCost), ResolveError> {
         let uri = OriginUri::parse(uri)?;
         let store = self.origins.open(&uri)?;
-        let listing = Listing { uri: &uri, store: &*store };
+        let listing = Listing { resolver: self, uri: &uri, store: &*store, cost: Mutex::default() };
         let mut objects = listing.objects().await?;
         objects.sort_by(|a, b| a.name.cmp(&b.name));
-        let revision = manifest::revision_of(&objects);
-        let tensors = match self.known_index(revision) {
-            Some(tensors) => tensors,
-            None => {
-                let tensors = Arc::new(listing.tensors(&objects).await?);
-                self.keep_index(revision, &tensors);
-                tensors
-            }
-        };
-        Ok(Manifest::new(uri.to_string(), objects, tensors, store))
-    }
-
-    fn known_index(&self, revision: Revision) -> Option<TensorIndex> {
-        let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = indexes.iter().position(|(known, _)| *known == revision)?;
-        let entry = indexes.remove(at)?;
-        let tensors = Arc::clone(&entry.1);
-        indexes.push_back(entry);
-        Some(tensors)
-    }
-
-    fn keep_index(&self, revision: Revision, tensors: &TensorIndex) {
-        let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
-        indexes.push_back((revision, Arc::clone(tensors)));
-        let mut total: usize = indexes.iter().map(|(_, tensors)| tensors.len()).sum();
-        while indexes.len() > INDEXES_MAX || (total > TENSORS_MAX && indexes.len() > 1) {
-            total -= indexes.pop_front().map_or(0, |(_, tensors)| tensors.len());
+        objects.dedup_by(|a, b| a.name == b.name);
+        let total = objects.iter().try_fold(0_u64, |sum, object| sum.checked_add(object.bytes));
+        if total.is_none_or(|total| total > CHECKPOINT_BYTES_MAX) {
+            return Err(listing.limit("bytes", CHECKPOINT_BYTES_MAX));
         }
+        // One reader per revision: eight loads of one checkpoint read its headers once.
+        let index = self.index_of(manifest::revision_of(&objects));
+        let tensors = index.get_or_try_init(|| listing.tensors(&objects)).await?;
+        let manifest =
+            Manifest::new(uri.to_string(), objects, Arc::clone(tensors), Arc::clone(&store));
+        self.trim_indexes();
+        Ok((Arc::new(manifest), listing.cost()))
+    }
+
+    /// The place of a revision's tensor index; the most recently used ones are kept.
+    fn index_of(&self, revision: Revision) -> Arc<OnceCell<TensorIndex>> {
+        let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = indexes.iter().position(|(known, _)| *known == revision);
+        let entry = known.and_then(|at| indexes.remove(at));
+        let entry = entry.unwrap_or_else(|| (revision, Arc::default()));
+        let index = Arc::clone(&entry.1);
+        indexes.push_back(entry);
+        index
+    }
+
+    fn trim_indexes(&self) {
+        let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+        let size = |index: &OnceCell<TensorIndex>| index.get().map_or(0, |tensors| tensors.len());
+        let mut total: usize = indexes.iter().map(|(_, index)| size(index)).sum();
+        while indexes.len() > INDEXES_MAX || (total > TENSORS_MAX && indexes.len() > 1) {
+            total -= indexes.pop_front().map_or(0, |(_, index)| size(&index));
+        }
+    }
+
+    /// Runs a parser, on the workers if there is much to parse.
+    async fn parsed<T: Send + 'static>(
+        &self,
+        json: Vec<u8>,
+        parse: impl FnOnce(&[u8]) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        if json.len() < PARSE_ON_WORKER_BYTES {
+            return Ok(parse(&json));
+        }
+        self.cpu.run(move || parse(&json)).await
     }
 }
 
 /// One resolution: what is asked, and of whom.
 struct Listing<'a> {
+    resolver: &'a Resolver,
     uri: &'a OriginUri,
     store: &'a dyn OriginStore,
+    cost: Mutex<FetchCost>,
 }
 
 impl Listing<'_> {
@@ -175,7 +222,7 @@ impl Listing<'_> {
                 }
                 Ok(meta) => {
                     let name = meta.key.file_name().to_owned();
-                    return Ok(vec![self.object(name, meta)]);
+                    return Ok(vec![self.object(name, meta)?]);
                 }
                 Err(error) if error.kind == OriginErrorKind::NotFound => {}
                 Err(error) => return Err(error.into()),
@@ -186,26 +233,27 @@ impl Listing<'_> {
         if listed.is_empty() {
             return Err(ResolveError::Nothing { uri: self.uri.to_string() });
         }
-        Ok(listed
+        listed
             .into_iter()
             .map(|meta| {
                 let name = meta.key.relative_to(prefix).unwrap_or(meta.key.as_str()).to_owned();
                 self.object(name, meta)
             })
-            .collect())
+            .collect()
     }
 
     /// An index and the shards it names, beside it.
     async fn indexed(&self, index: ObjectMeta) -> Result<Vec<Object>, ResolveError> {
         let folder = index.key.parent();
         let index_name = index.key.file_name().to_owned();
-        let index = self.object(index_name, index);
+        let index = self.object(index_name, index)?;
         if index.bytes > INDEX_BYTES_MAX {
             return Err(self.limit("bytes of index", INDEX_BYTES_MAX));
         }
         let json = self.read(&index, 0, index.bytes).await?;
         let header = |problem| ResolveError::Header { key: index.name.clone(), problem };
-        let shards = safetensors::parse_index(&json).map_err(header)?;
+        let parsed = self.resolver.parsed(json, safetensors::parse_index).await?;
+        let shards = parsed.map_err(header)?;
         if shards.len() >= OBJECTS_MAX {
             return Err(self.limit("objects", OBJECTS_MAX as u64));
         }
@@ -217,17 +265,21 @@ impl Listing<'_> {
     }
 
     async fn shard(&self, folder: &ObjectKey, name: String) -> Result<Object, ResolveError> {
-        let key = folder.join(&name).map_err(UriError::from)?;
+        let key = folder.join(&name).map_err(|problem| ResolveError::Header {
+            key: name.clone(),
+            problem: HeaderError::Json(problem.to_string()),
+        })?;
         let meta = self.store.head(&key).await?;
-        Ok(self.object(name, meta))
+        self.object(name, meta)
     }
 
-    fn object(&self, name: String, meta: ObjectMeta) -> Object {
-        manifest::object_of(&self.uri.origin(), name, meta)
+    fn object(&self, name: String, meta: ObjectMeta) -> Result<Object, ResolveError> {
+        let found = Found { origin: &self.uri.origin(), by_query: self.uri.has_query() };
+        Ok(manifest::object_of(found, name, meta)?)
     }
 
     /// The tensors of all safetensors objects.
-    async fn tensors(&self, objects: &[Object]) -> Result<Vec<Tensor>, ResolveError> {
+    async fn tensors(&self, objects: &[Object]) -> Result<TensorIndex, ResolveError> {
         let of_format = |(_, object): &(usize, &Object)| object.name.ends_with(SAFETENSORS_SUFFIX);
         let headers: Vec<_> = objects
             .iter()
@@ -237,17 +289,26 @@ impl Listing<'_> {
             .collect();
         let mut headers = futures::stream::iter(headers).buffered(HEADERS_AT_ONCE);
         let mut tensors = Vec::new();
-        while let Some(more) = headers.try_next().await? {
+        let mut total = 0;
+        while let Some((more, header_bytes)) = headers.try_next().await? {
             tensors.extend(more);
+            total += header_bytes;
             if tensors.len() > TENSORS_MAX {
                 return Err(self.limit("tensors", TENSORS_MAX as u64));
             }
+            if total > HEADER_BYTES_TOTAL_MAX {
+                return Err(self.limit("bytes of headers", HEADER_BYTES_TOTAL_MAX));
+            }
         }
-        Ok(tensors)
+        Ok(Arc::new(tensors))
     }
 
-    /// The tensors of one object.
-    async fn header(&self, index: usize, object: &Object) -> Result<Vec<Tensor>, ResolveError> {
+    /// The tensors of one object, and the size of its header.
+    async fn header(
+        &self,
+        index: usize,
+        object: &Object,
+    ) -> Result<(Vec<Tensor>, u64), ResolveError> {
         let bad = |problem| ResolveError::Header { key: object.name.clone(), problem };
         let guess = HEADER_GUESS_BYTES.min(object.bytes);
         let mut bytes = self.read(object, 0, guess).await?;
@@ -255,15 +316,24 @@ impl Listing<'_> {
             bytes.first_chunk().copied().ok_or_else(|| bad(HeaderError::TooShort(object.bytes)))?;
         let json_bytes = safetensors::header_bytes(prefix, object.bytes).map_err(bad)?;
         let end = safetensors::PREFIX_BYTES + json_bytes;
+        let mib = u32::try_from(end >> 20).unwrap_or(u32::MAX).saturating_add(1);
+        let room = self.resolver.header_mib.acquire_many(mib.min(HEADER_MIB_AT_ONCE)).await;
+        // The semaphore lives as long as the resolver and is never closed.
+        let _room = room.map_err(|_closed| Stopped)?;
         if end > guess {
             bytes.extend(self.read(object, guess, end).await?);
         }
-        let json = usize::try_from(end)
-            .ok()
-            .and_then(|end| bytes.get(8..end))
-            .ok_or_else(|| bad(HeaderError::TooShort(object.bytes)))?;
-        let entries = safetensors::parse(json, object.bytes).map_err(bad)?;
-        Ok(entries.into_iter().map(|entry| Tensor { object: index, entry }).collect())
+        let short = || bad(HeaderError::TooShort(object.bytes));
+        let end = usize::try_from(end).map_err(|_wide| short())?;
+        if bytes.len() < end {
+            return Err(short());
+        }
+        bytes.truncate(end);
+        let object_bytes = object.bytes;
+        let parse = move |bytes: &[u8]| safetensors::parse(&bytes[8..], object_bytes);
+        let entries = self.resolver.parsed(bytes, parse).await?.map_err(bad)?;
+        let tensors = entries.into_iter().map(|entry| Tensor { object: index, entry }).collect();
+        Ok((tensors, json_bytes))
     }
 
     async fn read(&self, object: &Object, begin: u64, end: u64) -> Result<Vec<u8>, ResolveError> {
@@ -276,9 +346,15 @@ impl Listing<'_> {
                 object_bytes: object.bytes,
                 range: begin..end,
             };
-            self.store.read(&request, &mut bytes).await?;
+            let record = self.store.read(&request, &mut bytes).await?;
+            let mut cost = self.cost.lock().unwrap_or_else(PoisonError::into_inner);
+            *cost = cost.plus(FetchCost::of(&record));
         }
         Ok(bytes)
+    }
+
+    fn cost(&self) -> FetchCost {
+        *self.cost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn limit(&self, what: &'static str, limit: u64) -> ResolveError {
@@ -301,7 +377,9 @@ pub(crate) fn manifest_for_tests(
         .map(|(name, bytes)| {
             let key = ObjectKey::parse(name).unwrap();
             let pin = Pin { etag: Some("\"e\"".into()), version: None, last_modified: None };
-            manifest::object_of("test://", (*name).into(), ObjectMeta { key, bytes: *bytes, pin })
+            let found = Found { origin: "test://", by_query: false };
+            let meta = ObjectMeta { key, bytes: *bytes, pin };
+            manifest::object_of(found, (*name).into(), meta).unwrap()
         })
         .collect();
     let tensors = tensors

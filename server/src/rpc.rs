@@ -12,7 +12,7 @@ mod stream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_origin::{OriginUri, Origins};
+use forebay_origin::{AheadResolver, OriginUri, Origins};
 use forebay_proto::pb::forebay_server::Forebay;
 use forebay_proto::{Failure, Reason, pb};
 use tokio::time::Instant;
@@ -25,7 +25,6 @@ use crate::deadline::{Deadline, parse_grpc_timeout};
 use crate::handoff::{Peer, Sessions};
 use crate::load::Stages;
 use crate::metrics;
-use crate::plan::{Selection, plan};
 use crate::timeline::Timeline;
 use stream::{Ending, GuardedStream, PAGE_QUEUE};
 
@@ -41,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) sessions: Arc<Sessions>,
     /// Object stores, for their statistics.
     pub(crate) origins: Arc<Origins>,
+    /// Names of origins, looked up ahead of time.
+    pub(crate) resolver: Arc<AheadResolver>,
     /// The tree that streams run in.
     pub(crate) tasks: TaskTracker,
     /// The tree that handoff connections run in: they last as long as their clients.
@@ -57,6 +58,16 @@ pub(crate) struct Shared {
     pub(crate) deadline: Duration,
     /// The longest deadline a request gets.
     pub(crate) deadline_max: Duration,
+}
+
+impl Shared {
+    /// Why a stream was cut: by the daemon's end, or by its client's.
+    fn ended(&self) -> Failure {
+        if self.stop.is_cancelled() {
+            return Failure::new(Reason::Draining, "the daemon is stopping");
+        }
+        client_gone()
+    }
 }
 
 /// The service.
@@ -78,9 +89,12 @@ impl Service {
         Self { shared }
     }
 
-    fn context<T>(&self, request: &Request<T>) -> Result<Context, Status> {
+    fn context<T>(&self, method: &'static str, request: &Request<T>) -> Result<Context, Status> {
         let opened = Instant::now();
-        let budget = self.budget(request.metadata()).map_err(|failure| failure.to_status())?;
+        let budget = self.budget(request.metadata()).map_err(|failure| {
+            metrics::request_ended(method, failure.kind().as_str(), 0.0);
+            failure.to_status()
+        })?;
         let peer = request.extensions().get::<Peer>().copied().ok_or_else(|| {
             Failure::new(Reason::Internal, "a request without its peer").to_status()
         })?;
@@ -88,39 +102,17 @@ impl Service {
     }
 
     fn budget(&self, metadata: &MetadataMap) -> Result<Duration, Failure> {
-        let Some(value) = metadata.get("grpc-timeout") else { return Ok(self.shared.deadline) };
+        let longest = self.shared.deadline_max;
+        let Some(value) = metadata.get("grpc-timeout") else {
+            return Ok(self.shared.deadline.min(longest));
+        };
         let parsed = value.to_str().ok().and_then(parse_grpc_timeout).ok_or_else(|| {
             Failure::new(Reason::BadDeadline, "grpc-timeout is not up to 8 digits and a unit")
         })?;
         if parsed.is_zero() {
             return Err(Failure::new(Reason::Deadline, "the deadline had passed on arrival"));
         }
-        Ok(parsed.min(self.shared.deadline_max))
-    }
-
-    /// Resolves a URI under a permit of its own, and says what is cached of it.
-    async fn stat_uri(&self, uri: &str) -> Result<Vec<pb::StatResponse>, Failure> {
-        let stages = &self.shared.stages;
-        let permit = stages.admission.look_up()?;
-        let manifest = Arc::new(stages.resolver.resolve(&permit, uri).await?);
-        let plan = plan(&manifest, &Selection::default(), stages.chunk_bytes)?;
-        let mut cached = vec![0; manifest.objects().len()];
-        let resident = plan.chunks().iter().filter(|chunk| stages.ram.holds(&chunk.key));
-        for extent in resident.flat_map(|chunk| &chunk.extents) {
-            cached[extent.object] += extent.bytes;
-        }
-        let summary = pb::StatSummary {
-            uri: manifest.uri().to_owned(),
-            revision: manifest.revision().to_string(),
-            object_count: manifest.objects().len() as u64,
-            tensor_count: manifest.tensors().len() as u64,
-            bytes: manifest.bytes(),
-            cached: Some(convert::in_tiers(cached.iter().sum(), manifest.bytes())),
-        };
-        let event = |event| pb::StatResponse { event: Some(event) };
-        let pages = convert::pages(&manifest, &cached).map(pb::stat_response::Event::Page);
-        let summary = std::iter::once(pb::stat_response::Event::Summary(summary));
-        Ok(summary.chain(pages).map(event).collect())
+        Ok(parsed.min(longest))
     }
 
     fn status_now(&self) -> pb::StatusResponse {
@@ -140,7 +132,8 @@ impl Service {
             bytes: stats.bytes,
             inflight: stats.inflight,
         });
-        let degraded = self.shared.degraded.iter().cloned();
+        let dns = self.shared.resolver.snapshot();
+        let degraded = self.shared.degraded.iter().cloned().chain(dns.degraded.clone());
         pb::StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: (now - self.shared.started).as_secs_f64(),
@@ -150,6 +143,7 @@ impl Service {
             loads: running.iter().map(|load| convert::load(load, now - load.opened)).collect(),
             origins: origins.collect(),
             degraded: degraded.chain(stages.ram.pool().degraded()).collect(),
+            names: dns.names.iter().map(convert::name).collect(),
         }
     }
 
@@ -161,6 +155,7 @@ impl Service {
         work: impl Future<Output = Result<Vec<T>, Failure>> + Send + 'static,
     ) -> GuardedStream<T> {
         let (out, stream, gone) = stream::open(PAGE_QUEUE, &self.shared.stop);
+        let shared = Arc::clone(&self.shared);
         self.shared.tasks.spawn(async move {
             let answering = async {
                 let messages =
@@ -169,9 +164,9 @@ impl Service {
             };
             let outcome = tokio::select! {
                 outcome = answering => outcome,
-                () = gone.cancelled() => Err(client_gone()),
+                () = gone.cancelled() => Err(shared.ended()),
             };
-            Ending { method, context: context.opened }.tell(outcome, &out).await;
+            Ending { method, context: context.opened }.tell(outcome, &out, &gone).await;
         });
         stream
     }
@@ -201,8 +196,15 @@ fn canonical(uri: &str) -> Result<String, Failure> {
     if uri.is_empty() {
         return Ok(String::new());
     }
-    let uri = OriginUri::parse(uri);
-    uri.map(|uri| uri.to_string()).map_err(|e| Failure::new(Reason::BadUri, e.to_string()))
+    shown_uri(uri)
+}
+
+/// A URI that names something, without a query, in its canonical form. What is none is refused before
+/// it waits for anything: waiting does not mend it.
+fn shown_uri(uri: &str) -> Result<String, Failure> {
+    OriginUri::parse(uri)
+        .map(|uri| uri.to_string())
+        .map_err(|error| Failure::new(Reason::BadUri, error.to_string()).at_stage("resolve"))
 }
 
 #[tonic::async_trait]
@@ -216,7 +218,7 @@ impl Forebay for Service {
         &self,
         request: Request<Streaming<pb::LoadRequest>>,
     ) -> Result<Response<Self::LoadStream>, Status> {
-        let context = self.context(&request)?;
+        let context = self.context("Load", &request)?;
         let (out, stream, gone) = stream::open(stream::GRANT_QUEUE, &self.shared.stop);
         let shared = Arc::clone(&self.shared);
         let incoming = request.into_inner();
@@ -224,10 +226,10 @@ impl Forebay for Service {
             let timeline = Timeline::new(context.opened);
             let outcome = tokio::select! {
                 outcome = stream::load(&shared, context, &timeline, incoming, &out) => outcome,
-                () = gone.cancelled() => Err(client_gone()),
+                () = gone.cancelled() => Err(shared.ended()),
             };
             let outcome = outcome.map_err(|failure| stream::with_stages(failure, &timeline));
-            Ending { method: "Load", context: context.opened }.tell(outcome, &out).await;
+            Ending { method: "Load", context: context.opened }.tell(outcome, &out, &gone).await;
         });
         Ok(Response::new(stream))
     }
@@ -236,7 +238,7 @@ impl Forebay for Service {
         &self,
         request: Request<pb::PrefetchRequest>,
     ) -> Result<Response<Self::PrefetchStream>, Status> {
-        let context = self.context(&request)?;
+        let context = self.context("Prefetch", &request)?;
         let (out, stream, gone) = stream::open(PAGE_QUEUE, &self.shared.stop);
         let shared = Arc::clone(&self.shared);
         let asked = request.into_inner();
@@ -244,10 +246,10 @@ impl Forebay for Service {
             let timeline = Timeline::new(context.opened);
             let outcome = tokio::select! {
                 outcome = stream::prefetch(&shared, context, &timeline, asked, &out) => outcome,
-                () = gone.cancelled() => Err(client_gone()),
+                () = gone.cancelled() => Err(shared.ended()),
             };
             let outcome = outcome.map_err(|failure| stream::with_stages(failure, &timeline));
-            Ending { method: "Prefetch", context: context.opened }.tell(outcome, &out).await;
+            Ending { method: "Prefetch", context: context.opened }.tell(outcome, &out, &gone).await;
         });
         Ok(Response::new(stream))
     }
@@ -256,18 +258,26 @@ impl Forebay for Service {
         &self,
         request: Request<pb::StatRequest>,
     ) -> Result<Response<Self::StatStream>, Status> {
-        let context = self.context(&request)?;
-        let service = self.clone();
+        let context = self.context("Stat", &request)?;
+        let (out, stream, gone) = stream::open(PAGE_QUEUE, &self.shared.stop);
+        let shared = Arc::clone(&self.shared);
         let uri = request.into_inner().uri;
-        let work = async move { service.stat_uri(&uri).await };
-        Ok(Response::new(self.answer("Stat", context, work)))
+        self.shared.tasks.spawn(async move {
+            let answering = context.deadline.cut(stream::stat(&shared, &uri, &out));
+            let outcome = tokio::select! {
+                outcome = answering => outcome.map_err(|_expired| deadline()).and_then(|done| done),
+                () = gone.cancelled() => Err(shared.ended()),
+            };
+            Ending { method: "Stat", context: context.opened }.tell(outcome, &out, &gone).await;
+        });
+        Ok(Response::new(stream))
     }
 
     async fn list(
         &self,
         request: Request<pb::ListRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
-        let context = self.context(&request)?;
+        let context = self.context("List", &request)?;
         let stages = Arc::clone(&self.shared.stages);
         let uri = request.into_inner().uri;
         let work = async move {
@@ -284,13 +294,9 @@ impl Forebay for Service {
         &self,
         request: Request<pb::EvictRequest>,
     ) -> Result<Response<pb::EvictResponse>, Status> {
-        let context = self.context(&request)?;
+        let context = self.context("Evict", &request)?;
         let uri = request.into_inner().uri;
-        let outcome = if uri.is_empty() {
-            Err(Failure::new(Reason::BadUri, "evict needs a URI"))
-        } else {
-            canonical(&uri).map(|uri| self.shared.stages.ram.evict_uri(&uri))
-        };
+        let outcome = shown_uri(&uri).map(|uri| self.shared.stages.ram.evict_uri(&uri));
         let response = outcome.map(|evicted| pb::EvictResponse {
             checkpoints: evicted.checkpoints,
             freed_bytes: evicted.freed_bytes,
@@ -303,7 +309,7 @@ impl Forebay for Service {
         &self,
         request: Request<pb::StatusRequest>,
     ) -> Result<Response<pb::StatusResponse>, Status> {
-        let context = self.context(&request)?;
+        let context = self.context("Status", &request)?;
         Self::unary("Status", context, Ok(self.status_now()))
     }
 }

@@ -27,8 +27,12 @@ pub(crate) enum Stage {
     Resolve,
     /// Manifest to chunks.
     Plan,
+    /// Waiting behind earlier chunks of the same load: enough of them are on their way.
+    Turn,
     /// Waiting for a slot of the window: leases have to come back first.
     LeaseAlloc,
+    /// On the wire; what exactly is known when the part has ended.
+    Fetch,
     /// Waiting for one of the origin's connections.
     ConnAcquire,
     /// Name resolution of a new connection.
@@ -58,7 +62,9 @@ impl Stage {
             Self::Admission => "admission",
             Self::Resolve => "resolve",
             Self::Plan => "plan",
+            Self::Turn => "turn",
             Self::LeaseAlloc => "lease_alloc",
+            Self::Fetch => "fetch",
             Self::ConnAcquire => "conn_acquire",
             Self::Dns => "dns",
             Self::Connect => "connect",
@@ -134,6 +140,12 @@ impl ChunkTrace {
     pub(crate) fn end_of(&self, stage: Stage) -> Option<Instant> {
         self.spans.iter().rev().find(|span| span.stage == stage).map(|span| span.end)
     }
+
+    /// When the last wait for `stage` ended.
+    pub(crate) fn end_of_queue(&self, stage: Stage) -> Option<Instant> {
+        let waited = |span: &&Span| span.stage == stage && span.kind == Kind::Queue;
+        self.spans.iter().rev().find(waited).map(|span| span.end)
+    }
 }
 
 /// The spans of one load. Shared by the load and its faces; the lock is held for pushes only.
@@ -141,6 +153,22 @@ impl ChunkTrace {
 pub(crate) struct Timeline {
     opened: Instant,
     inner: Mutex<Inner>,
+}
+
+/// A load-wide span that has not ended.
+#[derive(Debug)]
+pub(crate) struct OpenSpan<'a> {
+    timeline: &'a Timeline,
+    stage: Stage,
+    kind: Kind,
+    start: Instant,
+}
+
+impl Drop for OpenSpan<'_> {
+    fn drop(&mut self) {
+        let span = Span::new(self.stage, self.kind, self.start, Instant::now());
+        self.timeline.load_span(span);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -158,6 +186,17 @@ impl Timeline {
     /// When the load was opened.
     pub(crate) fn opened(&self) -> Instant {
         self.opened
+    }
+
+    /// Begins a load-wide span. It ends when the guard drops: at the end of the step, or when the
+    /// step is cut off.
+    pub(crate) fn begin(&self, stage: Stage, kind: Kind) -> OpenSpan<'_> {
+        OpenSpan { timeline: self, stage, kind, start: Instant::now() }
+    }
+
+    /// Begins the first span: the time since the load was opened is part of it.
+    pub(crate) fn begin_first(&self, stage: Stage, kind: Kind) -> OpenSpan<'_> {
+        OpenSpan { timeline: self, stage, kind, start: self.opened }
     }
 
     /// Adds a load-wide span.

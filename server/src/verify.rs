@@ -63,13 +63,13 @@ impl VerifiedChunk {
 /// The verify stage.
 #[derive(Debug)]
 pub(crate) struct Verifier {
-    workers: Workers,
+    workers: Arc<Workers>,
     records: Arc<Records>,
 }
 
 impl Verifier {
     /// A stage that hashes on `workers` and keeps its digests in `records`.
-    pub(crate) fn new(workers: Workers, records: Records) -> Self {
+    pub(crate) fn new(workers: Arc<Workers>, records: Records) -> Self {
         Self { workers, records: Arc::new(records) }
     }
 
@@ -80,11 +80,14 @@ impl Verifier {
     ) -> Result<(VerifiedChunk, [Span; 2]), VerifyError> {
         let offered = Instant::now();
         let records = Arc::clone(&self.records);
-        let (slot, spec, first_object) = fetched.into_parts();
+        let (first_object, pinned) = (fetched.first_object().to_owned(), fetched.is_pinned());
+        let (slot, spec) = fetched.into_parts();
         self.workers
             .run(move || {
                 let started = Instant::now();
-                let verdict = records.check(spec.key, digest(&slot, &spec));
+                let digest = digest(&slot, &spec);
+                // What cannot be asked for again has nothing to be compared with.
+                let verdict = if pinned { records.check(spec.key, digest) } else { Verdict::First };
                 let spans = [
                     Span::new(Stage::VerifyPart, Kind::Queue, offered, started),
                     Span::new(Stage::VerifyPart, Kind::Service, started, Instant::now()),

@@ -6,6 +6,7 @@
 //!   was asked of them.
 //! - [`Content`] is bytes in memory or bytes made on the fly from a seed, so that an object of
 //!   5 GiB takes no memory; [`checkpoint`] lays such content out as sharded safetensors.
+//! - [`DnsServer`] is a name server with faults, for the real resolver.
 //! - [`FakeDns`] and [`FakeDevice`] stand in for the resolver and the accelerator; [`contract`]
 //!   says what every implementation of their seams must do.
 //! - [`Prng`] is the seeded randomness of fixtures and fault schedules.
@@ -24,6 +25,7 @@ pub mod contract;
 mod device;
 mod disk;
 mod dns;
+mod dns_server;
 mod fault;
 mod flow;
 mod gcs;
@@ -50,6 +52,7 @@ pub use contents::Contents;
 pub use device::FakeDevice;
 pub use disk::{temp_dir, write_checkpoint, write_content};
 pub use dns::FakeDns;
+pub use dns_server::{DnsAnswer, DnsQueries, DnsServer};
 pub use fault::{Fault, FaultHandle, FaultRule, When};
 pub use gcs::{GcsOptions, GcsOrigin};
 pub use http_origin::{EntityTag, HttpOptions, HttpOrigin};

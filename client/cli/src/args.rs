@@ -32,11 +32,13 @@ Exit codes: 0 ok, 1 internal, 2 usage, 3 not found, 4 deadline, 5 overloaded, 6 
 pub(crate) struct Global {
     /// Where forebayd listens: unix:///PATH, or tcp://HOST:PORT for all verbs but load and get
     /// [default: /run/forebay/forebay.sock, else $XDG_RUNTIME_DIR/forebay/forebay.sock]
-    #[arg(long, global = true, value_name = "URI", env = "FOREBAY_ENDPOINT", value_parser = endpoint)]
+    #[arg(long, global = true, value_name = "URI", env = "FOREBAY_ENDPOINT")]
+    #[arg(value_parser = endpoint)]
     pub(crate) endpoint: Option<Endpoint>,
 
     /// Give up after this long, everything included: 250ms, 30s, 10m, or none
-    #[arg(long, global = true, value_name = "DURATION", default_value = "none", value_parser = budget)]
+    #[arg(long, global = true, value_name = "DURATION", default_value = "none")]
+    #[arg(value_parser = budget)]
     pub(crate) deadline: Budget,
 
     /// How results look: tables, or JSON objects (one a line where there are several)

@@ -6,7 +6,9 @@
 //!                        |            \- engine/: how much an endpoint is asked for, and where
 //!                   object_store      (signatures, XML, credentials; its retries are off)
 //!                        |
-//!                   transport/        (HTTP/1.1, TLS, names; every limit on a phase)
+//!                   transport/        (HTTP/1.1, TLS; every limit on a phase)
+//!                        |
+//!                     Resolve         (dns/: names looked up ahead of time, kept while DNS fails)
 //! ```
 //!
 //! A read writes into the memory it is given and nowhere else, and answers only with bytes of the
@@ -15,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+mod dns;
 mod engine;
 mod error;
 mod fault;
@@ -37,6 +40,9 @@ mod tries;
 mod uri;
 mod web;
 
+pub use dns::{
+    AheadResolver, DnsAddress, DnsCounters, DnsFailure, DnsName, DnsSettings, DnsSnapshot, DnsState,
+};
 pub use engine::addresses::AddressStats;
 pub use engine::breaker::BreakerState;
 pub use engine::endpoint::EndpointStats;

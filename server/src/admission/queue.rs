@@ -278,6 +278,11 @@ impl Queue {
         (self.capacity / GUARANTEE_POOL_DIVISOR).clamp(1, GUARANTEE_SLOTS_MAX).min(self.capacity)
     }
 
+    /// Whether those that wait to start wait for a place, with tokens enough.
+    pub(crate) fn waits_for_a_place(&self) -> bool {
+        self.active.len() >= self.limits.active_max && self.free >= self.guarantee()
+    }
+
     /// Loads that wait to start.
     pub(crate) fn queued(&self) -> usize {
         self.lanes.iter().map(VecDeque::len).sum()
@@ -311,11 +316,6 @@ impl Queue {
     /// The most tokens `ticket` held at one time.
     pub(crate) fn peak(&self, ticket: Ticket) -> usize {
         self.active.get(&ticket).map_or(0, |load| load.peak)
-    }
-
-    /// Active loads and the tokens they hold.
-    pub(crate) fn holders(&self) -> impl Iterator<Item = (Ticket, usize)> + '_ {
-        self.active.iter().map(|(ticket, load)| (*ticket, load.held))
     }
 }
 

@@ -203,7 +203,11 @@ impl Raw {
     pub(crate) fn read_env(&mut self, env: &BTreeMap<String, String>) -> Result<(), ConfigError> {
         for (name, value) in env {
             let Some(rest) = name.strip_prefix(ENV_PREFIX) else { continue };
-            if matches!(rest, "CONFIG" | "ENDPOINT") {
+            // Kubernetes gives every pod FOREBAY_SERVICE_HOST, FOREBAY_PORT_9464_TCP and the like when
+            // a Service is named `forebay`.
+            let of_kubernetes =
+                rest == "PORT" || rest.starts_with("PORT_") || rest.starts_with("SERVICE_");
+            if of_kubernetes || matches!(rest, "CONFIG" | "ENDPOINT") {
                 continue;
             }
             let key = rest.to_ascii_lowercase();
@@ -286,7 +290,8 @@ mod tests {
     fn later_sources_win_and_remember_their_place() {
         let mut raw = Raw::default();
         raw.read_file("f.toml", "ram = \"1GiB\"\nallow_uids = [0, 7]\n").unwrap();
-        let env = [("FOREBAY_RAM", "2GiB"), ("HOME", "/"), ("FOREBAY_CONFIG", "x")];
+        let env =
+            [("FOREBAY_RAM", "2GiB"), ("FOREBAY_PORT_9464_TCP", "x"), ("FOREBAY_CONFIG", "x")];
         raw.read_env(&env.map(|(k, v)| (k.to_owned(), v.to_owned())).into()).unwrap();
         assert_eq!(raw.values["ram"].value, "2GiB");
         assert_eq!(raw.values["ram"].place, "FOREBAY_RAM");

@@ -1,6 +1,7 @@
 //! The daemon's places in the file system: socket folders, their locks, the cache directory.
 //!
-//! A socket folder is made with mode 0750, the sockets get 0660. Who may serve there is decided by
+//! A socket folder is made with mode 0750, the sockets get 0660; where other uids than the daemon's
+//! own and root may call, 0755 and 0666, and the peer's credentials alone decide. Who may serve there is decided by
 //! a lock on `.forebay.lock` in the folder, which the kernel drops with the process: a socket that
 //! a killed daemon left behind is replaced, one of a living daemon never is.
 
@@ -28,7 +29,9 @@ pub(super) const FAREWELL: Duration = Duration::from_secs(1);
 
 const LOCK_NAME: &str = ".forebay.lock";
 const FOLDER_MODE: u32 = 0o750;
+const OPEN_FOLDER_MODE: u32 = 0o755;
 const SOCKET_MODE: u32 = 0o660;
+const OPEN_SOCKET_MODE: u32 = 0o666;
 const CACHE_MODE: u32 = 0o700;
 
 /// The sockets of this daemon. Dropped, they are removed.
@@ -39,36 +42,43 @@ pub(super) struct Places {
 struct Place {
     socket: PathBuf,
     handoff: PathBuf,
+    /// What this daemon bound, and so may remove.
+    bound: Vec<PathBuf>,
     _lock: File,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // Under the lock: they are ours. One that is gone already is as it should be.
-        drop(std::fs::remove_file(&self.socket));
-        drop(std::fs::remove_file(&self.handoff));
+        for path in &self.bound {
+            // Under the lock: it is ours. One that is gone already is as it should be.
+            drop(std::fs::remove_file(path));
+        }
     }
 }
 
 impl Places {
     /// Takes the folders of `sockets` for this daemon.
-    pub(super) fn take(sockets: &[PathBuf]) -> Result<Self, DaemonError> {
-        let sockets = sockets.iter().map(|path| Place::take(path)).collect::<Result<_, _>>()?;
-        Ok(Self { sockets })
+    pub(super) fn take(sockets: &[PathBuf], allow_uids: &[u32]) -> Result<Self, DaemonError> {
+        let others = socket_mode(allow_uids) == OPEN_SOCKET_MODE;
+        let mode = if others { OPEN_FOLDER_MODE } else { FOLDER_MODE };
+        let take = |path: &PathBuf| Place::take(path, mode);
+        Ok(Self { sockets: sockets.iter().map(take).collect::<Result<_, _>>()? })
     }
 
     /// Binds every socket and serves it.
     pub(super) fn serve(
-        &self,
+        &mut self,
         listeners: &mut JoinSet<()>,
         shared: &Arc<Shared>,
         face: &Face,
         closing: &CancellationToken,
     ) -> Result<(), DaemonError> {
-        for place in &self.sockets {
-            let listener = bind(&place.socket, |path| UnixListener::bind(path))?;
+        let mode = socket_mode(&face.allow_uids);
+        for place in &mut self.sockets {
+            let listener =
+                place.bind(place.socket.clone(), mode, |path| UnixListener::bind(path))?;
             listeners.spawn(serve(listener, face.clone(), closing.clone()));
-            let handoff = bind(&place.handoff, socket::open)?;
+            let handoff = place.bind(place.handoff.clone(), mode, socket::open)?;
             let allowed = Arc::clone(&face.allow_uids);
             let sessions = Arc::clone(&shared.sessions);
             let connections = shared.handoffs.clone();
@@ -92,12 +102,12 @@ impl Places {
 }
 
 impl Place {
-    fn take(socket: &Path) -> Result<Self, DaemonError> {
+    fn take(socket: &Path, folder_mode: u32) -> Result<Self, DaemonError> {
         let folder = socket.parent().unwrap_or_else(|| Path::new("/"));
         if !folder.exists() {
             DirBuilder::new()
                 .recursive(true)
-                .mode(FOLDER_MODE)
+                .mode(folder_mode)
                 .create(folder)
                 .map_err(DaemonError::system(format!("make {}", folder.display())))?;
         }
@@ -107,6 +117,7 @@ impl Place {
             .truncate(false)
             .write(true)
             .mode(0o600)
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
             .open(&lock_path)
             .map_err(DaemonError::system(format!("open {}", lock_path.display())))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -120,15 +131,52 @@ impl Place {
             }
         }
         let handoff = folder.join(SOCKET_NAME);
-        Ok(Self { socket: socket.to_owned(), handoff, _lock: lock })
+        Ok(Self { socket: socket.to_owned(), handoff, bound: Vec::new(), _lock: lock })
+    }
+
+    fn bind<T>(
+        &mut self,
+        path: PathBuf,
+        mode: u32,
+        open: impl FnOnce(&Path) -> io::Result<T>,
+    ) -> Result<T, DaemonError> {
+        let socket = bind(&path, mode, open)?;
+        self.bound.push(path);
+        Ok(socket)
+    }
+}
+
+/// Who may connect. The peer's credentials decide who is served; the mode only keeps the curious
+/// out where nobody but the daemon's own uid and root is on the list.
+fn socket_mode(allow_uids: &[u32]) -> u32 {
+    let own = rustix::process::getuid().as_raw();
+    if allow_uids.iter().all(|uid| *uid == 0 || *uid == own) {
+        SOCKET_MODE
+    } else {
+        OPEN_SOCKET_MODE
+    }
+}
+
+/// Whether someone accepts there. A socket of another type than ours is somebody's too.
+fn is_served(path: &Path) -> bool {
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => true,
+        Err(error) => error.raw_os_error() == Some(rustix::io::Errno::PROTOTYPE.raw_os_error()),
     }
 }
 
 /// Binds at `path`, replacing a socket that nobody serves; anything else there is left alone.
-fn bind<T>(path: &Path, open: impl FnOnce(&Path) -> io::Result<T>) -> Result<T, DaemonError> {
+fn bind<T>(
+    path: &Path,
+    mode: u32,
+    open: impl FnOnce(&Path) -> io::Result<T>,
+) -> Result<T, DaemonError> {
     use std::os::unix::fs::FileTypeExt;
     let what = || format!("listen on {}", path.display());
     match std::fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() && is_served(path) => {
+            return Err(DaemonError::Taken { path: path.display().to_string() });
+        }
         Ok(found) if found.file_type().is_socket() => {
             std::fs::remove_file(path).map_err(DaemonError::system(what()))?;
         }
@@ -139,7 +187,7 @@ fn bind<T>(path: &Path, open: impl FnOnce(&Path) -> io::Result<T>) -> Result<T, 
         Err(_absent) => {}
     }
     let socket = open(path).map_err(DaemonError::system(what()))?;
-    std::fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE))
+    std::fs::set_permissions(path, Permissions::from_mode(mode))
         .map_err(DaemonError::system(what()))?;
     Ok(socket)
 }
@@ -161,6 +209,18 @@ pub(super) fn cache_dir(dir: &Path) -> io::Result<()> {
         return refused("others may write to it (chmod go-w)");
     }
     Ok(())
+}
+
+/// Raises the soft limit on open files to the hard one, as every segment takes a descriptor; returns
+/// what it is then.
+pub(super) fn raise_descriptor_limit() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    if let Err(error) = raised {
+        tracing::debug!(%error, "the limit on open files stays as it is");
+    }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// Tells systemd that the daemon serves.
@@ -188,12 +248,12 @@ mod tests {
     fn a_folder_has_one_daemon() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("run/forebay.sock");
-        let first = Place::take(&socket).unwrap();
+        let first = Place::take(&socket, FOLDER_MODE).unwrap();
         let mode = std::fs::metadata(socket.parent().unwrap()).unwrap().mode();
         assert_eq!(mode & 0o777, FOLDER_MODE);
-        assert!(matches!(Place::take(&socket), Err(DaemonError::Taken { .. })));
+        assert!(matches!(Place::take(&socket, FOLDER_MODE), Err(DaemonError::Taken { .. })));
         drop(first);
-        Place::take(&socket).unwrap();
+        drop(Place::take(&socket, FOLDER_MODE).unwrap());
     }
 
     #[tokio::test]
@@ -202,13 +262,37 @@ mod tests {
         let path = dir.path().join("s.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "left behind");
-        let listener = bind(&path, |path| UnixListener::bind(path)).unwrap();
+        let listener = bind(&path, SOCKET_MODE, |path| UnixListener::bind(path)).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, SOCKET_MODE);
         drop(listener);
         let file = dir.path().join("precious");
         std::fs::write(&file, b"x").unwrap();
-        bind(&file, |path| UnixListener::bind(path)).unwrap_err();
+        bind(&file, SOCKET_MODE, |path| UnixListener::bind(path)).unwrap_err();
         assert_eq!(std::fs::read(&file).unwrap(), b"x");
+    }
+
+    #[test]
+    fn what_was_not_bound_here_is_never_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("model.safetensors");
+        std::fs::write(&file, b"precious").unwrap();
+        let mut place = Place::take(&file, FOLDER_MODE).unwrap();
+        let open = |path: &Path| std::os::unix::net::UnixListener::bind(path);
+        place.bind(file.clone(), SOCKET_MODE, open).unwrap_err();
+        drop(place);
+        assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_socket_that_someone_serves_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("docker.sock");
+        let other = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let refused = bind(&path, SOCKET_MODE, |_| Ok(()));
+        assert!(matches!(refused, Err(DaemonError::Taken { .. })));
+        drop(other);
+        let open = |path: &Path| std::os::unix::net::UnixListener::bind(path);
+        drop(bind(&path, SOCKET_MODE, open).unwrap());
     }
 
     #[test]

@@ -53,8 +53,13 @@ impl DaemonVitals {
         set(metrics::SESSIONS, sessions as u64);
         set(metrics::LEASES, leases as u64);
         set(metrics::LEASED_BYTES, leased_bytes);
-        let troubles = stages.ram.pool().degraded();
-        for what in ["ram", "memlock", "nvme", "cache-dir"] {
+        let dns = self.shared.resolver.snapshot();
+        metrics::dns_lookups(&dns.counters);
+        let oldest = dns.names.iter().filter_map(|name| name.age).max().unwrap_or_default();
+        metrics::set_seconds(metrics::DNS_AGE_SECONDS, oldest);
+        let mut troubles = stages.ram.pool().degraded();
+        troubles.extend(dns.degraded.map(|why| format!("dns: {why}")));
+        for what in ["ram", "memlock", "nvme", "cache-dir", "dns"] {
             let is_degraded = self.shared.degraded.iter().chain(&troubles).any(|sentence| {
                 sentence.split_once(':').is_some_and(|(subject, _)| subject == what)
             });

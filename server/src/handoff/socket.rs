@@ -85,8 +85,8 @@ async fn converse(connection: UnixStream, sessions: &Arc<Sessions>, peer: Peer) 
         Ok(session) => session,
         Err(failure) => return refuse(&connection, &failure.message).await,
     };
-    if !session.connect(sessions.pool.segments()) {
-        return refuse(&connection, "the session is connected already").await;
+    if !session.connect() {
+        return refuse(&connection, "the session is connected already, or over").await;
     }
     let _connected = Connected(Arc::clone(&session));
     loop {
@@ -115,11 +115,10 @@ impl Drop for Connected {
 }
 
 impl Session {
-    /// The client is here; false if it was already.
-    fn connect(&self, segments: Vec<Arc<Segment>>) -> bool {
+    /// The client is here; false if it was already, or the session is over.
+    fn connect(&self) -> bool {
         let mut state = self.lock();
-        state.offer(segments);
-        !std::mem::replace(&mut state.connected, true)
+        !state.over && !std::mem::replace(&mut state.connected, true)
     }
 
     fn next_to_send(&self) -> Option<Arc<Segment>> {

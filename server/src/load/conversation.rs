@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::filler::{Filler, Ready};
 use super::{Head, LoadRequest, lost};
+use crate::admission::AdmissionPermit;
 use crate::handoff::{GrantedSlot, Released, SessionStay};
 use crate::plan::{ChunkSpec, FetchPlan};
 use crate::report::Report;
@@ -113,21 +114,20 @@ impl<'a> Conversation<'a> {
     pub(super) async fn stream(
         &mut self,
         filler: &mut Filler<'_>,
+        permit: &AdmissionPermit,
         request: &LoadRequest,
     ) -> Result<(), Failure> {
         let stages = filler.stages();
         self.unsent.push_back(LoadEvent::Opened(Opened {
             load_id: request.load_id.clone(),
             plan: Arc::clone(&self.head.plan),
-            window_bytes: self.head.permit.window_slots() as u64 * stages.chunk_bytes,
+            window_bytes: permit.window_slots() as u64 * stages.chunk_bytes,
             chunk_bytes: stages.chunk_bytes,
         }));
         let outbox = self.outbox.clone();
         let mut complete = false;
         // A client that is done before the last grant wants no more.
         while !(self.client_done || complete && self.unsent.is_empty()) {
-            // While bytes are on their way the origin's own limits tell a stall from slowness.
-            let idle = !filler.is_filling();
             tokio::select! {
                 biased;
                 event = self.inbox.recv() => self.hear(event)?,
@@ -140,8 +140,12 @@ impl<'a> Conversation<'a> {
                 ready = filler.next(), if !complete => {
                     complete = self.grant(filler, ready?);
                 }
-                () = tokio::time::sleep(stages.no_progress), if idle => {
-                    return Err(self.stands_still(stages.no_progress));
+                () = tokio::time::sleep(stages.no_progress) => {
+                    // While bytes are on their way the origin's own limits tell a stall from
+                    // slowness.
+                    if !filler.is_filling() {
+                        return Err(self.stands_still(stages.no_progress));
+                    }
                 }
             }
         }

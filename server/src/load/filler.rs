@@ -5,6 +5,7 @@
 //! load are on their way. What is on its way lives in the filler: dropping it leaves every flight
 //! and gives every token back.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -16,7 +17,8 @@ use tokio::time::Instant;
 
 use super::{Head, Stages, fill};
 use crate::admission::{AdmissionError, AdmissionPermit, WindowSlot};
-use crate::flight::{Boarded, Filled, Flight};
+use crate::cost::FetchCost;
+use crate::flight::{Boarded, Flight};
 use crate::plan::{ChunkSpec, FetchPlan};
 use crate::ram::PinnedChunk;
 use crate::report::Tally;
@@ -35,7 +37,7 @@ pub(super) struct Ready {
     offered: Instant,
 }
 
-type Filling<'a> = BoxFuture<'a, Result<(Ready, Filled, bool), Failure>>;
+type Filling<'a> = BoxFuture<'a, Result<(Ready, Option<FetchCost>), Failure>>;
 type Wanting<'a> = Pin<Box<dyn Future<Output = Result<WindowSlot, AdmissionError>> + Send + 'a>>;
 
 /// See the module's head.
@@ -47,22 +49,49 @@ pub(super) struct Filler<'a> {
     planned: Instant,
     next_chunk: usize,
     wanting: Option<Wanting<'a>>,
+    wanted_at: Instant,
     filling: FuturesUnordered<Filling<'a>>,
+    /// Of the chunks on their way: what their flights are at, and since when this load waits.
+    in_air: BTreeMap<usize, (Arc<Flight>, Instant)>,
     tally: Tally,
 }
 
+impl Drop for Filler<'_> {
+    /// What is cut off on its way is accounted for too.
+    fn drop(&mut self) {
+        let now = Instant::now();
+        for (chunk, (flight, offered)) in &self.in_air {
+            let spans = flight.log().until(now);
+            let own = spans.iter().filter_map(|span| span.since(*offered));
+            self.timeline.chunk_spans(*chunk, own);
+        }
+        if let Some(chunk) = self.wanting.as_ref().map(|_| self.next_chunk) {
+            self.timeline.chunk_spans(chunk, self.waits_until(now));
+        }
+    }
+}
+
 impl<'a> Filler<'a> {
-    pub(super) fn new(stages: &'a Arc<Stages>, head: &'a Head<'_>, timeline: &'a Timeline) -> Self {
+    pub(super) fn new(
+        stages: &'a Arc<Stages>,
+        head: &'a Head<'_>,
+        permit: &'a AdmissionPermit,
+        timeline: &'a Timeline,
+    ) -> Self {
+        let planned = Instant::now();
+        let cost = head.resolve_cost;
         Self {
             stages,
             plan: &head.plan,
-            permit: &head.permit,
+            permit,
             timeline,
-            planned: Instant::now(),
+            planned,
             next_chunk: 0,
             wanting: None,
+            wanted_at: planned,
             filling: FuturesUnordered::new(),
-            tally: Tally { slot_bytes: stages.chunk_bytes, ..Tally::default() },
+            in_air: BTreeMap::new(),
+            tally: Tally { slot_bytes: stages.chunk_bytes, cost, ..Tally::default() },
         }
     }
 
@@ -80,7 +109,7 @@ impl<'a> Filler<'a> {
             }
             tokio::select! {
                 biased;
-                Some(filled) = self.filling.next() => return self.landed(filled?).map(Some),
+                Some(landed) = self.filling.next() => return Ok(Some(self.landed(landed?))),
                 window = wanted(&mut self.wanting) => {
                     self.wanting = None;
                     if let Some(ready) = self.start(window?) {
@@ -107,7 +136,16 @@ impl<'a> Filler<'a> {
         if self.wanting.is_none() && more && self.filling.len() < FILLS_AHEAD {
             let permit = self.permit;
             self.wanting = Some(Box::pin(permit.slot()));
+            self.wanted_at = Instant::now();
         }
+    }
+
+    /// The next chunk's waits so far: for its turn, then for a slot.
+    fn waits_until(&self, now: Instant) -> [Span; 2] {
+        [
+            Span::new(Stage::Turn, Kind::Queue, self.planned, self.wanted_at),
+            Span::new(Stage::LeaseAlloc, Kind::Queue, self.wanted_at, now),
+        ]
     }
 
     /// The next chunk has its token: it is here, or its flight is boarded.
@@ -115,8 +153,7 @@ impl<'a> Filler<'a> {
         let spec = Arc::clone(self.plan.chunks().get(self.next_chunk)?);
         self.next_chunk += 1;
         let offered = Instant::now();
-        let waited = Span::new(Stage::LeaseAlloc, Kind::Queue, self.planned, offered);
-        self.timeline.chunk_spans(spec.index, [waited]);
+        self.timeline.chunk_spans(spec.index, self.waits_until(offered));
 
         let manifest = self.plan.manifest();
         let revision = manifest.revision();
@@ -124,15 +161,16 @@ impl<'a> Filler<'a> {
         if let Some(pinned) = lookup() {
             return Some(self.hit(Ready { spec, pinned, window, was_cached: true, offered }));
         }
-        let fill = || fill(Arc::clone(self.stages), Arc::clone(manifest), Arc::clone(&spec));
-        let (flight, leads) = match self.stages.flights.board(spec.key, lookup, fill) {
+        let fill =
+            |log| fill(Arc::clone(self.stages), Arc::clone(manifest), Arc::clone(&spec), log);
+        let flight = match self.stages.flights.board(spec.key, lookup, fill) {
             Boarded::Hit(pinned) => {
                 return Some(self.hit(Ready { spec, pinned, window, was_cached: true, offered }));
             }
-            Boarded::Leads(flight) => (flight, true),
-            Boarded::Joins(flight) => (flight, false),
+            Boarded::Flight(flight) => flight,
         };
-        self.filling.push(ride(flight, leads, spec, window, offered).boxed());
+        self.in_air.insert(spec.index, (Arc::clone(&flight), offered));
+        self.filling.push(ride(window, flight, spec, offered).boxed());
         None
     }
 
@@ -141,16 +179,18 @@ impl<'a> Filler<'a> {
         ready
     }
 
-    fn landed(&mut self, landed: (Ready, Filled, bool)) -> Result<Ready, Failure> {
-        let (ready, filled, leads) = landed;
+    fn landed(&mut self, (ready, cost): (Ready, Option<FetchCost>)) -> Ready {
         self.tally.tiers.origin += ready.spec.bytes;
-        if leads {
-            self.tally.cost = self.tally.cost.plus(filled.cost);
+        self.tally.cost = self.tally.cost.plus(cost.unwrap_or_default());
+        // Another load's flight may have brought it in for another revision.
+        self.stages.ram.refer(&ready.spec.key, self.plan.manifest().revision());
+        if let Some((flight, offered)) = self.in_air.remove(&ready.spec.index) {
+            // A flight that was in the air already counts from when this load boarded it.
+            let spans = flight.log().until(Instant::now());
+            let own = spans.iter().filter_map(|span| span.since(offered));
+            self.timeline.chunk_spans(ready.spec.index, own);
         }
-        // A flight that was in the air already counts from when this load boarded it.
-        let spans = filled.spans.iter().filter_map(|span| span.since(ready.offered));
-        self.timeline.chunk_spans(ready.spec.index, spans);
-        Ok(ready)
+        ready
     }
 
     /// The chunk is handed over: its publish span ends.
@@ -170,14 +210,16 @@ async fn wanted(wanting: &mut Option<Wanting<'_>>) -> Result<WindowSlot, Admissi
     }
 }
 
+/// Waits for a flight. The token is declared first so that it is dropped last: what it pays for has
+/// to be gone before it can be used again.
 async fn ride(
-    flight: Arc<Flight>,
-    leads: bool,
-    spec: Arc<ChunkSpec>,
     window: WindowSlot,
+    flight: Arc<Flight>,
+    spec: Arc<ChunkSpec>,
     offered: Instant,
-) -> Result<(Ready, Filled, bool), Failure> {
+) -> Result<(Ready, Option<FetchCost>), Failure> {
     let filled = flight.landed().await?;
-    let pinned = filled.pinned.clone();
-    Ok((Ready { spec, pinned, window, was_cached: false, offered }, filled, leads))
+    let cost = flight.take_cost().then_some(filled.cost);
+    let pinned = filled.pinned;
+    Ok((Ready { spec, pinned, window, was_cached: false, offered }, cost))
 }

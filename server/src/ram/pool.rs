@@ -37,6 +37,8 @@ pub(crate) struct PoolSpec {
     pub(crate) chunk_bytes: u64,
     /// Whether to lock the pages in memory.
     pub(crate) lock: bool,
+    /// Segments, at most: each takes a descriptor.
+    pub(crate) segments_max: usize,
 }
 
 impl PoolSpec {
@@ -45,7 +47,7 @@ impl PoolSpec {
         let per = |bytes: u64| ((bytes - SEGMENT_HEADER_BYTES) / self.chunk_bytes).max(1);
         let mut left = self.budget_bytes / self.chunk_bytes;
         let mut segments = Vec::new();
-        while left > 0 {
+        while left > 0 && segments.len() < self.segments_max {
             let limit = if segments.is_empty() { FIRST_SEGMENT_BYTES } else { SEGMENT_BYTES_MAX };
             let slots = per(limit).min(left);
             left -= slots;
@@ -63,6 +65,7 @@ pub(crate) struct Pool {
     free: Arc<FreeSlots>,
     trouble: Mutex<Vec<String>>,
     growing: AtomicBool,
+    unlocked: AtomicBool,
     stop: AtomicBool,
 }
 
@@ -81,8 +84,14 @@ impl Pool {
             free: Arc::default(),
             trouble: Mutex::default(),
             growing: AtomicBool::new(spec.segments().len() > 1),
+            unlocked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         };
+        let planned: u64 = spec.segments().iter().map(|slots| u64::from(*slots)).sum();
+        if planned < spec.budget_bytes / spec.chunk_bytes {
+            let bytes = planned * spec.chunk_bytes;
+            pool.trouble(format!("ram: {bytes} bytes only: the limit on open files (LimitNOFILE)"));
+        }
         if let Some(slots) = spec.segments().first() {
             pool.add_segment(*slots)?;
         }
@@ -95,13 +104,12 @@ impl Pool {
         on_grow: impl Fn(usize) + Send + 'static,
     ) -> std::io::Result<JoinHandle<()>> {
         std::thread::Builder::new().name("forebay-pool".into()).spawn(move || {
+            let _grown = Grown(&self);
             if let Err(error) = self.grow(on_grow) {
                 tracing::warn!(%error, "the RAM tier stays smaller than its budget");
                 let have = self.slots();
                 self.trouble(format!("ram: only {have} slots could be had: {error}"));
             }
-            self.growing.store(false, Ordering::Release);
-            self.free.came_free.notify_waiters();
         })
     }
 
@@ -136,10 +144,10 @@ impl Pool {
             lock: self.spec.lock,
         })?;
         if let Some(problem) = &segment.placement().lock_error
-            && id == SegmentId(0)
+            && !self.unlocked.swap(true, Ordering::Relaxed)
         {
-            tracing::warn!(%problem, "the RAM tier is not locked in memory");
-            self.trouble(format!("memlock: the RAM tier may be swapped: {problem}"));
+            tracing::warn!(%problem, segment = id.0, "the RAM tier is not wholly locked in memory");
+            self.trouble(format!("memlock: part of the RAM tier may be swapped: {problem}"));
         }
         lock(&self.segments).push(Arc::clone(&segment));
         // Highest first: the list is taken from its end, so low slots are used first.
@@ -192,6 +200,16 @@ impl Pool {
     /// Completes when a slot has come free since the future was first polled or enabled.
     pub(crate) fn came_free(&self) -> tokio::sync::futures::Notified<'_> {
         self.free.came_free.notified()
+    }
+}
+
+/// The end of the growth, also by a panic: from then on room is made by eviction.
+struct Grown<'a>(&'a Pool);
+
+impl Drop for Grown<'_> {
+    fn drop(&mut self) {
+        self.0.growing.store(false, Ordering::Release);
+        self.0.free.came_free.notify_waiters();
     }
 }
 
@@ -260,20 +278,31 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
+    fn spec_of(budget_bytes: u64, chunk_bytes: u64) -> PoolSpec {
+        PoolSpec { budget_bytes, chunk_bytes, lock: false, segments_max: 1000 }
+    }
+
     fn spec(slots: u64) -> PoolSpec {
-        PoolSpec { budget_bytes: slots << 16, chunk_bytes: 1 << 16, lock: false }
+        spec_of(slots << 16, 1 << 16)
     }
 
     #[test]
     fn segments_stay_below_their_limit_and_sum_to_the_budget() {
         for (budget, chunk) in [(256 << 20, 8 << 20), (10 << 30, 16 << 20), (3 << 20, 1 << 16)] {
-            let spec = PoolSpec { budget_bytes: budget, chunk_bytes: chunk, lock: false };
-            let segments = spec.segments();
+            let segments = spec_of(budget, chunk).segments();
             let slots: u64 = segments.iter().map(|slots| u64::from(*slots)).sum();
             assert_eq!(slots, budget / chunk);
             assert!(u64::from(segments[0]) * chunk <= FIRST_SEGMENT_BYTES);
             assert!(segments.iter().all(|slots| u64::from(*slots) * chunk < SEGMENT_BYTES_MAX));
         }
+    }
+
+    #[test]
+    fn the_limit_on_open_files_bounds_the_pool_and_is_said() {
+        let spec = PoolSpec { segments_max: 1, ..spec_of(1 << 30, 8 << 20) };
+        let pool = Pool::create(spec).unwrap();
+        assert!(!pool.is_growing());
+        assert!(pool.degraded()[0].contains("LimitNOFILE"), "{:?}", pool.degraded());
     }
 
     #[test]
@@ -292,8 +321,7 @@ mod tests {
     #[test]
     fn growth_reaches_the_budget_and_is_heard() {
         let budget = (FIRST_SEGMENT_BYTES + (8 << 20)) & !0xffff;
-        let spec = PoolSpec { budget_bytes: budget, chunk_bytes: 1 << 20, lock: false };
-        let pool = Arc::new(Pool::create(spec).unwrap());
+        let pool = Arc::new(Pool::create(spec_of(budget, 1 << 20)).unwrap());
         let before = pool.slots();
         let (sender, grown) = std::sync::mpsc::channel();
         let thread =

@@ -44,13 +44,20 @@ pub(crate) struct RevisionEntry {
 #[derive(Debug)]
 pub(crate) struct Residency<V> {
     chunks: HashMap<ChunkKey, Resident<V>>,
+    /// The chunks by their last use; ticks are unique.
+    by_use: BTreeMap<u64, ChunkKey>,
     revisions: BTreeMap<Revision, RevisionEntry>,
     tick: u64,
 }
 
 impl<V: Clone> Residency<V> {
     pub(crate) fn new() -> Self {
-        Self { chunks: HashMap::new(), revisions: BTreeMap::new(), tick: 0 }
+        Self {
+            chunks: HashMap::new(),
+            by_use: BTreeMap::new(),
+            revisions: BTreeMap::new(),
+            tick: 0,
+        }
     }
 
     /// A load starts to use `revision`.
@@ -85,6 +92,8 @@ impl<V: Clone> Residency<V> {
     pub(crate) fn get(&mut self, key: &ChunkKey, revision: Revision) -> Option<V> {
         self.tick += 1;
         let resident = self.chunks.get_mut(key)?;
+        self.by_use.remove(&resident.used);
+        self.by_use.insert(self.tick, *key);
         resident.used = self.tick;
         let value = resident.value.clone();
         self.refer(*key, revision);
@@ -109,6 +118,7 @@ impl<V: Clone> Residency<V> {
         let used = self.tick;
         let revisions = BTreeSet::new();
         self.chunks.insert(key, Resident { value, bytes, used, revisions });
+        self.by_use.insert(used, key);
         self.refer(key, revision);
         replaced
     }
@@ -128,12 +138,10 @@ impl<V: Clone> Residency<V> {
                 return keys.iter().filter_map(|key| self.remove(key)).collect();
             }
         }
-        let oldest = self
-            .chunks
-            .iter()
-            .filter(|(_, resident)| !leased(&resident.value))
-            .min_by_key(|(_, resident)| resident.used)
-            .map(|(key, _)| *key);
+        let free = |key: &&ChunkKey| {
+            self.chunks.get(*key).is_some_and(|resident| !leased(&resident.value))
+        };
+        let oldest = self.by_use.values().find(free).copied();
         oldest.and_then(|key| self.remove(&key)).into_iter().collect()
     }
 
@@ -176,7 +184,8 @@ impl<V: Clone> Residency<V> {
         if resident.revisions.is_empty() { self.remove(&key) } else { None }
     }
 
-    fn refer(&mut self, key: ChunkKey, revision: Revision) {
+    /// `revision` refers to the chunk from now on, if both are known.
+    pub(crate) fn refer(&mut self, key: ChunkKey, revision: Revision) {
         let Some(resident) = self.chunks.get_mut(&key) else { return };
         // Without an entry (its loads are over) the chunk still counts for itself.
         if let Some(entry) = self.revisions.get_mut(&revision)
@@ -189,6 +198,7 @@ impl<V: Clone> Residency<V> {
 
     fn remove(&mut self, key: &ChunkKey) -> Option<V> {
         let resident = self.chunks.remove(key)?;
+        self.by_use.remove(&resident.used);
         for revision in &resident.revisions {
             if let Some(entry) = self.revisions.get_mut(revision) {
                 entry.chunks.remove(key);

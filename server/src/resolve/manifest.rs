@@ -2,12 +2,12 @@
 //!
 //! Built only by [`Resolver`](super::Resolver). Its digest is the *revision*: BLAKE3 over the
 //! identities of its objects. An identity binds origin, key, size and the store's ETag, version or
-//! time of change: never a name and a size alone. A store that gives none of them cannot be pinned;
-//! its objects get an identity of their own each time, so nothing of them is shared or kept as known.
+//! time of change: never a name and a size alone. A store that gives none of them cannot be pinned,
+//! nor can an object whose query may select it unless an ETag or version names it: such objects get an
+//! identity of their own each time, so nothing of them is shared or recorded.
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use forebay_origin::{ObjectKey, ObjectMeta, OriginStore, Pin};
@@ -43,6 +43,8 @@ pub(crate) struct Object {
     pub(crate) pin: Pin,
     /// The digest of all of that.
     pub(crate) identity: [u8; 32],
+    /// Whether the store can be asked for this version again.
+    pub(crate) pinned: bool,
 }
 
 /// One tensor of a checkpoint.
@@ -117,29 +119,42 @@ pub(super) fn revision_of(objects: &[Object]) -> Revision {
     Revision(*hasher.finalize().as_bytes())
 }
 
+/// Where an object was found: the origin's name, and whether a query helped to select it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Found<'a> {
+    /// Scheme and bucket or host.
+    pub(super) origin: &'a str,
+    /// Whether the URI has a query.
+    pub(super) by_query: bool,
+}
+
 /// Makes an object of what the store said of it.
-pub(super) fn object_of(origin: &str, name: String, meta: ObjectMeta) -> Object {
-    static UNPINNED: AtomicU64 = AtomicU64::new(0);
+pub(super) fn object_of(
+    found: Found<'_>,
+    name: String,
+    meta: ObjectMeta,
+) -> Result<Object, getrandom::Error> {
     let ObjectMeta { key, bytes, pin } = meta;
     let mut hasher = blake3::Hasher::new();
-    field(&mut hasher, origin.as_bytes());
+    field(&mut hasher, found.origin.as_bytes());
     field(&mut hasher, key.as_str().as_bytes());
     hasher.update(&bytes.to_le_bytes());
     field(&mut hasher, pin.etag.as_deref().unwrap_or_default().as_bytes());
     field(&mut hasher, pin.version.as_deref().unwrap_or_default().as_bytes());
+    let strong =
+        pin.version.is_some() || pin.etag.as_ref().is_some_and(|tag| !tag.starts_with("W/"));
     let modified = pin.last_modified.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
-    match (&pin.etag, &pin.version, modified) {
-        // An ETag identifies; the time beside it may differ between replicas of a store.
-        (Some(_), ..) | (_, Some(_), _) => {}
-        (None, None, Some(at)) => {
-            hasher.update(&at.as_nanos().to_le_bytes());
-        }
-        (None, None, None) => {
-            hasher.update(&UNPINNED.fetch_add(1, Ordering::Relaxed).to_le_bytes());
-            hasher.update(&std::process::id().to_le_bytes());
-        }
+    // A strong tag identifies; the time beside it may differ between replicas of a store.
+    if let Some(modified) = modified.filter(|_| !strong) {
+        hasher.update(&modified.as_nanos().to_le_bytes());
     }
-    Object { key, name, bytes, pin, identity: *hasher.finalize().as_bytes() }
+    let pinned = strong || (!found.by_query && (modified.is_some() || pin.etag.is_some()));
+    if !pinned {
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce)?;
+        hasher.update(&nonce);
+    }
+    Ok(Object { key, name, bytes, pin, identity: *hasher.finalize().as_bytes(), pinned })
 }
 
 /// Hashes a field with its length, so that fields cannot run into each other.
@@ -157,8 +172,12 @@ mod tests {
         ObjectMeta { key: ObjectKey::parse(key).unwrap(), bytes, pin }
     }
 
+    fn found(origin: &str) -> Found<'_> {
+        Found { origin, by_query: false }
+    }
+
     fn identity(origin: &str, key: &str, bytes: u64, etag: Option<&str>) -> [u8; 32] {
-        object_of(origin, key.to_owned(), meta(key, bytes, etag)).identity
+        object_of(found(origin), key.to_owned(), meta(key, bytes, etag)).unwrap().identity
     }
 
     #[test]
@@ -175,5 +194,24 @@ mod tests {
     #[test]
     fn what_cannot_be_pinned_is_never_the_same_twice() {
         assert_ne!(identity("http://h", "k", 5, None), identity("http://h", "k", 5, None));
+        assert!(!object_of(found("http://h"), "k".into(), meta("k", 5, None)).unwrap().pinned);
+    }
+
+    #[test]
+    fn a_query_that_may_select_the_object_needs_a_strong_tag() {
+        let by_query = Found { origin: "http://h", by_query: true };
+        let timed = || {
+            let mut meta = meta("get", 5, None);
+            meta.pin.last_modified = Some(SystemTime::UNIX_EPOCH);
+            meta
+        };
+        let object = |found| object_of(found, "get".into(), timed()).unwrap();
+        assert!(object(found("http://h")).pinned);
+        assert!(!object(by_query).pinned);
+        assert_ne!(object(by_query).identity, object(by_query).identity);
+        let tagged = object_of(by_query, "get".into(), meta("get", 5, Some("\"e\""))).unwrap();
+        assert!(tagged.pinned);
+        let weak = object_of(by_query, "get".into(), meta("get", 5, Some("W/\"e\""))).unwrap();
+        assert!(!weak.pinned);
     }
 }

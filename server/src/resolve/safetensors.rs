@@ -99,10 +99,13 @@ pub(crate) fn parse(json: &[u8], object_bytes: u64) -> Result<Vec<TensorEntry>, 
         tensors.push(TensorEntry { name, dtype, shape, offset: data_at + begin, bytes });
     }
     tensors.sort_by(|a, b| (a.offset, a.bytes, &a.name).cmp(&(b.offset, b.bytes, &b.name)));
-    for pair in tensors.windows(2) {
-        if pair[0].offset + pair[0].bytes > pair[1].offset {
-            return Err(bad(&pair[1].name, "overlaps another tensor"));
+    let mut end = 0;
+    // A tensor without bytes overlaps nothing, wherever it says it is.
+    for tensor in tensors.iter().filter(|tensor| tensor.bytes > 0) {
+        if tensor.offset < end {
+            return Err(bad(&tensor.name, "overlaps another tensor"));
         }
+        end = tensor.offset + tensor.bytes;
     }
     Ok(tensors)
 }

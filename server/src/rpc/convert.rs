@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use forebay_origin::DnsName;
 use forebay_proto::{Failure, Reason, StageSeconds, pb};
 
 use crate::admission::Lane;
@@ -197,7 +198,7 @@ pub(super) fn report(report: &Report) -> pb::LoadReport {
                 seconds: time.as_secs_f64(),
             })
             .collect(),
-        peak_window_bytes: tally.peak_window_bytes,
+        peak_window_bytes: tally.peak_window_bytes(),
         lane: report.lane.to_owned(),
     }
 }
@@ -227,6 +228,17 @@ pub(super) fn checkpoint(cached: &CachedCheckpoint) -> pb::CachedCheckpoint {
 /// What is cached of a whole; the rest is at the origin.
 pub(super) fn in_tiers(ram: u64, whole: u64) -> pb::BytesByTier {
     pb::BytesByTier { ram, nvme: 0, origin: whole.saturating_sub(ram) }
+}
+
+pub(super) fn name(name: &DnsName) -> pb::DnsStatus {
+    let current = name.addresses.iter().filter(|address| address.current);
+    pb::DnsStatus {
+        name: name.name.clone(),
+        state: name.state.as_str().to_owned(),
+        addresses: current.map(|address| address.address.to_string()).collect(),
+        age_seconds: name.age.map_or(-1.0, |age| age.as_secs_f64()),
+        last_failure: name.last_failure.as_ref().map(ToString::to_string).unwrap_or_default(),
+    }
 }
 
 pub(super) fn ram(sizes: RamSizes) -> pb::RamStatus {

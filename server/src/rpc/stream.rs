@@ -13,14 +13,14 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::Stream;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
-use super::{Context, Shared, client_gone, convert, deadline};
+use super::{Context, Shared, client_gone, convert, deadline, shown_uri};
 use crate::admission::Lane;
 use crate::load::conversation::{ClientEvent, LoadEvent};
 use crate::load::{LoadRequest, Progress, keep, lend};
 use crate::metrics;
-use crate::plan::Selection;
+use crate::plan::{Selection, plan};
 use crate::report::Report;
 use crate::timeline::Timeline;
 
@@ -73,7 +73,12 @@ pub(super) struct Ending {
 
 impl Ending {
     /// Counts and logs the end, and tells the client if it failed.
-    pub(super) async fn tell<T>(self, outcome: Result<(), Failure>, out: &Out<T>) {
+    pub(super) async fn tell<T>(
+        self,
+        outcome: Result<(), Failure>,
+        out: &Out<T>,
+        gone: &CancellationToken,
+    ) {
         let seconds = self.context.elapsed().as_secs_f64();
         let Err(failure) = outcome else {
             metrics::request_ended(self.method, "OK", seconds);
@@ -82,8 +87,12 @@ impl Ending {
         metrics::request_ended(self.method, failure.kind().as_str(), seconds);
         metrics::failed(&failure);
         tracing::warn!(method = self.method, seconds, %failure, "request failed");
-        // A client that is gone is not told.
-        drop(out.send(Err(failure.to_status())).await);
+        // A client that is gone is not told, nor is one that does not read while the daemon stops.
+        tokio::select! {
+            biased;
+            told = out.send(Err(failure.to_status())) => drop(told),
+            () = gone.cancelled() => {}
+        }
     }
 }
 
@@ -107,6 +116,7 @@ pub(super) async fn load(
         return Err(Failure::new(Reason::BadRequest, "a load begins with `open`"));
     };
     let request = LoadRequest {
+        shown_uri: shown_uri(&open.uri)?,
         uri: open.uri,
         load_id: convert::load_id(open.load_id)?,
         lane: convert::lane(open.lane, Lane::Interactive)?,
@@ -147,7 +157,13 @@ async fn hear(
             }
             Ok(Some(pb::LoadRequest { event: None })) => continue,
             Ok(None) => break,
-            Err(_broken) => ClientEvent::Lost,
+            Err(status) => match status.code() {
+                // tonic's codes for a message that is too large or is none of ours.
+                Code::OutOfRange | Code::Internal => {
+                    return Failure::new(Reason::BadRequest, status.message());
+                }
+                _ => ClientEvent::Lost,
+            },
         };
         if said.send(event).await.is_err() {
             break;
@@ -185,6 +201,40 @@ async fn tell(
     Ok(())
 }
 
+/// One `Stat`: resolved under a permit of its own, then told page by page.
+pub(super) async fn stat(
+    shared: &Shared,
+    uri: &str,
+    out: &Out<pb::StatResponse>,
+) -> Result<(), Failure> {
+    use pb::stat_response::Event;
+    let stages = &shared.stages;
+    let permit = stages.admission.look_up()?;
+    let (manifest, _cost) = stages.resolver.resolve(&permit, uri).await?;
+    drop(permit);
+    let (whole, chunk_bytes) = (Arc::clone(&manifest), stages.chunk_bytes);
+    let plan = stages.cpu.run(move || plan(&whole, &Selection::default(), chunk_bytes)).await??;
+    let mut cached = vec![0; manifest.objects().len()];
+    let resident = plan.chunks().iter().filter(|chunk| stages.ram.holds(&chunk.key));
+    for extent in resident.flat_map(|chunk| &chunk.extents) {
+        cached[extent.object] += extent.bytes;
+    }
+    let send = |event: Event| send(out, pb::StatResponse { event: Some(event) });
+    send(Event::Summary(pb::StatSummary {
+        uri: manifest.uri().to_owned(),
+        revision: manifest.revision().to_string(),
+        object_count: manifest.objects().len() as u64,
+        tensor_count: manifest.tensors().len() as u64,
+        bytes: manifest.bytes(),
+        cached: Some(convert::in_tiers(cached.iter().sum(), manifest.bytes())),
+    }))
+    .await?;
+    for page in convert::pages(&manifest, &cached) {
+        send(Event::Page(page)).await?;
+    }
+    Ok(())
+}
+
 /// One `Prefetch`.
 pub(super) async fn prefetch(
     shared: &Arc<Shared>,
@@ -199,6 +249,7 @@ pub(super) async fn prefetch(
         _ => return Err(Failure::new(Reason::BadRequest, "this build prefetches into RAM only")),
     }
     let request = LoadRequest {
+        shown_uri: shown_uri(&asked.uri)?,
         uri: asked.uri,
         load_id: convert::load_id(asked.load_id)?,
         lane: Lane::Prefetch,

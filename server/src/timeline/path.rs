@@ -4,6 +4,8 @@
 //! used last and follows its spans towards their start. Where the chunk waited for a resource, the
 //! walk jumps to the chunk that held it:
 //!
+//! * a wait for its turn (`turn`) ended because an earlier chunk was readable, or had its slot: the
+//!   walk goes on with that chunk;
 //! * a wait for a window slot (`lease_alloc`) ended because some chunk was released: the walk goes
 //!   on with that chunk, through the client's work on it;
 //! * a wait for a connection (`conn_acquire`) ended because some chunk's body was complete: the walk
@@ -12,7 +14,7 @@
 //! What is left of the wait after the jump stays charged as queue time. Stretches that no span
 //! covers are `unattributed`. Pure: instants in, durations out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -46,11 +48,18 @@ pub(crate) fn walk(
     load: &[Span],
     chunks: &BTreeMap<usize, ChunkTrace>,
 ) -> CriticalPath {
-    let mut walk = Walk { at: end, opened, segments: Vec::new(), unattributed: Duration::ZERO };
-    let mut current = latest(chunks, opened, end, last_end);
-    // Every turn moves `at` towards `opened` or leaves the chunks: one turn per span at most.
-    while let Some(chunk) = current {
-        current = walk.through(chunk, chunks);
+    let events = Events::of(chunks);
+    let mut walk = Walk {
+        at: end,
+        opened,
+        segments: Vec::new(),
+        unattributed: Duration::ZERO,
+        visited: BTreeSet::new(),
+    };
+    let mut current = latest(&events.last, opened, end).map(|(_, chunk)| chunk);
+    // Every turn moves `at` towards `opened`, or visits a chunk it has not visited at this instant.
+    while let Some(chunk) = current.and_then(|index| chunks.get(&index)) {
+        current = walk.through(chunk, &events);
     }
     for span in load.iter().rev() {
         walk.charge(span);
@@ -59,40 +68,83 @@ pub(crate) fn walk(
     CriticalPath { segments: walk.segments, unattributed: walk.unattributed }
 }
 
+/// When what a wait may wait for happened, and to which chunk: each list in the order of time.
+struct Events {
+    /// The last span of a chunk ended.
+    last: Vec<(Instant, usize)>,
+    /// A chunk was released by the client.
+    released: Vec<(Instant, usize)>,
+    /// A chunk's body was complete: its connection is free.
+    body_done: Vec<(Instant, usize)>,
+    /// A chunk was readable, or had its slot: the next one has its turn.
+    moved_on: Vec<(Instant, usize)>,
+}
+
+impl Events {
+    fn of(chunks: &BTreeMap<usize, ChunkTrace>) -> Self {
+        let sorted = |event: &dyn Fn(&ChunkTrace) -> Option<Instant>| {
+            let mut events: Vec<(Instant, usize)> = chunks
+                .iter()
+                .filter_map(|(index, trace)| event(trace).map(|at| (at, *index)))
+                .collect();
+            events.sort_unstable();
+            events
+        };
+        let mut moved_on = sorted(&|trace| trace.end_of(Stage::Publish));
+        moved_on.extend(sorted(&|trace| trace.end_of_queue(Stage::LeaseAlloc)));
+        moved_on.sort_unstable();
+        Self {
+            last: sorted(&|trace| trace.spans.last().map(|span| span.end)),
+            released: sorted(&|trace| trace.end_of(Stage::ClientAck)),
+            body_done: sorted(&|trace| trace.end_of(Stage::Body)),
+            moved_on,
+        }
+    }
+
+    /// What ends a wait of this kind.
+    fn ending(&self, span: &Span) -> Option<&[(Instant, usize)]> {
+        match (span.stage, span.kind) {
+            (Stage::Turn, Kind::Queue) => Some(&self.moved_on),
+            (Stage::LeaseAlloc, Kind::Queue) => Some(&self.released),
+            (Stage::ConnAcquire, Kind::Queue) => Some(&self.body_done),
+            _ => None,
+        }
+    }
+}
+
+/// The last event in (`after`, `until`].
+fn latest(events: &[(Instant, usize)], after: Instant, until: Instant) -> Option<(Instant, usize)> {
+    let count = events.partition_point(|(at, _)| *at <= until);
+    events[..count].last().filter(|(at, _)| *at > after).copied()
+}
+
 struct Walk {
     at: Instant,
     opened: Instant,
     segments: Vec<Span>,
     unattributed: Duration,
+    /// Chunks jumped to without moving `at`.
+    visited: BTreeSet<usize>,
 }
 
 impl Walk {
     /// Follows one chunk back; returns the chunk to go on with, if its wait was caused by one.
-    fn through<'a>(
-        &mut self,
-        chunk: &'a ChunkTrace,
-        chunks: &'a BTreeMap<usize, ChunkTrace>,
-    ) -> Option<&'a ChunkTrace> {
+    fn through(&mut self, chunk: &ChunkTrace, events: &Events) -> Option<usize> {
         for span in chunk.spans.iter().rev() {
             if span.start >= self.at {
                 continue;
             }
-            let ended_by: Option<fn(&ChunkTrace) -> Option<Instant>> = match (span.stage, span.kind)
-            {
-                (Stage::LeaseAlloc, Kind::Queue) => Some(released_at),
-                (Stage::ConnAcquire, Kind::Queue) => Some(body_done_at),
-                _ => None,
-            };
             let until = span.end.min(self.at);
-            let holder = ended_by.and_then(|ended| {
-                let holder = latest(chunks, span.start, until, ended)?;
-                ended(holder).map(|at| (holder, at))
-            });
-            if let Some((holder, freed_at)) = holder {
-                self.charge(&Span { start: freed_at, ..*span });
-                return Some(holder);
+            let cause = events.ending(span).and_then(|events| latest(events, span.start, until));
+            match cause {
+                // At one instant each chunk is visited once: two waits must not blame each other
+                // for ever.
+                Some((freed_at, holder)) if freed_at < self.at || self.visited.insert(holder) => {
+                    self.charge(&Span { start: freed_at, ..*span });
+                    return Some(holder);
+                }
+                _ => self.charge(span),
             }
-            self.charge(span);
         }
         None
     }
@@ -109,6 +161,7 @@ impl Walk {
             self.segments.push(Span { start, end, ..*span });
         }
         self.at = start;
+        self.visited.clear();
     }
 
     fn close(&mut self) {
@@ -117,38 +170,11 @@ impl Walk {
     }
 }
 
-/// The chunk with the latest `event` in (`after`, `until`].
-fn latest(
-    chunks: &BTreeMap<usize, ChunkTrace>,
-    after: Instant,
-    until: Instant,
-    event: fn(&ChunkTrace) -> Option<Instant>,
-) -> Option<&ChunkTrace> {
-    chunks
-        .values()
-        .filter_map(|trace| event(trace).map(|at| (at, trace)))
-        .filter(|(at, _)| *at > after && *at <= until)
-        .max_by_key(|(at, _)| *at)
-        .map(|(_, trace)| trace)
-}
-
-fn last_end(trace: &ChunkTrace) -> Option<Instant> {
-    trace.spans.last().map(|span| span.end)
-}
-
-fn released_at(trace: &ChunkTrace) -> Option<Instant> {
-    trace.end_of(Stage::ClientAck)
-}
-
-fn body_done_at(trace: &ChunkTrace) -> Option<Instant> {
-    trace.end_of(Stage::Body)
-}
-
 #[cfg(test)]
 mod tests {
     use super::Kind::{Queue, Service};
     use super::Stage::{
-        Admission, Body, ClientAck, ConnAcquire, LeaseAlloc, Publish, Resolve, Ttfb,
+        Admission, Body, ClientAck, ConnAcquire, LeaseAlloc, Publish, Resolve, Ttfb, Turn,
     };
     use super::*;
 
@@ -268,6 +294,47 @@ mod tests {
         let (steps, unattributed) = scene.path(100);
         assert_eq!(unattributed, 40);
         assert_eq!(steps.iter().map(|(.., ms)| ms).sum::<u128>() + unattributed, 100);
+    }
+
+    #[test]
+    fn spans_without_length_do_not_make_the_walk_turn_for_ever() {
+        let mut scene = scene();
+        scene.chunk(0, &[(ConnAcquire, Queue, 30, 40), (Body, Service, 40, 40)]);
+        scene.chunk(1, &[(ConnAcquire, Queue, 30, 40), (Body, Service, 40, 40)]);
+        let (steps, unattributed) = scene.path(40);
+        assert_eq!(steps.iter().map(|(.., ms)| ms).sum::<u128>() + unattributed, 40);
+    }
+
+    #[test]
+    fn a_wait_for_its_turn_leads_to_the_chunk_before() {
+        let mut scene = scene();
+        scene.chunk(0, &[(Body, Service, 30, 60), (Publish, Service, 60, 62)]);
+        scene.chunk(
+            1,
+            &[(Turn, Queue, 30, 62), (Body, Service, 62, 90), (ClientAck, Service, 90, 100)],
+        );
+        let (steps, unattributed) = scene.path(100);
+        assert_eq!(unattributed, 0);
+        assert!(!steps.iter().any(|(stage, ..)| *stage == Turn), "{steps:?}");
+        assert!(steps.contains(&(Body, Service, 58)), "{steps:?}");
+    }
+
+    #[test]
+    fn a_long_load_is_walked_in_a_moment() {
+        let mut scene = scene();
+        for n in 0..50_000_u64 {
+            let at = 30 + n;
+            scene.chunk(
+                usize::try_from(n).unwrap(),
+                &[
+                    (Turn, Queue, 30, at),
+                    (Body, Service, at, at + 1),
+                    (ClientAck, Service, at + 1, at + 2),
+                ],
+            );
+        }
+        let (steps, unattributed) = scene.path(50_031);
+        assert_eq!(steps.iter().map(|(.., ms)| ms).sum::<u128>() + unattributed, 50_031);
     }
 
     #[test]

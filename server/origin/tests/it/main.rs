@@ -5,6 +5,8 @@ mod cloud;
 #[cfg(test)]
 mod common;
 #[cfg(test)]
+mod dns;
+#[cfg(test)]
 mod engine;
 #[cfg(test)]
 mod faults;

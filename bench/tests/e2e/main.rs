@@ -1,0 +1,34 @@
+//! The built binaries, end to end: a real `forebayd` per test, real sockets, real shared memory,
+//! fake origins on the loopback that speak the real protocols.
+//!
+//! Each test starts what it needs in a directory of its own, with ephemeral ports, and ends with
+//! [`Node::settled`](harness::Node::settled): whatever happened, the daemon's gauges go back to
+//! zero. Nothing waits for a time to pass: tests wait for events, or look again until a condition
+//! holds, a bounded number of times.
+
+#[cfg(test)]
+mod binaries;
+#[cfg(test)]
+mod clients;
+#[cfg(test)]
+mod command;
+#[cfg(test)]
+mod control;
+#[cfg(test)]
+mod deadlines;
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod lifecycle;
+#[cfg(test)]
+mod memory;
+#[cfg(test)]
+mod origin;
+#[cfg(test)]
+mod raw;
+#[cfg(test)]
+mod real;
+#[cfg(test)]
+mod secrets;
+#[cfg(test)]
+mod shapes;

@@ -1,0 +1,374 @@
+//! The built `forebay` against a daemon that speaks the real protocol: exit codes, what goes to
+//! which stream, and files.
+
+#[path = "../../tests/fake/mod.rs"]
+mod fake;
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use fake::{Fake, Fault, Script};
+use forebay_client::{Failure, Reason};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+const CHUNK: usize = 16 << 10;
+
+fn checkpoint() -> Script {
+    Script::of(&[("b.bin", 5 * CHUNK + 9), ("config.json", 77), ("d e/empty", 0), ("d e/ü", CHUNK)])
+        .tensor("w.0", 0, 8..CHUNK)
+        .tensor("w.1", 0, CHUNK..3 * CHUNK)
+}
+
+fn forebay(endpoint: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
+    command.env_remove("XDG_RUNTIME_DIR").env("FOREBAY_ENDPOINT", endpoint).args(args);
+    command.stdin(Stdio::null());
+    command
+}
+
+fn run(fake: &Fake, args: &[&str]) -> Output {
+    forebay(&fake.endpoint(), args).output().expect("the command")
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().expect("an exit code")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("text")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("text")
+}
+
+fn object(line: &str) -> Value {
+    serde_json::from_str(line).expect("an object")
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Plain files right in a directory.
+fn files_in(dir: &Path) -> usize {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.path().is_file()).count()
+}
+
+#[test]
+fn mistakes_on_the_command_line_exit_with_2() {
+    for line in [
+        "",
+        "frobnicate",
+        "load",
+        "get s3://b/k",
+        "prefetch",
+        "ls --format xml",
+        "ls --deadline 5",
+        "ls --deadline -1s",
+        "ls --endpoint /no/scheme",
+        "ls --trace-parent 00-abc",
+        "load s3://b/k --device cuda:0",
+        "load s3://b/k --device fake:12",
+        "load s3://b/k --lane fast",
+        "load s3://b/k --load-id a/b",
+        "load s3://b/k --tensors a,,b",
+        "prefetch s3://b/k --tier nvme",
+    ] {
+        let args: Vec<&str> = line.split_whitespace().collect();
+        let output = forebay("unix:///nowhere", &args).output().unwrap();
+        assert_eq!(code(&output), 2, "{line}: {}", stderr(&output));
+        assert!(output.stdout.is_empty(), "{line}");
+        assert!(!output.stderr.is_empty(), "{line}");
+    }
+}
+
+#[test]
+fn help_and_version_go_to_stdout_with_0() {
+    for line in ["--help", "--version", "load --help", "get --help"] {
+        let args: Vec<&str> = line.split_whitespace().collect();
+        let output = forebay("unix:///nowhere", &args).output().unwrap();
+        assert_eq!(code(&output), 0, "{line}");
+        assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{line}");
+    }
+}
+
+#[test]
+fn no_daemon_exits_with_7_and_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let endpoint = format!("unix://{}/forebay.sock", dir.path().display());
+    let output = forebay(&endpoint, &["status", "--format", "json"]).output().unwrap();
+    assert_eq!(code(&output), 7);
+    assert!(output.stdout.is_empty());
+    let text = stderr(&output);
+    let (sentence, json) = text.trim_end().split_once('\n').unwrap();
+    assert!(sentence.contains(&endpoint) && sentence.contains("start forebayd"), "{sentence}");
+    let json = object(json);
+    assert_eq!(json["code"], "UNAVAILABLE");
+    assert_eq!(json["reason"], "DAEMON_UNREACHABLE");
+    for field in ["message", "stage", "object", "attempt", "origin_status", "retry_after_seconds"] {
+        assert!(json.get(field).is_some(), "{field}");
+    }
+}
+
+#[test]
+fn without_an_endpoint_the_default_is_tried() {
+    if Path::new("/run/forebay/forebay.sock").exists() {
+        println!("skipped: a daemon runs on this machine");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = forebay("", &["ls"]);
+    command.env_remove("FOREBAY_ENDPOINT").env("XDG_RUNTIME_DIR", dir.path());
+    let output = command.output().unwrap();
+    assert_eq!(code(&output), 7);
+    let default = dir.path().join("forebay/forebay.sock");
+    assert!(stderr(&output).contains(default.to_str().unwrap()), "{}", stderr(&output));
+}
+
+#[test]
+fn every_kind_of_failure_has_its_exit_code() {
+    for (reason, expected) in [
+        (Reason::Internal, 1),
+        (Reason::BadUri, 2),
+        (Reason::ObjectNotFound, 3),
+        (Reason::Deadline, 4),
+        (Reason::QueueFull, 5),
+        (Reason::DigestMismatch, 6),
+        (Reason::OriginThrottled, 7),
+        (Reason::OriginDenied, 8),
+        (Reason::CredentialsExpired, 8),
+        (Reason::RevisionChanged, 9),
+    ] {
+        let failure = Failure::new(reason, "it failed").retry_in(Duration::from_millis(1500));
+        let fake = Fake::start(checkpoint().fault(Fault::Refuse(failure)));
+        for verb in ["load", "prefetch"] {
+            let output = run(&fake, &[verb, "s3://b/k", "--format", "json"]);
+            assert_eq!(code(&output), expected, "{verb}");
+            let text = stderr(&output);
+            let json = object(text.lines().last().unwrap());
+            assert_eq!(json["reason"], reason.as_str());
+            assert_eq!(json["retry_after_seconds"], 1.5);
+        }
+    }
+}
+
+#[test]
+fn deadlines_are_sent_and_0_has_passed() {
+    let fake = Fake::start(checkpoint());
+    let output = run(&fake, &["--deadline", "0", "load", "s3://b/k"]);
+    assert_eq!(code(&output), 4, "{}", stderr(&output));
+    assert_eq!(code(&run(&fake, &["load", "s3://b/k", "--deadline", "none"])), 0);
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let args = ["load", "s3://b/k", "--deadline", "30s", "--trace-parent", trace];
+    assert_eq!(code(&run(&fake, &args)), 0);
+    let seen = fake.seen();
+    let [none, some] = seen.timeouts.as_slice() else { panic!("{seen:?}") };
+    assert!(none.is_none() && some.is_some());
+    assert_eq!(seen.trace_parents, [None, Some(trace.to_owned())]);
+    fake.set_fault(Fault::Silent);
+    assert_eq!(code(&run(&fake, &["status", "--deadline", "50ms"])), 4);
+}
+
+#[test]
+fn load_prints_the_report_and_the_digests_in_key_order() {
+    let fake = Fake::start(checkpoint());
+    let output = run(&fake, &["load", "s3://b/k", "--digest", "--lane", "prefetch"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let keys = ["b.bin", "config.json", "d e/empty", "d e/ü"];
+    let line = |(index, key)| format!("{}  {key}", sha256(&fake.object(index)));
+    let expected: Vec<String> = keys.into_iter().enumerate().map(line).collect();
+    let text = stdout(&output);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[lines.len() - 4..], expected);
+    assert!(output.stderr.is_empty(), "{}", stderr(&output));
+}
+
+#[test]
+fn load_prints_one_object_with_every_field() {
+    let fake = Fake::start(checkpoint());
+    let args = ["--format", "json", "load", "s3://b/k", "--digest", "--load-id", "mine"];
+    let json = object(&stdout(&run(&fake, &args)));
+    assert_eq!(json["digests"][3], json!({"key": "d e/ü", "sha256": sha256(&fake.object(3))}));
+    for field in [
+        "load_id",
+        "uri",
+        "revision",
+        "bytes",
+        "wall_seconds",
+        "time_to_first_chunk_seconds",
+        "bytes_by_tier",
+        "origin_bytes",
+        "attempts",
+        "retries",
+        "hedges",
+        "stages",
+        "critical_path",
+        "unattributed_seconds",
+        "device_idle",
+        "peak_window_bytes",
+    ] {
+        assert!(json.get(field).is_some(), "{field}");
+    }
+    assert_eq!(fake.seen().opens[0].load_id, "mine");
+    let json = object(&stdout(&run(&fake, &["--format", "json", "load", "s3://b/k"])));
+    assert!(json.get("digests").is_none());
+}
+
+#[test]
+fn load_takes_tensor_globs_by_commas_and_by_repetition() {
+    let fake = Fake::start(checkpoint());
+    let args = ["load", "s3://b/k", "--tensors", "w.0,w.9", "--tensors", "w.1", "--digest"];
+    let output = run(&fake, &args);
+    assert_eq!(fake.seen().opens[0].tensors, ["w.0", "w.9", "w.1"]);
+    let expected = format!("{}  b.bin", sha256(&fake.object(0)[..3 * CHUNK]));
+    assert_eq!(stdout(&output).lines().last().unwrap(), expected);
+}
+
+fn assert_is_object(fake: &Fake, index: usize, path: &Path) {
+    let bytes = fs::read(path).expect("a file");
+    assert!(bytes == fake.object(index), "{}", path.display());
+}
+
+#[test]
+fn get_writes_every_object_and_replaces_what_was_there() {
+    let fake = Fake::start(checkpoint());
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("new");
+    fs::create_dir(&target).unwrap();
+    fs::write(target.join("b.bin"), vec![1; 5 * CHUNK + 9]).unwrap();
+    let output = run(&fake, &["get", "s3://b/k", target.to_str().unwrap(), "--format", "json"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    for (index, key) in ["b.bin", "config.json", "d e/empty", "d e/ü"].iter().enumerate() {
+        assert_is_object(&fake, index, &target.join(key));
+    }
+    assert_eq!(fs::read_dir(&target).unwrap().count(), 3, "no temporary file is left");
+    let json = object(&stdout(&output));
+    assert_eq!(json["files"][1]["key"], "config.json");
+    assert_eq!(json["files"][1]["bytes"], 77);
+
+    let other = dir.path().join("deep/er");
+    let args = ["get", "s3://b/k", other.to_str().unwrap(), "--only", "config.json,d e/empty"];
+    assert_eq!(code(&run(&fake, &args)), 0);
+    assert_is_object(&fake, 1, &other.join("config.json"));
+    assert_is_object(&fake, 2, &other.join("d e/empty"));
+    assert_eq!(fs::read_dir(&other).unwrap().count(), 2);
+}
+
+#[test]
+fn a_get_that_fails_changes_nothing() {
+    let failure = Failure::new(Reason::RevisionChanged, "it changed");
+    let fake = Fake::start(checkpoint().fault(Fault::FailAfter(7, failure)));
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("b.bin"), "before").unwrap();
+    let output = run(&fake, &["get", "s3://b/k", dir.path().to_str().unwrap()]);
+    assert_eq!(code(&output), 9, "{}", stderr(&output));
+    assert_eq!(fs::read(dir.path().join("b.bin")).unwrap(), b"before");
+    assert_eq!(files_in(dir.path()), 1, "no temporary file is left");
+    assert_eq!(files_in(&dir.path().join("d e")), 0);
+    fake.wait_leased(0);
+}
+
+#[test]
+fn get_refuses_keys_that_are_no_paths() {
+    let dir = tempfile::tempdir().unwrap();
+    let inside = dir.path().join("inside");
+    for key in ["../out", "/out", "a/../../out", "a//b", ".", "a/"] {
+        let fake = Fake::start(Script::of(&[("ok", 10), (key, 10)]));
+        let args = ["get", "s3://b/k", inside.to_str().unwrap(), "--format", "json"];
+        let output = run(&fake, &args);
+        assert_eq!(code(&output), 2, "{key}");
+        let text = stderr(&output);
+        assert_eq!(object(text.lines().last().unwrap())["reason"], "UNSAFE_KEY");
+        assert!(!inside.exists() && !dir.path().join("out").exists());
+        let only = [&args[..], &["--only", "ok"]].concat();
+        assert_eq!(code(&run(&fake, &only)), 0, "{key} can be left out");
+        fs::remove_dir_all(&inside).unwrap();
+    }
+}
+
+#[test]
+fn get_follows_no_link_out_of_its_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let inside = dir.path().join("inside");
+    fs::create_dir(&inside).unwrap();
+    std::os::unix::fs::symlink(dir.path(), inside.join("d e")).unwrap();
+    let fake = Fake::start(checkpoint());
+    let output = run(&fake, &["get", "s3://b/k", inside.to_str().unwrap()]);
+    assert_eq!(code(&output), 1, "{}", stderr(&output));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing beside it");
+    assert_eq!(files_in(&inside), 0);
+}
+
+#[test]
+fn control_verbs_print_tables_and_objects() {
+    let fake = Fake::start(checkpoint());
+    for (args, words, field) in [
+        (&["ls"][..], &["REVISION", "s3://b/k/", "3.0 MiB"][..], "checkpoints"),
+        (&["ls", "s3://b/"], &["s3://b/k/"], "checkpoints"),
+        (&["stat", "s3://b/k"], &["config.json", "w.1", "80.0 KiB"], "tensors"),
+        (&["evict", "s3://b/k"], &["2.0 KiB freed"], "freed_bytes"),
+        (&["status"], &["forebayd fake", "memory is not locked"], "degraded"),
+    ] {
+        let human = run(&fake, args);
+        assert_eq!(code(&human), 0, "{args:?}: {}", stderr(&human));
+        for word in words {
+            assert!(stdout(&human).contains(word), "{args:?} {word}: {}", stdout(&human));
+        }
+        let json = run(&fake, &[args, &["--format", "json"]].concat());
+        assert_eq!(stdout(&json).lines().count(), 1, "{args:?}");
+        assert!(object(&stdout(&json)).get(field).is_some(), "{args:?}");
+        assert!(human.stderr.is_empty() && json.stderr.is_empty());
+    }
+}
+
+#[test]
+fn prefetch_shows_progress_beside_the_result() {
+    let fake = Fake::start(checkpoint());
+    let human = run(&fake, &["prefetch", "s3://b/k", "s3://b/l"]);
+    assert_eq!(code(&human), 0);
+    assert_eq!(stdout(&human).lines().count(), 2);
+    assert!(stderr(&human).contains("s3://b/k: 0 B of"), "{}", stderr(&human));
+    let json = run(&fake, &["prefetch", "s3://b/k", "--format", "json"]);
+    let text = stdout(&json);
+    let lines: Vec<Value> = text.lines().map(object).collect();
+    assert_eq!(lines.len(), 3);
+    assert_eq!(lines[0]["event"], "progress");
+    assert_eq!(lines[2]["event"], "report");
+    assert_eq!(lines[1]["done_bytes"], lines[2]["bytes"]);
+    assert!(json.stderr.is_empty());
+}
+
+#[test]
+fn an_interrupt_cancels_and_cleans_up() {
+    for (signal, expected) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let fake = Fake::start(checkpoint().fault(Fault::StallAfter(4)));
+        let dir = tempfile::tempdir().unwrap();
+        let args = ["get", "s3://b/k", dir.path().to_str().unwrap()];
+        let mut child = forebay(&fake.endpoint(), &args).spawn().unwrap();
+        // Released chunks have been written to temporary files.
+        fake.wait(|seen| !seen.released_by_stream.is_empty());
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(expected));
+        assert_eq!(files_in(dir.path()), 0);
+        fake.wait_leased(0);
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_command_quietly() {
+    let script = (0..2000).fold(checkpoint(), |script, n| script.tensor(&format!("t{n}"), 0, 0..9));
+    let fake = Fake::start(script);
+    let mut command = forebay(&fake.endpoint(), &["stat", "s3://b/k"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut first = [0; 10];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((code(&output), stderr(&output)), (0, String::new()));
+}
