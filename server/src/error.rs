@@ -17,6 +17,7 @@ pub(crate) fn origin_failure(error: OriginError) -> Failure {
         OriginErrorKind::Changed => Reason::RevisionChanged,
         OriginErrorKind::Rejected | OriginErrorKind::Unsupported => Reason::OriginRejected,
         OriginErrorKind::Throttled => Reason::OriginThrottled,
+        OriginErrorKind::BreakerOpen => Reason::BreakerOpen,
         OriginErrorKind::DnsFailed => Reason::DnsFailed,
         OriginErrorKind::Unreachable | OriginErrorKind::Timeout => Reason::OriginUnreachable,
         OriginErrorKind::Truncated => Reason::Truncated,

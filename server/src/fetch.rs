@@ -271,6 +271,7 @@ mod tests {
             bytes_received: 10,
             attempt_log: vec![attempt(0, Some(5), Some(20), 30), attempt(70, None, Some(10), 20)],
             backoff: ms(20),
+            ..ReadRecord::default()
         };
         let mut spans = Vec::new();
         attempt_spans(&record, start, start + ms(101), &mut spans);

@@ -44,6 +44,8 @@ pub enum OriginErrorKind {
     Malformed,
     /// A phase took longer than its limit.
     Timeout,
+    /// Nothing was sent: of the requests before, too many failed. `retry_after` says how long.
+    BreakerOpen,
     /// More objects or bytes than the caller's limit.
     LimitExceeded,
     /// The origin or the build cannot do this.
@@ -84,6 +86,7 @@ impl OriginErrorKind {
             Self::Truncated => "truncated",
             Self::Malformed => "malformed",
             Self::Timeout => "timeout",
+            Self::BreakerOpen => "breaker_open",
             Self::LimitExceeded => "limit_exceeded",
             Self::Unsupported => "unsupported",
             Self::Local(_) => "local",
@@ -104,6 +107,7 @@ impl OriginErrorKind {
             Self::Truncated => "came with fewer bytes than declared",
             Self::Malformed => "got an answer that does not fit the request",
             Self::Timeout => "timed out",
+            Self::BreakerOpen => "was not asked for: the origin fails too often",
             Self::LimitExceeded => "is over a limit",
             Self::Unsupported => "is not supported",
             Self::Local(_) => "failed on this machine",

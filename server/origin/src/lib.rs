@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! Origins --open--> OriginStore (object.rs: attempts, resume, checks)
-//!                        |            \- tries.rs, schedule.rs: the one retry layer of Forebay
+//!                        |            |- tries.rs, schedule.rs: the one retry layer of Forebay
+//!                        |            \- engine/: how much an endpoint is asked for, and where
 //!                   object_store      (signatures, XML, credentials; its retries are off)
 //!                        |
 //!                   transport/        (HTTP/1.1, TLS; every limit on a phase)
@@ -17,9 +18,12 @@
 #![forbid(unsafe_code)]
 
 mod dns;
+mod engine;
 mod error;
 mod fault;
 mod file;
+mod filling;
+mod hedge;
 mod key;
 mod list;
 mod object;
@@ -39,13 +43,19 @@ mod web;
 pub use dns::{
     AheadResolver, DnsAddress, DnsCounters, DnsFailure, DnsName, DnsSettings, DnsSnapshot, DnsState,
 };
+pub use engine::addresses::AddressStats;
+pub use engine::breaker::BreakerState;
+pub use engine::endpoint::EndpointStats;
 pub use error::{OriginError, OriginErrorKind, OriginFailure};
 pub use key::{KEY_BYTES_MAX, KeyError, ObjectKey};
 pub use origins::Origins;
 pub use pin::Pin;
 pub use resolve::{Resolve, SystemResolver};
 pub use schedule::RetryPolicy;
-pub use settings::{OriginBlock, OriginSettings, Timeouts};
+pub use settings::{EngineSettings, OriginBlock, OriginSettings, Timeouts};
 pub use stats::OriginStats;
-pub use store::{AttemptOutcome, AttemptRecord, ObjectMeta, OriginStore, ReadRecord, ReadRequest};
+pub use store::{
+    AttemptOutcome, AttemptRecord, Lane, ObjectMeta, OriginStore, ReadRecord, ReadRequest,
+    ReadTerms,
+};
 pub use uri::{OriginUri, Scheme, UriError};

@@ -61,7 +61,7 @@ impl ObjectOrigin {
     ) -> Result<PaginatedListResult, OriginError> {
         let mut tries = self.tries(prefix, None);
         loop {
-            let attempt = tries.begin();
+            let attempt = tries.begin(0).await?;
             let mut options = options.clone();
             options.extensions.insert(attempt.probe.with_body_max(LISTING_BYTES_MAX));
             let page = attempt.run(pages.list_paginated(text, options)).await;
@@ -69,7 +69,10 @@ impl ObjectOrigin {
             let fault = match page {
                 // object_store reads an error document as a page with nothing on it.
                 Ok(page) => match Fault::in_good_answer(&seen) {
-                    None => return Ok(page),
+                    None => {
+                        tries.done(attempt, 0);
+                        return Ok(page);
+                    }
                     Some(fault) => fault,
                 },
                 Err(error) => Fault::of(&error, &seen),
@@ -101,7 +104,7 @@ impl ObjectOrigin {
     ) -> Result<Vec<ObjectMeta>, OriginError> {
         let path = self.path(prefix)?;
         let mut tries = self.tries(prefix, None);
-        let attempt = tries.begin();
+        let attempt = tries.begin(0).await?;
         let mut walk = self.store.list(Some(&path));
         let mut found = Vec::new();
         while let Some(meta) = walk.next().await {

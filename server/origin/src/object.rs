@@ -15,17 +15,20 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore};
 
+use crate::engine::endpoint::Endpoint;
 use crate::error::{OriginError, OriginErrorKind};
 use crate::fault::Fault;
 use crate::file::FileReaders;
+use crate::filling::{Filling, length};
+use crate::hedge::{Race, Subject};
 use crate::key::ObjectKey;
 use crate::pin::Pin;
 use crate::schedule::RetryPolicy;
 use crate::stats::Counters;
-use crate::store::{ObjectMeta, OriginStore, ReadRecord, ReadRequest};
+use crate::store::{ObjectMeta, OriginStore, ReadRecord, ReadRequest, ReadTerms};
 use crate::transport::probe::{Probe, Seen};
 use crate::transport::service::Transport;
-use crate::tries::{Subject, Tries};
+use crate::tries::{self, Ground, Tries};
 
 /// How a store lists and where its bodies come from.
 #[derive(Clone)]
@@ -54,19 +57,14 @@ pub(crate) struct ObjectOrigin {
     pub(crate) backend: Backend,
     pub(crate) retry: RetryPolicy,
     pub(crate) counters: Arc<Counters>,
+    /// None for files.
+    pub(crate) endpoint: Option<Arc<Endpoint>>,
 }
 
 impl std::fmt::Debug for ObjectOrigin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ObjectOrigin").field("origin", &self.origin).finish_non_exhaustive()
     }
-}
-
-/// A destination and how far it is filled.
-struct Filling<'a> {
-    into: &'a mut [u8],
-    filled: usize,
-    received: u64,
 }
 
 #[async_trait]
@@ -79,9 +77,12 @@ impl OriginStore for ObjectOrigin {
         let path = self.path(key)?;
         let mut tries = self.tries(key, None);
         loop {
-            let attempt = tries.begin();
+            let attempt = tries.begin(0).await?;
             match attempt.run(self.head_once(key, &path, &attempt.probe)).await {
-                Ok(meta) => return Ok(meta),
+                Ok(meta) => {
+                    tries.done(attempt, 0);
+                    return Ok(meta);
+                }
                 Err(fault) => tries.failed(attempt, 0, fault).await?,
             }
         }
@@ -103,6 +104,15 @@ impl OriginStore for ObjectOrigin {
         request: &ReadRequest,
         into: &mut [u8],
     ) -> Result<ReadRecord, OriginError> {
+        self.read_on(request, ReadTerms::default(), into).await
+    }
+
+    async fn read_on(
+        &self,
+        request: &ReadRequest,
+        terms: ReadTerms,
+        into: &mut [u8],
+    ) -> Result<ReadRecord, OriginError> {
         let path = self.path(&request.key)?;
         let range = &request.range;
         let fits = u64::try_from(into.len()).ok() == range.end.checked_sub(range.start)
@@ -115,15 +125,20 @@ impl OriginStore for ObjectOrigin {
         if into.is_empty() {
             return Ok(ReadRecord::default());
         }
-        let mut tries = self.tries(&request.key, Some(range.clone()));
-        let mut filling = Filling { into, filled: 0, received: 0 };
+        let mut tries = self.tries_on(&request.key, Some(range.clone()), terms);
+        let mut filling = Filling::new(into);
         loop {
-            let attempt = tries.begin();
+            let attempt = tries.begin(length(filling.missing())).await?;
             filling.received = 0;
-            let work = self.read_once(request, &path, &mut filling, &attempt.probe);
-            match attempt.run(work).await {
-                Ok(()) => return Ok(tries.done(&attempt, filling.received)),
-                Err(fault) => tries.failed(attempt, filling.received, fault).await?,
+            let subject = Subject { request, path: &path, lane: terms.lane };
+            let (race, copy) = self.race(subject, &mut filling, &attempt).await;
+            tries.copied(copy);
+            match race {
+                Race::Done => return Ok(tries.done(attempt, filling.received)),
+                Race::Overtaken(why) => {
+                    return Ok(tries.overtaken(attempt, filling.received, why));
+                }
+                Race::Failed(fault) => tries.failed(attempt, filling.received, fault).await?,
             }
         }
     }
@@ -131,7 +146,18 @@ impl OriginStore for ObjectOrigin {
 
 impl ObjectOrigin {
     pub(crate) fn tries<'a>(&'a self, key: &'a ObjectKey, range: Option<Range<u64>>) -> Tries<'a> {
-        Tries::new(&self.retry, &self.counters, Subject { origin: &self.origin, key, range })
+        self.tries_on(key, range, ReadTerms::default())
+    }
+
+    fn tries_on<'a>(
+        &'a self,
+        key: &'a ObjectKey,
+        range: Option<Range<u64>>,
+        terms: ReadTerms,
+    ) -> Tries<'a> {
+        let endpoint = self.endpoint.as_ref();
+        let ground = Ground { policy: &self.retry, counters: &self.counters, endpoint };
+        Tries::new(ground, tries::Subject { origin: &self.origin, key, range }, terms)
     }
 
     /// The key as object_store wants it: parsed, which keeps it as it is.
@@ -218,7 +244,7 @@ impl ObjectOrigin {
         Err(Fault::of(&error, &seen))
     }
 
-    async fn read_once(
+    pub(crate) async fn read_once(
         &self,
         request: &ReadRequest,
         path: &Path,
@@ -275,34 +301,6 @@ impl ObjectOrigin {
             None => Ok(()),
         }
     }
-}
-
-impl Filling<'_> {
-    /// Appends bytes of the body. Too many are an error, and then none of this attempt's count.
-    fn take(&mut self, bytes: &[u8], begun: usize, seen: &Seen) -> Result<(), Fault> {
-        self.received += length(bytes.len());
-        let end = self.filled.saturating_add(bytes.len());
-        let Some(place) = self.into.get_mut(self.filled..end) else {
-            self.filled = begun;
-            return Err(Fault::new(OriginErrorKind::Malformed, seen, "more bytes than the range"));
-        };
-        place.copy_from_slice(bytes);
-        self.filled = end;
-        Ok(())
-    }
-
-    fn complete(&self, seen: &Seen) -> Result<(), Fault> {
-        let missing = self.into.len() - self.filled;
-        if missing == 0 {
-            return Ok(());
-        }
-        let text = format!("{missing} bytes are missing");
-        Err(Fault::new(OriginErrorKind::Truncated, seen, text))
-    }
-}
-
-fn length(bytes: usize) -> u64 {
-    u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
 pub(crate) fn meta_of(key: &ObjectKey, meta: &object_store::ObjectMeta) -> ObjectMeta {

@@ -9,14 +9,18 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use object_store::local::LocalFileSystem;
+use tokio::time::Instant;
 
+use crate::engine::addresses::AddressStats;
+use crate::engine::book::Book;
+use crate::engine::endpoint::{Endpoint, EndpointStats};
 use crate::error::{OriginError, OriginErrorKind};
 use crate::fault::detail_of;
 use crate::file::FileReaders;
 use crate::object::{Backend, ObjectOrigin, WebBackend};
 use crate::providers::{self, Plan};
 use crate::resolve::Resolve;
-use crate::settings::{OriginBlock, OriginSettings};
+use crate::settings::{EngineSettings, OriginBlock, OriginSettings};
 use crate::stats::{Counters, OriginStats};
 use crate::store::OriginStore;
 use crate::transport::connect::Connector;
@@ -37,6 +41,7 @@ pub struct Origins {
     settings: OriginSettings,
     resolve: Arc<dyn Resolve>,
     open: Mutex<Open>,
+    book: Arc<Book>,
 }
 
 #[derive(Debug, Default)]
@@ -45,8 +50,12 @@ struct Open {
     opened: u64,
     transports: HashMap<(Option<PathBuf>, Option<usize>), Transport>,
     counters: BTreeMap<String, Arc<Counters>>,
+    endpoints: BTreeMap<EndpointKey, Arc<Endpoint>>,
     readers: Option<Arc<FileReaders>>,
 }
+
+/// Origin and settings block: what has limits of its own.
+type EndpointKey = (String, Option<String>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct StoreKey {
@@ -69,7 +78,9 @@ impl Origins {
                 return Err(OriginError::new(kind, &crate::ObjectKey::root(), text));
             }
         }
-        Ok(Self { settings, resolve, open: Mutex::default() })
+        let engine = &settings.engine;
+        let book = Book::new(engine.ejection, engine.ejection_cap);
+        Ok(Self { settings, resolve, open: Mutex::default(), book })
     }
 
     /// The store of a URI. It serves every key of the URI's bucket or host.
@@ -100,6 +111,19 @@ impl Origins {
         self.lock().counters.iter().map(|(origin, counters)| counters.snapshot(origin)).collect()
     }
 
+    /// What is known of each endpoint: an origin, as far as one block of the settings applies.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<EndpointStats> {
+        let endpoints: Vec<Arc<Endpoint>> = self.lock().endpoints.values().cloned().collect();
+        endpoints.iter().map(|endpoint| endpoint.stats()).collect()
+    }
+
+    /// What is known of each address of each host that was connected to.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<AddressStats> {
+        self.book.stats(Instant::now())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -112,6 +136,9 @@ impl Origins {
     ) -> Result<ObjectOrigin, OriginError> {
         let origin = uri.origin();
         let counters = open.counters_of(&origin);
+        let engine = &self.settings.engine;
+        let endpoint =
+            (uri.scheme() != Scheme::File).then(|| open.endpoint_of(&origin, block, engine));
         let local = |error: std::io::Error| {
             OriginError::new(OriginErrorKind::Local(error.kind()), uri.key(), error.to_string())
                 .at(&origin)
@@ -135,21 +162,23 @@ impl Origins {
                     Scheme::Gs => plan.gs(),
                     Scheme::Az => plan.az(),
                     Scheme::Http | Scheme::Https | Scheme::File => {
-                        return self.web(uri, plan.transport, counters).map_err(unbuilt);
+                        let ground = (counters, endpoint);
+                        return self.web(uri, plan.transport, ground).map_err(unbuilt);
                     }
                 };
                 let cloud = cloud.map_err(unbuilt)?;
                 (cloud.store, Backend::Cloud(cloud.pages))
             }
         };
-        Ok(ObjectOrigin { origin, store, backend, retry: self.settings.retry, counters })
+        let retry = self.settings.retry;
+        Ok(ObjectOrigin { origin, store, backend, retry, counters, endpoint })
     }
 
     fn web(
         &self,
         uri: &OriginUri,
         transport: Transport,
-        counters: Arc<Counters>,
+        (counters, endpoint): (Arc<Counters>, Option<Arc<Endpoint>>),
     ) -> object_store::Result<ObjectOrigin> {
         let origin = uri.origin();
         let base = format!("{origin}/");
@@ -161,7 +190,8 @@ impl Origins {
         let store = providers::web(&base, transport.clone())?;
         let web = WebBackend { base, transport, signed: uri.has_query() };
         let backend = Backend::Web(Box::new(web));
-        Ok(ObjectOrigin { origin, store, backend, retry: self.settings.retry, counters })
+        let retry = self.settings.retry;
+        Ok(ObjectOrigin { origin, store, backend, retry, counters, endpoint })
     }
 
     fn transport(&self, open: &mut Open, block: &OriginBlock) -> std::io::Result<Transport> {
@@ -171,7 +201,8 @@ impl Origins {
         }
         let timeouts = self.settings.timeouts;
         let trust = Trust::new(block.ca_file.as_deref())?;
-        let connector = Connector::new(Arc::clone(&self.resolve), trust, timeouts);
+        let book = Arc::clone(&self.book);
+        let connector = Connector::new(Arc::clone(&self.resolve), trust, timeouts, book);
         let transport = Transport::new(connector, timeouts, block.max_connections);
         open.transports.insert(key, transport.clone());
         Ok(transport)
@@ -183,6 +214,26 @@ impl Open {
         let full = self.counters.len() >= COUNTED_MAX && !self.counters.contains_key(origin);
         let name = if full { OTHERS } else { origin };
         Arc::clone(self.counters.entry(name.to_owned()).or_default())
+    }
+
+    fn endpoint_of(
+        &mut self,
+        origin: &str,
+        block: &OriginBlock,
+        engine: &EngineSettings,
+    ) -> Arc<Endpoint> {
+        let prefix = (!block.prefix.is_empty()).then(|| block.prefix.clone());
+        let key = (origin.to_owned(), prefix);
+        if let Some(endpoint) = self.endpoints.get(&key) {
+            return Arc::clone(endpoint);
+        }
+        if self.endpoints.len() >= COUNTED_MAX {
+            self.endpoints.retain(|_, endpoint| Arc::strong_count(endpoint) > 1);
+        }
+        let (connections, rate) = (block.max_connections, block.max_bytes_per_second);
+        let endpoint = Endpoint::new(origin, engine, connections, rate);
+        self.endpoints.insert(key, Arc::clone(&endpoint));
+        endpoint
     }
 
     fn readers(&mut self) -> std::io::Result<Arc<FileReaders>> {

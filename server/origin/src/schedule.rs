@@ -13,6 +13,8 @@ use crate::error::OriginErrorKind;
 pub struct RetryPolicy {
     /// Attempts per request, the first included. A read that resumes counts on.
     pub attempts: u32,
+    /// The same, for a request with a deadline while the endpoint has most of its tokens.
+    pub attempts_rich: u32,
     /// First ceiling of the wait after a broken or failed attempt.
     pub transient_base: Duration,
     /// Largest ceiling of that wait.
@@ -27,6 +29,7 @@ impl Default for RetryPolicy {
     fn default() -> Self {
         Self {
             attempts: 3,
+            attempts_rich: 5,
             transient_base: Duration::from_millis(50),
             transient_cap: Duration::from_secs(1),
             throttle_base: Duration::from_secs(1),
@@ -37,15 +40,18 @@ impl Default for RetryPolicy {
 
 /// How long to wait before the next attempt, or `None` if there shall be none.
 ///
-/// `made` counts the attempts so far, `unit` is uniform in `0.0..1.0`.
+/// `rich` says whether more attempts than usual may be made, `made` counts those so far, `unit` is
+/// uniform in `0.0..1.0`.
 pub(crate) fn next_wait(
     policy: &RetryPolicy,
+    rich: bool,
     kind: OriginErrorKind,
     made: u32,
     retry_after: Option<Duration>,
     unit: f64,
 ) -> Option<Duration> {
-    if made >= policy.attempts || !kind.is_transient() {
+    let attempts = if rich { policy.attempts.max(policy.attempts_rich) } else { policy.attempts };
+    if made >= attempts || !kind.is_transient() {
         return None;
     }
     let (base, cap) = if kind == OriginErrorKind::Throttled {
@@ -73,6 +79,7 @@ mod tests {
 
     const POLICY: RetryPolicy = RetryPolicy {
         attempts: 10,
+        attempts_rich: 10,
         transient_base: Duration::from_millis(50),
         transient_cap: Duration::from_secs(1),
         throttle_base: Duration::from_secs(1),
@@ -80,7 +87,7 @@ mod tests {
     };
 
     fn ceiling(kind: OriginErrorKind, made: u32) -> Duration {
-        next_wait(&POLICY, kind, made, None, 1.0).unwrap()
+        next_wait(&POLICY, false, kind, made, None, 1.0).unwrap()
     }
 
     #[test]
@@ -95,16 +102,20 @@ mod tests {
 
     #[test]
     fn jitter_is_full() {
-        let wait = |unit| next_wait(&POLICY, OriginErrorKind::Failed, 2, None, unit).unwrap();
+        let wait =
+            |unit| next_wait(&POLICY, false, OriginErrorKind::Failed, 2, None, unit).unwrap();
         assert_eq!(wait(0.0), Duration::ZERO);
         assert_eq!(wait(0.5), Duration::from_millis(50));
     }
 
     #[test]
     fn attempts_are_limited_and_final_kinds_end_them() {
-        let limited = RetryPolicy { attempts: 3, ..POLICY };
-        assert!(next_wait(&limited, OriginErrorKind::Truncated, 2, None, 0.5).is_some());
-        assert!(next_wait(&limited, OriginErrorKind::Truncated, 3, None, 0.5).is_none());
+        let limited = RetryPolicy { attempts: 3, attempts_rich: 5, ..POLICY };
+        let again = |rich, made| {
+            next_wait(&limited, rich, OriginErrorKind::Truncated, made, None, 0.5).is_some()
+        };
+        assert_eq!([again(false, 2), again(false, 3)], [true, false]);
+        assert_eq!([again(true, 4), again(true, 5)], [true, false]);
         for kind in [
             OriginErrorKind::NotFound,
             OriginErrorKind::Denied,
@@ -114,14 +125,15 @@ mod tests {
             OriginErrorKind::LimitExceeded,
             OriginErrorKind::Unsupported,
         ] {
-            assert!(next_wait(&POLICY, kind, 1, None, 0.5).is_none(), "{kind:?}");
+            assert!(next_wait(&POLICY, false, kind, 1, None, 0.5).is_none(), "{kind:?}");
         }
     }
 
     #[test]
     fn a_hint_is_a_floor_and_a_far_one_ends_the_attempts() {
         let wait = |hint, unit| {
-            next_wait(&POLICY, OriginErrorKind::Throttled, 1, Some(Duration::from_secs(hint)), unit)
+            let hint = Some(Duration::from_secs(hint));
+            next_wait(&POLICY, false, OriginErrorKind::Throttled, 1, hint, unit)
         };
         assert_eq!(wait(7, 0.0), Some(Duration::from_secs(7)));
         assert_eq!(wait(7, 1.0), Some(Duration::from_millis(7_050)));

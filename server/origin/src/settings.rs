@@ -23,6 +23,8 @@ pub struct OriginSettings {
     pub timeouts: Timeouts,
     /// Attempts and waits.
     pub retry: RetryPolicy,
+    /// What is done about slow and failing endpoints.
+    pub engine: EngineSettings,
 }
 
 /// Settings of the origins under a prefix.
@@ -42,9 +44,9 @@ pub struct OriginBlock {
     pub ca_file: Option<PathBuf>,
     /// Send requests unsigned.
     pub anonymous: bool,
-    /// Bytes per second from this origin. Kept by the caller, who schedules the reads.
+    /// Bytes per second from this origin, on average over some parts.
     pub max_bytes_per_second: Option<u64>,
-    /// Connections to this origin. Kept by the caller; here it bounds the idle ones.
+    /// Requests to this origin at a time, and idle connections kept.
     pub max_connections: Option<usize>,
 }
 
@@ -63,6 +65,45 @@ pub struct Timeouts {
     pub first_byte: Duration,
     /// Without a byte of body, while one is waited for.
     pub body_idle: Duration,
+}
+
+/// What is done about slow and failing endpoints, and how many requests they get at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineSettings {
+    /// Requests at a time, at first.
+    pub limit_start: usize,
+    /// Requests at a time, at least.
+    pub limit_min: usize,
+    /// Requests at a time, at most, where an origin's block does not say.
+    pub limit_max: usize,
+    /// First time that a breaker stays open; it doubles.
+    pub breaker_open: Duration,
+    /// Longest time.
+    pub breaker_open_cap: Duration,
+    /// First time that a failing address is left out; it grows by as much each time.
+    pub ejection: Duration,
+    /// Longest time.
+    pub ejection_cap: Duration,
+    /// Whether slow reads are asked for twice.
+    pub hedging: bool,
+    /// Shortest time after which one is.
+    pub hedge_after_min: Duration,
+}
+
+impl Default for EngineSettings {
+    fn default() -> Self {
+        Self {
+            limit_start: 8,
+            limit_min: 2,
+            limit_max: 256,
+            breaker_open: Duration::from_secs(1),
+            breaker_open_cap: Duration::from_secs(30),
+            ejection: Duration::from_secs(30),
+            ejection_cap: Duration::from_secs(300),
+            hedging: true,
+            hedge_after_min: Duration::from_millis(200),
+        }
+    }
 }
 
 impl Default for Timeouts {
@@ -103,6 +144,7 @@ impl fmt::Debug for OriginSettings {
             .field("env", &self.env.keys().collect::<Vec<_>>())
             .field("timeouts", &self.timeouts)
             .field("retry", &self.retry)
+            .field("engine", &self.engine)
             .finish()
     }
 }

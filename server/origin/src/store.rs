@@ -35,6 +35,26 @@ pub struct ReadRequest {
     pub range: Range<u64>,
 }
 
+/// Who a read is for. Interactive reads go first where an origin has no room for all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Lane {
+    /// Someone waits for it.
+    #[default]
+    Interactive,
+    /// Nobody waits for it yet.
+    Prefetch,
+}
+
+/// On what terms a read is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReadTerms {
+    /// Who it is for.
+    pub lane: Lane,
+    /// When it has to be done. No attempt begins that is to end later, and a read that has one may
+    /// have more attempts; it is not cut off.
+    pub deadline: Option<Instant>,
+}
+
 /// How an attempt ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttemptOutcome {
@@ -42,6 +62,8 @@ pub enum AttemptOutcome {
     Done,
     /// It failed so.
     Failed(OriginErrorKind),
+    /// A second copy of it was faster, and brought what was missing.
+    Overtaken,
 }
 
 /// One attempt at one request, with the time of each phase.
@@ -76,6 +98,14 @@ pub struct ReadRecord {
     pub attempt_log: Vec<AttemptRecord>,
     /// Time spent waiting between attempts.
     pub backoff: Duration,
+    /// Time spent waiting for leave to send, before all attempts together.
+    pub queued: Duration,
+    /// Second copies of slow attempts. They are no attempts.
+    pub hedges: u32,
+    /// Those that were faster.
+    pub hedge_wins: u32,
+    /// Body bytes, among those received, that another copy brought too.
+    pub wasted_bytes: u64,
 }
 
 /// An object store, or one bucket, host or file system of it.
@@ -95,4 +125,14 @@ pub trait OriginStore: Send + Sync + Debug {
     /// Fills `into` with the range, or fails.
     async fn read(&self, request: &ReadRequest, into: &mut [u8])
     -> Result<ReadRecord, OriginError>;
+
+    /// The same, on terms. A store that knows none keeps to its own.
+    async fn read_on(
+        &self,
+        request: &ReadRequest,
+        _terms: ReadTerms,
+        into: &mut [u8],
+    ) -> Result<ReadRecord, OriginError> {
+        self.read(request, into).await
+    }
 }

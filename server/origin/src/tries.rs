@@ -1,19 +1,34 @@
-//! The attempts of one call: counted, timed, recorded, and repeated as the schedule says.
+//! The attempts of one call: let in, counted, timed, recorded, and repeated as the schedule says.
+//!
+//! A retry has to be due (schedule), paid for (budget) and of use (breaker, deadline); it goes over
+//! a new connection to another address. What each attempt came to teaches its endpoint and its
+//! address.
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::error::{OriginError, OriginFailure};
+use crate::engine::addresses::Deed;
+use crate::engine::endpoint::{Call, Endpoint, Permit, Refused, Verdict, Want};
+use crate::engine::limiter::Load;
+use crate::engine::unit;
+use crate::error::{OriginError, OriginErrorKind, OriginFailure};
 use crate::fault::Fault;
+use crate::hedge::{Copied, Overtaken};
 use crate::key::ObjectKey;
 use crate::schedule::{RetryPolicy, next_wait};
 use crate::stats::{Counters, InFlight};
-use crate::store::{AttemptOutcome, AttemptRecord, ReadRecord};
-use crate::transport::probe::{ATTEMPT, Probe};
+use crate::store::{AttemptOutcome, AttemptRecord, ReadRecord, ReadTerms};
+use crate::transport::probe::{Probe, ROUTE, Route, Seen};
+
+/// Bodies below this say nothing about the speed of an address.
+const SPEED_BYTES_MIN: u64 = 64 << 10;
+/// No attempt begins with less time than this.
+const ATTEMPT_MIN: Duration = Duration::from_millis(50);
 
 /// What a call is about, for its error.
 #[derive(Debug, Clone)]
@@ -23,53 +38,155 @@ pub(crate) struct Subject<'a> {
     pub(crate) range: Option<Range<u64>>,
 }
 
+/// What the attempts of a call share with those of others.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ground<'a> {
+    pub(crate) policy: &'a RetryPolicy,
+    pub(crate) counters: &'a Arc<Counters>,
+    /// None for files.
+    pub(crate) endpoint: Option<&'a Arc<Endpoint>>,
+}
+
 /// The attempts of one call.
 #[derive(Debug)]
 pub(crate) struct Tries<'a> {
-    policy: &'a RetryPolicy,
-    counters: &'a Arc<Counters>,
+    ground: Ground<'a>,
     subject: Subject<'a>,
+    terms: ReadTerms,
+    _call: Option<Call>,
     record: ReadRecord,
+    /// What the last retry cost.
+    taken: Option<u32>,
+    /// Where the last attempt failed, and how.
+    avoid: Option<IpAddr>,
+    last: Option<Fault>,
 }
 
 /// One attempt under way.
 #[derive(Debug)]
 pub(crate) struct Attempt {
-    number: u32,
     pub(crate) probe: Probe,
-    started: Instant,
+    pub(crate) started: Instant,
+    route: Route,
     _inflight: InFlight,
+    permit: Option<Permit>,
 }
 
 impl Attempt {
-    /// Runs the attempt's work where the connector can see its number.
+    pub(crate) fn new(route: Route, counters: &Arc<Counters>, permit: Option<Permit>) -> Self {
+        Self {
+            probe: Probe::new(),
+            started: Instant::now(),
+            route,
+            _inflight: counters.begin(),
+            permit,
+        }
+    }
+
+    /// Runs the attempt's work where the transport can see its route.
     pub(crate) async fn run<T>(&self, work: impl Future<Output = T>) -> T {
-        ATTEMPT.scope(self.number, work).await
+        ROUTE.scope(self.route, work).await
+    }
+
+    /// Ends it well, having brought so many bytes.
+    pub(crate) fn served(self, bytes: u64) {
+        let seen = self.probe.seen();
+        let time = self.started.elapsed().saturating_sub(connecting(&seen));
+        if let Some(mark) = &seen.mark {
+            let enough = bytes >= SPEED_BYTES_MIN;
+            let deed = if enough { Deed::Served { bytes, time } } else { Deed::Answered };
+            mark.did(deed, Instant::now());
+        }
+        if let Some(permit) = self.permit {
+            let load = Load::Served { bytes, service: time };
+            permit.settle(Verdict::Good(if bytes > 0 { load } else { Load::Unknown }));
+        }
+    }
+
+    /// Ends it undecided, though its address is known to be bad or slow.
+    fn left(self, deed: Deed) {
+        if let Some(mark) = self.probe.seen().mark {
+            mark.did(deed, Instant::now());
+        }
+    }
+
+    /// Ends it in failure.
+    pub(crate) fn failed(self, fault: &Fault) {
+        let seen = self.probe.seen();
+        if let (Some(mark), Some(deed)) = (&seen.mark, deed(fault.kind)) {
+            mark.did(deed, Instant::now());
+        }
+        if let Some(permit) = self.permit {
+            permit.settle(verdict(fault.kind, &seen));
+        }
     }
 }
 
 impl<'a> Tries<'a> {
-    pub(crate) fn new(
-        policy: &'a RetryPolicy,
-        counters: &'a Arc<Counters>,
-        subject: Subject<'a>,
-    ) -> Self {
-        Self { policy, counters, subject, record: ReadRecord::default() }
-    }
-
-    pub(crate) fn begin(&mut self) -> Attempt {
-        self.record.attempts += 1;
-        Attempt {
-            number: self.record.attempts,
-            probe: Probe::new(),
-            started: Instant::now(),
-            _inflight: self.counters.begin(),
+    pub(crate) fn new(ground: Ground<'a>, subject: Subject<'a>, terms: ReadTerms) -> Self {
+        Self {
+            ground,
+            subject,
+            terms,
+            _call: ground.endpoint.map(Endpoint::call),
+            record: ReadRecord::default(),
+            taken: None,
+            avoid: None,
+            last: None,
         }
     }
 
-    /// Ends the last attempt well.
-    pub(crate) fn done(mut self, attempt: &Attempt, bytes: u64) -> ReadRecord {
-        self.note(attempt, bytes, AttemptOutcome::Done);
+    /// Begins an attempt that is to bring so many bytes, once the endpoint lets it.
+    pub(crate) async fn begin(&mut self, bytes: u64) -> Result<Attempt, OriginError> {
+        let retry = self.record.attempts > 0;
+        let mut permit = None;
+        if let Some(endpoint) = self.ground.endpoint {
+            let since = Instant::now();
+            let want = Want { lane: self.terms.lane, retry, bytes };
+            let admitted = endpoint.admit(want).await;
+            self.record.queued += since.elapsed();
+            permit = Some(admitted.map_err(|refused| self.refused(refused))?);
+        }
+        self.record.attempts += 1;
+        let route = Route { first: !retry, fresh: retry, avoid: self.avoid };
+        Ok(Attempt::new(route, self.ground.counters, permit))
+    }
+
+    /// Ends the last attempt, and the call, well.
+    pub(crate) fn done(mut self, attempt: Attempt, bytes: u64) -> ReadRecord {
+        self.note(&attempt, bytes, AttemptOutcome::Done);
+        attempt.served(bytes);
+        if let Some(endpoint) = self.ground.endpoint {
+            endpoint.succeeded(self.taken);
+        }
+        self.record
+    }
+
+    /// Counts a copy of an attempt.
+    pub(crate) fn copied(&mut self, copy: Copied) {
+        self.record.hedges += u32::from(copy.made);
+        self.record.hedge_wins += u32::from(copy.won);
+        self.record.bytes_received += copy.received;
+        self.record.wasted_bytes += copy.wasted;
+    }
+
+    /// Ends the last attempt, whose copy was faster, and the call.
+    pub(crate) fn overtaken(mut self, attempt: Attempt, bytes: u64, why: Overtaken) -> ReadRecord {
+        self.note(&attempt, bytes, AttemptOutcome::Overtaken);
+        match why {
+            Overtaken::Failed(fault) => {
+                self.ground.counters.failed();
+                attempt.failed(&fault);
+            }
+            Overtaken::Silent => attempt.left(Deed::Failed),
+            Overtaken::Slow => {
+                let time = attempt.started.elapsed();
+                attempt.left(Deed::Served { bytes, time });
+            }
+        }
+        if let Some(endpoint) = self.ground.endpoint {
+            endpoint.succeeded(self.taken);
+        }
         self.record
     }
 
@@ -78,14 +195,15 @@ impl<'a> Tries<'a> {
         &mut self,
         attempt: Attempt,
         bytes: u64,
-        fault: Fault,
+        mut fault: Fault,
     ) -> Result<(), OriginError> {
-        self.counters.failed();
+        self.ground.counters.failed();
         self.note(&attempt, bytes, AttemptOutcome::Failed(fault.kind));
-        drop(attempt);
+        let avoid = attempt.probe.seen().mark.map(|mark| mark.address());
+        self.avoid = avoid.or(self.avoid);
+        attempt.failed(&fault);
         let made = self.record.attempts;
-        let wait = next_wait(self.policy, fault.kind, made, fault.retry_after, unit());
-        let Some(wait) = wait else {
+        let Some(wait) = self.wait(&mut fault) else {
             return Err(self.error(fault));
         };
         tracing::debug!(
@@ -96,15 +214,36 @@ impl<'a> Tries<'a> {
             wait_seconds = wait.as_secs_f64(),
             "attempt failed, trying again"
         );
+        self.last = Some(fault);
         sleep(wait).await;
         self.record.backoff += wait;
         Ok(())
     }
 
+    /// How long to wait for the next attempt, which is then paid for; none if there is to be none.
+    fn wait(&mut self, fault: &mut Fault) -> Option<Duration> {
+        let endpoint = self.ground.endpoint;
+        let deadline = self.terms.deadline;
+        let rich = deadline.is_some() && endpoint.is_some_and(|endpoint| endpoint.is_rich());
+        let made = self.record.attempts;
+        let policy = self.ground.policy;
+        let wait = next_wait(policy, rich, fault.kind, made, fault.retry_after, unit())?;
+        let late = |deadline| Instant::now() + wait + ATTEMPT_MIN > deadline;
+        if deadline.is_some_and(late) {
+            return None;
+        }
+        let Some(endpoint) = endpoint else { return Some(wait) };
+        if let Some(open) = endpoint.refuses() {
+            fault.retry_after = fault.retry_after.max(Some(open));
+            return None;
+        }
+        self.taken = Some(endpoint.take_tokens(fault.kind)?);
+        Some(wait)
+    }
+
     fn note(&mut self, attempt: &Attempt, bytes: u64, outcome: AttemptOutcome) {
         let seen = attempt.probe.seen();
-        let head = [seen.dns, seen.connect, seen.tls, seen.first_byte];
-        let head: Duration = head.into_iter().flatten().sum();
+        let head = connecting(&seen) + seen.first_byte.unwrap_or_default();
         self.record.bytes_received += bytes;
         self.record.attempt_log.push(AttemptRecord {
             started: attempt.started,
@@ -116,6 +255,29 @@ impl<'a> Tries<'a> {
             bytes,
             outcome,
         });
+    }
+
+    /// The error of a call whose next attempt was not let in: that of the attempt before, if any.
+    fn refused(&mut self, refused: Refused) -> OriginError {
+        if let (Some(endpoint), Some(cost)) = (self.ground.endpoint, self.taken.take()) {
+            endpoint.succeeded(Some(cost));
+        }
+        let (kind, retry_after, text) = match refused {
+            Refused::Breaker { retry_after, last } => {
+                let last = last.map_or("failed", OriginErrorKind::as_str);
+                let text = format!("most requests of the last 10 s failed, the last: {last}");
+                (OriginErrorKind::BreakerOpen, Some(retry_after), text)
+            }
+            Refused::Full => {
+                let text = "too many requests wait for the origin".to_owned();
+                (OriginErrorKind::LimitExceeded, None, text)
+            }
+        };
+        let fault = match self.last.take() {
+            Some(last) => Fault { retry_after: last.retry_after.max(retry_after), ..last },
+            None => Fault { retry_after, ..Fault::new(kind, &Seen::default(), text) },
+        };
+        self.error(fault)
     }
 
     fn error(&mut self, fault: Fault) -> OriginError {
@@ -138,7 +300,77 @@ impl<'a> Tries<'a> {
     }
 }
 
-/// A random number in `0.0..1.0`; without a random source, the middle.
-fn unit() -> f64 {
-    getrandom::u32().map_or(0.5, |random| f64::from(random) / (f64::from(u32::MAX) + 1.0))
+/// The time before there was a connection.
+fn connecting(seen: &Seen) -> Duration {
+    [seen.dns, seen.connect, seen.tls].into_iter().flatten().sum()
+}
+
+/// What a failure says about the endpoint.
+fn verdict(kind: OriginErrorKind, seen: &Seen) -> Verdict {
+    use OriginErrorKind as K;
+    match kind {
+        K::Throttled => Verdict::Bad { kind, load: Load::Overloaded },
+        // A connect that timed out is the address's matter.
+        K::Timeout if seen.mark.is_some() => Verdict::Bad { kind, load: Load::Overloaded },
+        K::Timeout | K::Failed | K::Unreachable | K::Truncated | K::Malformed => {
+            Verdict::Bad { kind, load: Load::Unknown }
+        }
+        K::NotFound | K::Denied | K::Unauthenticated | K::Changed | K::Rejected
+            if seen.status.is_some() =>
+        {
+            Verdict::Good(Load::Unknown)
+        }
+        _ => Verdict::Unknown,
+    }
+}
+
+/// What a failure says about the address.
+fn deed(kind: OriginErrorKind) -> Option<Deed> {
+    use OriginErrorKind as K;
+    match kind {
+        K::Timeout | K::Failed | K::Unreachable | K::Truncated | K::Malformed => Some(Deed::Failed),
+        K::NotFound | K::Denied | K::Changed => Some(Deed::Answered),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_charged_to_whom_they_belong() {
+        use OriginErrorKind as K;
+        let answered = Seen { status: Some(400), ..Seen::default() };
+        let unsent = Seen::default();
+        // Kind, against the endpoint, a sign of overload, against the address.
+        let table = [
+            (K::Throttled, Some(false), true, None),
+            (K::Failed, Some(false), false, Some(Deed::Failed)),
+            (K::Unreachable, Some(false), false, Some(Deed::Failed)),
+            (K::Truncated, Some(false), false, Some(Deed::Failed)),
+            (K::Malformed, Some(false), false, Some(Deed::Failed)),
+            (K::Timeout, Some(false), false, Some(Deed::Failed)),
+            (K::NotFound, Some(true), false, Some(Deed::Answered)),
+            (K::Changed, Some(true), false, Some(Deed::Answered)),
+            (K::Denied, Some(true), false, Some(Deed::Answered)),
+            (K::Rejected, Some(true), false, None),
+            (K::Unauthenticated, Some(true), false, None),
+            (K::DnsFailed, None, false, None),
+            (K::LimitExceeded, None, false, None),
+            (K::Unsupported, None, false, None),
+        ];
+        for (kind, good, overloaded, at) in table {
+            let verdict = verdict(kind, &answered);
+            let (seen, load) = match verdict {
+                Verdict::Good(load) => (Some(true), load),
+                Verdict::Bad { load, .. } => (Some(false), load),
+                Verdict::Unknown => (None, Load::Unknown),
+            };
+            assert_eq!((seen, load == Load::Overloaded), (good, overloaded), "{kind:?}");
+            assert_eq!(deed(kind), at, "{kind:?}");
+        }
+        // Without credentials nothing was sent.
+        assert!(matches!(verdict(K::Unauthenticated, &unsent), Verdict::Unknown));
+    }
 }

@@ -112,17 +112,21 @@ impl ObjectOrigin {
         let path = Path::parse(prefix.as_str()).ok();
         let mut tries = self.tries(prefix, None);
         let listed = loop {
-            let attempt = tries.begin();
+            let attempt = tries.begin(0).await?;
             let probe = attempt.probe.with_body_max(LISTING_BYTES_MAX);
             let store = providers::web(&web.base, web.transport.probed(probe));
             let work = async { store?.list(path.as_ref()).take(limit + 1).try_collect().await };
             let listed: object_store::Result<Vec<object_store::ObjectMeta>> =
                 attempt.run(work).await;
             let fault = match listed {
-                Ok(listed) => break listed,
+                Ok(listed) => {
+                    tries.done(attempt, 0);
+                    break listed;
+                }
                 Err(error) => Fault::of(&error, &attempt.probe.seen()),
             };
             if no_dav(&fault) {
+                tries.done(attempt, 0);
                 break Vec::new();
             }
             tries.failed(attempt, 0, fault).await?;

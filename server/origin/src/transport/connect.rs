@@ -1,9 +1,9 @@
 //! The connector: name, TCP and TLS, each with its limit and its time.
 //!
 //! Addresses are dialled one after another within the connect limit, each with an equal share of what
-//! is left of it, beginning at another one for every connection: so a retry, which makes a new
-//! connection, meets another machine. What the phases took is kept with the connection and is taken
-//! by the first response on it.
+//! is left of it, in the order of the address book: so a retry, which makes a new connection and names
+//! the address to avoid, meets another machine. What the phases took is kept with the connection and
+//! is taken by the first response on it.
 
 use std::fmt;
 use std::future::{Future, Ready, ready};
@@ -11,7 +11,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -25,8 +25,10 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout};
 use tower::Service;
 
-use super::probe::{ATTEMPT, Break};
+use super::probe::{Break, Route};
 use super::tls::Trust;
+use crate::engine::addresses::Deed;
+use crate::engine::book::{Book, Held, Mark};
 use crate::resolve::Resolve;
 use crate::settings::Timeouts;
 
@@ -82,12 +84,17 @@ struct Shared {
     resolve: Arc<dyn Resolve>,
     trust: Trust,
     timeouts: Timeouts,
-    turn: AtomicUsize,
+    book: Arc<Book>,
 }
 
 impl Connector {
-    pub(crate) fn new(resolve: Arc<dyn Resolve>, trust: Trust, timeouts: Timeouts) -> Self {
-        Self { shared: Arc::new(Shared { resolve, trust, timeouts, turn: AtomicUsize::new(0) }) }
+    pub(crate) fn new(
+        resolve: Arc<dyn Resolve>,
+        trust: Trust,
+        timeouts: Timeouts,
+        book: Arc<Book>,
+    ) -> Self {
+        Self { shared: Arc::new(Shared { resolve, trust, timeouts, book }) }
     }
 }
 
@@ -102,14 +109,13 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let shared = Arc::clone(&self.shared);
-        let first = ATTEMPT.try_with(|attempt| *attempt == 1).unwrap_or(false);
-        let limit = if first { shared.timeouts.connect_first } else { shared.timeouts.connect };
-        Box::pin(async move { shared.open(&uri, limit).await })
+        let route = Route::current();
+        Box::pin(async move { shared.open(&uri, route).await })
     }
 }
 
 impl Shared {
-    async fn open(&self, uri: &Uri, limit: Duration) -> Result<Stream, ConnectError> {
+    async fn open(&self, uri: &Uri, route: Route) -> Result<Stream, ConnectError> {
         let https = uri.scheme_str() == Some("https");
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
@@ -127,9 +133,12 @@ impl Shared {
         };
 
         let begun = Instant::now();
-        let dialled = self.dial(&addresses, port, begun + limit).await;
+        let addresses = self.book.order(host, &addresses, route.avoid, begun);
+        let limits = &self.timeouts;
+        let limit = if route.first { limits.connect_first } else { limits.connect };
+        let dialled = self.dial(host, &addresses, port, begun + limit).await;
         times.connect = Some(begun.elapsed());
-        let tcp = dialled.map_err(|source| {
+        let (tcp, held) = dialled.map_err(|source| {
             let broke = if source.kind() == io::ErrorKind::TimedOut {
                 Break::TimedOut
             } else {
@@ -143,27 +152,37 @@ impl Shared {
             let begun = Instant::now();
             let shaken = limited(self.timeouts.tls, self.handshake(uri, tcp)).await;
             times.tls = Some(begun.elapsed());
+            if shaken.is_err() {
+                held.mark().did(Deed::Failed, Instant::now());
+            }
             shaken.map_err(|source| fail(timed_out_or(Break::Tls, &source), times, source))?
         } else {
             MaybeHttpsStream::Http(tcp)
         };
         let taken = Arc::new(AtomicBool::new(false));
-        Ok(Stream { inner, times: FreshTimes { times, taken } })
+        Ok(Stream { inner, times: FreshTimes { times, taken }, held })
     }
 
-    async fn dial(&self, all: &[IpAddr], port: u16, until: Instant) -> io::Result<TcpStream> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+    async fn dial(
+        &self,
+        host: &str,
+        order: &[IpAddr],
+        port: u16,
+        until: Instant,
+    ) -> io::Result<(TcpStream, Held)> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        let dials = all.len().min(DIALS_MAX);
-        for dial in 0..dials {
-            let Some(address) = all.get(turn.wrapping_add(dial) % all.len()) else { break };
+        let dials = order.len().min(DIALS_MAX);
+        for (dial, address) in order.iter().take(dials).enumerate() {
+            // From before it exists, or all who dial at once choose the same.
+            let held = Held::new(&self.book, host, *address);
             let left = until.saturating_duration_since(Instant::now());
             let share = left / u32::try_from(dials - dial).unwrap_or(1);
             let connecting = async { socket(*address)?.connect((*address, port).into()).await };
             match limited(share, connecting).await {
-                Ok(tcp) => return Ok(tcp),
+                Ok(tcp) => return Ok((tcp, held)),
                 Err(error) => last = error,
             }
+            held.mark().did(Deed::Failed, Instant::now());
         }
         Err(last)
     }
@@ -227,6 +246,7 @@ fn socket(address: IpAddr) -> io::Result<TcpSocket> {
 pub(crate) struct Stream {
     inner: MaybeHttpsStream<Tcp>,
     times: FreshTimes,
+    held: Held,
 }
 
 impl fmt::Debug for Stream {
@@ -237,7 +257,8 @@ impl fmt::Debug for Stream {
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        self.inner.connected().extra(self.times.clone())
+        let mark: Mark = self.held.mark();
+        self.inner.connected().extra(self.times.clone()).extra(mark)
     }
 }
 

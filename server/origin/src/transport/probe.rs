@@ -1,15 +1,36 @@
 //! The back channel of one attempt: what the transport saw, for the layer above object_store.
 //!
 //! A probe is put into the extensions of a request, which object_store hands through unread; the
-//! transport writes into it. The number of the attempt goes the other way, down to the connector,
-//! in a task-local: hyper-util's pool calls the connector within the requesting task.
+//! transport writes into it. The route goes the other way, down to the connector, in a task-local:
+//! hyper-util's pool calls the connector within the requesting task.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::engine::book::Mark;
+
 tokio::task_local! {
-    /// The number of the attempt that the current task makes, from 1.
-    pub(crate) static ATTEMPT: u32;
+    /// The route of the attempt that the current task makes.
+    pub(crate) static ROUTE: Route;
+}
+
+/// How an attempt shall reach its origin.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Route {
+    /// It is the first: it had better fail soon.
+    pub(crate) first: bool,
+    /// Over a new connection, ...
+    pub(crate) fresh: bool,
+    /// ... and not to the address that has just failed, if there is another.
+    pub(crate) avoid: Option<IpAddr>,
+}
+
+impl Route {
+    /// The current task's.
+    pub(crate) fn current() -> Self {
+        ROUTE.try_with(|route| *route).unwrap_or_default()
+    }
 }
 
 /// Where an exchange broke.
@@ -63,6 +84,8 @@ pub(crate) struct Seen {
     pub(crate) tls: Option<Duration>,
     pub(crate) first_byte: Option<Duration>,
     pub(crate) broke: Option<(Break, String)>,
+    /// The address that the request went to.
+    pub(crate) mark: Option<Mark>,
 }
 
 impl Seen {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use http::header::HOST;
 use http::uri::PathAndQuery;
-use http::{StatusCode, Uri};
+use http::{Extensions, StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::capture_connection;
 use hyper_util::client::legacy::{Client, Error as ClientError};
@@ -27,7 +27,8 @@ use tokio::time::{Instant, timeout};
 use super::answer::{added, made_fit, note_headers, note_times, redirect};
 use super::body::TimedBody;
 use super::connect::{ConnectError, Connector, FreshTimes};
-use super::probe::{Break, Probe, Seen};
+use super::probe::{Break, Probe, Route, Seen};
+use crate::engine::book::Mark;
 use crate::settings::Timeouts;
 use crate::stats::Counters;
 use crate::uri::{Secret, WebTarget};
@@ -53,6 +54,8 @@ pub(crate) struct SignedTarget {
 #[derive(Debug, Clone)]
 pub(crate) struct Transport {
     client: Client<Connector, HttpRequestBody>,
+    /// The same without a pool: for requests that shall have a connection of their own.
+    fresh: Client<Connector, HttpRequestBody>,
     timeouts: Timeouts,
     allow_http: bool,
     redirects: bool,
@@ -83,8 +86,10 @@ impl Transport {
             // A request that met a connection its server had closed was never sent: that is no
             // attempt, and takes the next connection.
             .retry_canceled_requests(true);
+        let client = builder.build(connector.clone());
         Self {
-            client: builder.build(connector),
+            client,
+            fresh: builder.pool_max_idle_per_host(0).build(connector),
             timeouts,
             allow_http: false,
             redirects: false,
@@ -132,9 +137,15 @@ impl Transport {
         probe: &Probe,
     ) -> Result<http::Response<Incoming>, HttpError> {
         let mut captured = capture_connection(&mut request);
-        let mut response = pin!(self.client.request(request));
+        let client = if Route::current().fresh { &self.fresh } else { &self.client };
+        let mut response = pin!(client.request(request));
         let connected = async {
-            drop(captured.wait_for_connection_metadata().await);
+            let metadata = captured.wait_for_connection_metadata().await;
+            if let Some(connection) = metadata.as_ref() {
+                let mut extras = Extensions::new();
+                connection.get_extras(&mut extras);
+                probe.note(|seen| seen.mark = extras.remove::<Mark>());
+            }
         };
         let early = tokio::select! {
             biased;
@@ -156,13 +167,16 @@ impl Transport {
         };
         let response = answer.map_err(|error| broke(error, probe))?;
         let times = response.extensions().get::<FreshTimes>().map(FreshTimes::take);
+        let mark = response.extensions().get::<Mark>().cloned();
+        let shunned = mark.as_ref().is_some_and(|mark| mark.is_shunned(Instant::now()));
         probe.note(|seen| {
+            seen.mark = mark;
             seen.first_byte = added(seen.first_byte, Some(begun.elapsed()));
             note_times(seen, times.unwrap_or_default());
         });
         let status = response.status();
-        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            // The next attempt shall meet another machine of the origin.
+        if shunned || status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+            // The next request shall meet another machine of the origin.
             if let Some(connection) = captured.connection_metadata().as_ref() {
                 connection.poison();
             }

@@ -7,6 +7,8 @@ mod common;
 #[cfg(test)]
 mod dns;
 #[cfg(test)]
+mod engine;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod files;

@@ -1,0 +1,31 @@
+//! What is known of an endpoint, and what follows from it for the next request.
+//!
+//! ```text
+//! budget.rs     tokens for retries and hedges          \
+//! breaker.rs    whether anything is sent at all         \  pure: no clock, no lock, no I/O
+//! limiter.rs    how many requests at a time             /
+//! model.rs      what a part of some size should take   /
+//! addresses.rs  which address a connection goes to    /
+//! endpoint.rs   one lock over the first four, and the line of those who wait
+//! book.rs       one lock over the addresses of all hosts
+//! ```
+
+pub(crate) mod addresses;
+pub(crate) mod book;
+pub(crate) mod breaker;
+pub(crate) mod budget;
+pub(crate) mod endpoint;
+pub(crate) mod limiter;
+pub(crate) mod model;
+
+use std::time::Duration;
+
+/// A time, 20 % more or less. `unit` is uniform in `0.0..1.0`.
+fn jittered(time: Duration, unit: f64) -> Duration {
+    time.mul_f64(0.8 + 0.4 * unit.clamp(0.0, 1.0))
+}
+
+/// A random number in `0.0..1.0`; without a random source, the middle.
+pub(crate) fn unit() -> f64 {
+    getrandom::u32().map_or(0.5, |random| f64::from(random) / (f64::from(u32::MAX) + 1.0))
+}
