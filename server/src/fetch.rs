@@ -11,13 +11,14 @@
 
 use std::sync::Arc;
 
-use forebay_origin::{AttemptOutcome, OriginError, ReadRecord, ReadRequest};
+use forebay_origin::{AttemptOutcome, OriginError, ReadRecord, ReadRequest, ReadTerms};
 use forebay_proto::{Failure, Reason};
 use futures::TryStreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::admission::Lane;
 use crate::cost::FetchCost;
 use crate::error::origin_failure;
 use crate::plan::{ChunkSpec, Extent};
@@ -107,13 +108,14 @@ impl Fetcher {
         &self,
         manifest: &Manifest,
         spec: &Arc<ChunkSpec>,
+        lane: Lane,
         mut slot: ClaimedSlot,
     ) -> Result<(FetchedChunk, Vec<Span>, FetchCost), FetchError> {
         let offered = Instant::now();
         let parts = split(slot.as_mut_slice(), spec)?;
         let mut running: FuturesUnordered<_> = parts
             .into_iter()
-            .map(|(extent, into)| self.part(manifest, extent, into, offered))
+            .map(|(extent, into)| self.part(manifest, extent, into, (lane, offered)))
             .collect();
         let mut spans = Vec::new();
         let mut cost = FetchCost::default();
@@ -133,7 +135,7 @@ impl Fetcher {
         manifest: &Manifest,
         extent: &Extent,
         into: &mut [u8],
-        offered: Instant,
+        (lane, offered): (Lane, Instant),
     ) -> Result<Part, FetchError> {
         let object = manifest
             .objects()
@@ -148,10 +150,20 @@ impl Fetcher {
             object_bytes: object.bytes,
             range: extent.object_offset..extent.object_offset + extent.bytes,
         };
-        let record = manifest.store().read(&request, into).await?;
+        // A flight has no deadline of its own: its waiters leave when theirs passes.
+        let terms = ReadTerms { lane: origin_lane(lane), deadline: None };
+        let record = manifest.store().read_on(&request, terms, into).await?;
         let mut spans = vec![Span::new(Stage::ConnAcquire, Kind::Queue, offered, started)];
         attempt_spans(&record, started, Instant::now(), &mut spans);
         Ok(Part { spans, cost: FetchCost::of(&record) })
+    }
+}
+
+/// Prefetches yield to loads that someone waits for, at the endpoint too.
+fn origin_lane(lane: Lane) -> forebay_origin::Lane {
+    match lane {
+        Lane::Interactive => forebay_origin::Lane::Interactive,
+        Lane::Prefetch => forebay_origin::Lane::Prefetch,
     }
 }
 
@@ -180,15 +192,13 @@ fn split<'a>(
 fn attempt_spans(record: &ReadRecord, started: Instant, ended: Instant, spans: &mut Vec<Span>) {
     let mut at = started;
     for (n, attempt) in record.attempt_log.iter().enumerate() {
-        if n > 0 && attempt.started > at {
-            spans.push(Span::new(Stage::Backoff, Kind::Queue, at, attempt.started));
+        if attempt.started > at {
+            // Before the first attempt the part waits for the endpoint's own limit.
+            let stage = if n == 0 { Stage::ConnAcquire } else { Stage::Backoff };
+            spans.push(Span::new(stage, Kind::Queue, at, attempt.started));
         }
-        // What passes before the first attempt is the origin layer's own start: part of it.
-        let begun = at;
-        if n > 0 {
-            at = at.max(attempt.started);
-        }
-        let ttfb_start = if n > 0 { at } else { begun.max(attempt.started) };
+        at = at.max(attempt.started);
+        let ttfb_start = at;
         let phases = [
             (Stage::Dns, attempt.dns),
             (Stage::Connect, attempt.connect),

@@ -210,6 +210,7 @@ fn not_kept(message: String) -> Failure {
 struct Head<'a> {
     plan: Arc<FetchPlan>,
     entry: &'a Entry<'a>,
+    lane: Lane,
     resolve_cost: FetchCost,
     _in_use: RevisionUse,
 }
@@ -243,7 +244,10 @@ async fn open<'a>(
     stages.loads.remember(uid, load_id, &manifest);
     entry.supersede_others();
     let in_use = stages.ram.use_revision(&manifest);
-    Ok((Head { plan: Arc::new(plan), entry, resolve_cost, _in_use: in_use }, permit))
+    Ok((
+        Head { plan: Arc::new(plan), entry, lane: request.lane, resolve_cost, _in_use: in_use },
+        permit,
+    ))
 }
 
 fn state_of(request: &LoadRequest, timeline: &Timeline) -> LoadState {
@@ -306,12 +310,13 @@ async fn fill(
     stages: Arc<Stages>,
     manifest: Arc<Manifest>,
     spec: Arc<ChunkSpec>,
+    lane: Lane,
     log: Arc<FlightLog>,
 ) -> Result<Filled, Failure> {
     log.at(Stage::LeaseAlloc, Kind::Service);
     let slot = stages.ram.claim().await?;
     log.at(Stage::Fetch, Kind::Service);
-    let (fetched, fetch_spans, cost) = stages.fetcher.fetch(&manifest, &spec, slot).await?;
+    let (fetched, fetch_spans, cost) = stages.fetcher.fetch(&manifest, &spec, lane, slot).await?;
     // Now the phases are known.
     log.replace_last(fetch_spans);
     log.at(Stage::VerifyPart, Kind::Service);

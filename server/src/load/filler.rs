@@ -16,7 +16,7 @@ use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
 use super::{Head, Stages, fill};
-use crate::admission::{AdmissionError, AdmissionPermit, WindowSlot};
+use crate::admission::{AdmissionError, AdmissionPermit, Lane, WindowSlot};
 use crate::cost::FetchCost;
 use crate::flight::{Boarded, Flight};
 use crate::plan::{ChunkSpec, FetchPlan};
@@ -45,6 +45,7 @@ pub(super) struct Filler<'a> {
     stages: &'a Arc<Stages>,
     plan: &'a Arc<FetchPlan>,
     permit: &'a AdmissionPermit,
+    lane: Lane,
     timeline: &'a Timeline,
     planned: Instant,
     next_chunk: usize,
@@ -84,6 +85,7 @@ impl<'a> Filler<'a> {
             stages,
             plan: &head.plan,
             permit,
+            lane: head.lane,
             timeline,
             planned,
             next_chunk: 0,
@@ -161,8 +163,9 @@ impl<'a> Filler<'a> {
         if let Some(pinned) = lookup() {
             return Some(self.hit(Ready { spec, pinned, window, was_cached: true, offered }));
         }
-        let fill =
-            |log| fill(Arc::clone(self.stages), Arc::clone(manifest), Arc::clone(&spec), log);
+        let fill = |log| {
+            fill(Arc::clone(self.stages), Arc::clone(manifest), Arc::clone(&spec), self.lane, log)
+        };
         let flight = match self.stages.flights.board(spec.key, lookup, fill) {
             Boarded::Hit(pinned) => {
                 return Some(self.hit(Ready { spec, pinned, window, was_cached: true, offered }));
