@@ -36,6 +36,10 @@ use crate::verify::Verifier;
 use conversation::{ClientEvent, Conversation, LoadEvent};
 use filler::Filler;
 
+/// How long a load that is opened again waits for a place before it ends its old stream for it. A
+/// refusal comes at once, and then the old stream goes on.
+const ATTACH_PATIENCE: Duration = Duration::from_millis(50);
+
 /// The stages of one daemon.
 #[derive(Debug)]
 pub(crate) struct Stages {
@@ -222,13 +226,25 @@ async fn open<'a>(
     entry: &'a Entry<'_>,
 ) -> Result<(Head<'a>, AdmissionPermit), Failure> {
     let (uid, load_id) = (request.peer.uid, &request.load_id);
+    let attached = stages.loads.attach(uid, load_id, &request.shown_uri)?;
     let holder = Holder { load_id: load_id.clone(), uid, pid: request.peer.pid };
     let waiting = timeline.begin_first(Stage::Admission, Kind::Queue);
-    let permit = stages.admission.admit(request.lane, holder).await?;
+    let admission = stages.admission.admit(request.lane, holder);
+    tokio::pin!(admission);
+    let permit = match tokio::time::timeout(ATTACH_PATIENCE, &mut admission).await {
+        Ok(permit) => permit?,
+        // Queued and not refused. The same load's old stream may hold what this one waits for.
+        Err(_elapsed) => {
+            if attached.is_some() {
+                entry.supersede_others();
+            }
+            admission.await?
+        }
+    };
     drop(waiting);
 
     let resolving = timeline.begin(Stage::Resolve, Kind::Service);
-    let (manifest, resolve_cost) = match stages.loads.attach(uid, load_id, &request.shown_uri)? {
+    let (manifest, resolve_cost) = match attached {
         Some(manifest) => (manifest, FetchCost::default()),
         None => stages.resolver.resolve(&permit, &request.uri).await?,
     };

@@ -277,6 +277,23 @@ async fn what_is_not_cached_cannot_be_had_in_the_old_revision() {
 }
 
 #[tokio::test]
+async fn a_load_that_is_opened_again_gets_the_pool_that_its_old_stream_holds() {
+    let origin = s3().await;
+    let blob = Content::synthetic(14, 5 << 20);
+    origin.put(BUCKET, "blob", blob.clone());
+    let node = NodeSpec::of(&origin).set("max_loads", "1").start().await;
+    let again = || pb::LoadOpen { load_id: "pod-9".to_owned(), ..opening(&s3_uri("blob")) };
+    let mut first = RawLoad::open(&node.daemon, again()).await;
+    first.hold(8).await;
+    // The one place is taken by the stream that this one replaces.
+    let request = LoadRequest::new(s3_uri("blob")).load_id("pod-9");
+    let (mapped, _) = digests(&node.client, request).await.unwrap();
+    assert_eq!(mapped, expected_digests(&[("blob".to_owned(), blob)]));
+    drop(first);
+    node.settled().await;
+}
+
+#[tokio::test]
 async fn clients_of_one_warm_checkpoint_share_its_slots_and_its_tokens() {
     // 48 of the pool's 64 slots: four clients that each paid for their own leases would need 192.
     let origin = s3().await;
