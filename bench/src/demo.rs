@@ -67,11 +67,10 @@ async fn demo(bytes: u64) -> Outcome<()> {
     if warm.bytes_by_tier.origin != 0 {
         return Err("the warm load went to the origin".into());
     }
-    let headers = served.saturating_sub(cold.origin_bytes);
     say(format_args!(
-        "\norigin      sent {} for the cold load, {headers} of them bytes of headers read to resolve; \
-         nothing for the warm one's chunks",
-        shown_bytes(served)
+        "\norigin      sent {served} bytes until then; the cold load's report says {} (checkpoint and \
+         headers), the warm one's {}",
+        cold.origin_bytes, warm.origin_bytes
     ));
     prove(&client, &made).await?;
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use forebay_origin::DnsName;
+use forebay_proto::model::is_load_id;
 use forebay_proto::{Failure, Reason, StageSeconds, pb};
 
 use crate::admission::Lane;
@@ -18,9 +19,6 @@ use crate::resolve::{Manifest, Object, Tensor};
 /// and names at most 4 KiB.
 const PAGE_ITEMS: usize = 200;
 
-/// The longest load id.
-const LOAD_ID_BYTES_MAX: usize = 64;
-
 /// Globs of one filter.
 const GLOBS_MAX: usize = 1000;
 
@@ -32,9 +30,7 @@ pub(super) fn load_id(text: String) -> Result<String, Failure> {
             .map_err(|error| Failure::new(Reason::Internal, format!("no random bytes: {error}")))?;
         return Ok(format!("{:016x}", u64::from_le_bytes(bytes)));
     }
-    let fits = text.len() <= LOAD_ID_BYTES_MAX
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-    if fits {
+    if is_load_id(&text) {
         Ok(text)
     } else {
         Err(Failure::new(Reason::BadRequest, "a load id is 1 to 64 of A-Z a-z 0-9 . _ -"))
