@@ -152,7 +152,7 @@ impl Fetcher {
         };
         // A flight has no deadline of its own: its waiters leave when theirs passes.
         let terms = ReadTerms { lane: origin_lane(lane), deadline: None };
-        let record = manifest.store().read_on(&request, terms, into).await?;
+        let record = manifest.store().read_on(&request, terms, into.into()).await?;
         let mut spans = vec![Span::new(Stage::ConnAcquire, Kind::Queue, offered, started)];
         attempt_spans(&record, started, Instant::now(), &mut spans);
         Ok(Part { spans, cost: FetchCost::of(&record) })
@@ -274,6 +274,7 @@ mod tests {
                 first_byte: first_byte.map(ms),
                 body: ms(body),
                 bytes: 0,
+                tcp: None,
                 outcome: AttemptOutcome::Done,
             };
         let record = ReadRecord {
