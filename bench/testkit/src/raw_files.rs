@@ -36,9 +36,7 @@ impl RawFiles {
     ///
     /// # Errors
     /// If the memory cannot be had.
-    pub fn make<'a>(
-        contents: impl IntoIterator<Item = (String, &'a Content)>,
-    ) -> io::Result<Self> {
+    pub fn make<'a>(contents: impl IntoIterator<Item = (String, &'a Content)>) -> io::Result<Self> {
         let make = |(key, content)| Ok((key, RawFile::make(content)?));
         Ok(Self(Arc::new(contents.into_iter().map(make).collect::<io::Result<_>>()?)))
     }

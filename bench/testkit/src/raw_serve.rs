@@ -331,10 +331,8 @@ mod tests {
 
     #[test]
     fn connections_end_when_either_side_wants() {
-        let origin = origin(RawOptions {
-            requests_per_connection: Some(2),
-            ..RawOptions::default()
-        });
+        let origin =
+            origin(RawOptions { requests_per_connection: Some(2), ..RawOptions::default() });
         let mut peer = Peer::of(&origin);
         assert!(!peer.ask("HEAD", "/m/empty", "").1.contains("connection: close"));
         assert!(peer.ask("HEAD", "/m/empty", "").1.contains("connection: close"));
