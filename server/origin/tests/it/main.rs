@@ -12,6 +12,7 @@ mod engine;
 mod faults;
 #[cfg(test)]
 mod files;
+mod landing;
 #[cfg(test)]
 mod server;
 #[cfg(test)]
