@@ -6,36 +6,21 @@
 //! in it too, as does everyone when the endpoint's bytes per second are used up. When the breaker
 //! opens, all who wait are told at once.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
-use super::breaker::{Admission, Breaker, BreakerState};
-use super::budget::Budget;
-use super::limiter::{Limiter, Load};
-use super::model::Model;
-use super::unit;
+use super::breaker::BreakerState;
+use super::limiter::Load;
+use super::state::{State, Waiter};
 use crate::error::OriginErrorKind;
 use crate::settings::EngineSettings;
 use crate::store::Lane;
 
-/// Requests that may wait for an endpoint.
-const WAITING_MAX: usize = 4096;
-/// Retries at a time, whatever the number of calls; beyond it, one for each so many calls.
-const RETRIES_MIN: usize = 3;
-const CALLS_PER_RETRY: usize = 5;
-/// How often those who wait for an endpoint with a limit on bytes per second look at it.
-const RATE_TICK: Duration = Duration::from_millis(20);
-/// While interactive requests are under way, others have this share of the limit.
-const PREFETCH_SHARE: usize = 4;
 /// Good requests before the first hedge.
 const HEDGE_SAMPLES_MIN: u64 = 100;
-/// Requests per hedge, and hedges that may be saved up.
-const REQUESTS_PER_HEDGE: u32 = 20;
-const HEDGES_SAVED_MAX: u32 = 10;
 
 /// What is known of an endpoint, and what it has cost beyond one request per call.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,85 +93,23 @@ pub(crate) struct Endpoint {
     origin: String,
     hedging: bool,
     hedge_after_min: Duration,
-    inner: Mutex<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    budget: Budget,
-    breaker: Breaker,
-    last_failure: Option<OriginErrorKind>,
-    limiter: Limiter,
-    model: Model,
-    interactive: VecDeque<Waiter>,
-    prefetch: VecDeque<Waiter>,
-    /// Requests under way that are of interactive calls, and that are retries.
-    interactive_inflight: usize,
-    retries_inflight: usize,
-    /// Calls under way, waits between attempts included.
-    calls: usize,
-    rate: Option<Rate>,
-    hedge_credit: u32,
-    counts: Counts,
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    breaker_opened: u64,
-    retries: u64,
-    retries_denied: u64,
-    throttled: u64,
-    hedges: u64,
-    hedge_wins: u64,
-    hedge_wasted_bytes: u64,
-}
-
-#[derive(Debug)]
-struct Waiter {
-    want: Want,
-    since: Instant,
-    answer: oneshot::Sender<Admitted>,
-}
-
-/// When the next byte may be asked for.
-#[derive(Debug)]
-struct Rate {
-    bytes_per_second: f64,
-    free: Instant,
+    state: Mutex<State>,
 }
 
 /// Leave to send one request.
 #[derive(Debug)]
 pub(crate) struct Permit {
     endpoint: Arc<Endpoint>,
-    started: Instant,
-    lane: Lane,
-    retry: bool,
-    probe: bool,
-    verdict: Verdict,
+    pub(super) started: Instant,
+    pub(super) lane: Lane,
+    pub(super) retry: bool,
+    pub(super) probe: bool,
+    pub(super) verdict: Verdict,
 }
 
 /// A call under way.
 #[derive(Debug)]
 pub(crate) struct Call(Arc<Endpoint>);
-
-/// What a look at the line decided; told to those who wait once the lock is free.
-#[derive(Debug, Default)]
-struct Answers {
-    told: Vec<(oneshot::Sender<Admitted>, Admitted)>,
-    /// When to look again.
-    again: Option<Instant>,
-}
-
-impl Answers {
-    /// A permit whose caller has gone comes back by being dropped.
-    fn tell(self) -> Option<Instant> {
-        for (answer, what) in self.told {
-            drop(answer.send(what));
-        }
-        self.again
-    }
-}
 
 impl Endpoint {
     pub(crate) fn new(
@@ -195,30 +118,12 @@ impl Endpoint {
         max_connections: Option<usize>,
         max_bytes_per_second: Option<u64>,
     ) -> Arc<Self> {
-        let now = Instant::now();
-        let max = max_connections.unwrap_or(settings.limit_max);
-        let rate = max_bytes_per_second.filter(|rate| *rate > 0);
-        let rate = rate.map(|rate| Rate { bytes_per_second: rate as f64, free: now });
-        let (open, cap) = (settings.breaker_open, settings.breaker_open_cap);
+        let state = State::new(Instant::now(), settings, max_connections, max_bytes_per_second);
         Arc::new(Self {
             origin: origin.to_owned(),
             hedging: settings.hedging,
             hedge_after_min: settings.hedge_after_min,
-            inner: Mutex::new(Inner {
-                budget: Budget::new(),
-                breaker: Breaker::new(now, open, cap),
-                last_failure: None,
-                limiter: Limiter::new(now, settings.limit_start, settings.limit_min, max),
-                model: Model::default(),
-                interactive: VecDeque::new(),
-                prefetch: VecDeque::new(),
-                interactive_inflight: 0,
-                retries_inflight: 0,
-                calls: 0,
-                rate,
-                hedge_credit: 0,
-                counts: Counts::default(),
-            }),
+            state: Mutex::new(state),
         })
     }
 
@@ -244,25 +149,13 @@ impl Endpoint {
 
     /// Leave to send a second copy of a request at once, if hedges are in order.
     pub(crate) fn hedge(self: &Arc<Self>, lane: Lane) -> Option<(Permit, u32)> {
-        let now = Instant::now();
-        let mut inner = self.lock();
-        let fit = inner.breaker.is_closed()
-            && !inner.limiter.is_shrinking(now)
-            && inner.hedge_credit >= REQUESTS_PER_HEDGE;
-        if !fit {
-            return None;
-        }
-        let cost = inner.budget.take(OriginErrorKind::Timeout)?;
-        inner.hedge_credit -= REQUESTS_PER_HEDGE;
-        inner.counts.hedges += 1;
-        let want = Want { lane, retry: false, bytes: 0 };
-        Some((inner.start(self, want, false, now), cost))
+        self.lock().hedge(self, lane, Instant::now())
     }
 
     /// How long a request for so many bytes may take before a second copy is worth it.
     pub(crate) fn hedge_after(&self, bytes: u64) -> Option<Duration> {
-        let inner = self.hedging.then(|| self.lock())?;
-        Some(inner.model.p95(bytes, HEDGE_SAMPLES_MIN)?.max(self.hedge_after_min))
+        let state = self.hedging.then(|| self.lock())?;
+        Some(state.model.p95(bytes, HEDGE_SAMPLES_MIN)?.max(self.hedge_after_min))
     }
 
     /// What a request for so many bytes usually takes.
@@ -272,21 +165,21 @@ impl Endpoint {
 
     /// A hedge is decided: which copy won, and what the other had brought.
     pub(crate) fn hedged(&self, won: bool, wasted: u64, cost: u32) {
-        let mut inner = self.lock();
-        inner.counts.hedge_wasted_bytes += wasted;
+        let mut state = self.lock();
+        state.counts.hedge_wasted_bytes += wasted;
         if won {
-            inner.counts.hedge_wins += 1;
-            inner.budget.succeeded(Some(cost));
+            state.counts.hedge_wins += 1;
+            state.budget.succeeded(Some(cost));
         }
     }
 
     /// Pays for a retry after such a failure.
     pub(crate) fn take_tokens(&self, kind: OriginErrorKind) -> Option<u32> {
-        let mut inner = self.lock();
-        let taken = inner.budget.take(kind);
+        let mut state = self.lock();
+        let taken = state.budget.take(kind);
         match taken {
-            Some(_) => inner.counts.retries += 1,
-            None => inner.counts.retries_denied += 1,
+            Some(_) => state.counts.retries += 1,
+            None => state.counts.retries_denied += 1,
         }
         taken
     }
@@ -307,26 +200,7 @@ impl Endpoint {
     }
 
     pub(crate) fn stats(&self) -> EndpointStats {
-        let now = Instant::now();
-        let inner = self.lock();
-        let oldest = [inner.interactive.front(), inner.prefetch.front()];
-        let oldest = oldest.into_iter().flatten().map(|waiter| waiter.since).min();
-        EndpointStats {
-            origin: self.origin.clone(),
-            tokens: inner.budget.tokens(),
-            breaker: inner.breaker.state(now),
-            breaker_opened: inner.counts.breaker_opened,
-            limit: inner.limiter.limit(),
-            inflight: inner.limiter.inflight(),
-            waiting: inner.interactive.len() + inner.prefetch.len(),
-            oldest_wait: oldest.map(|since| now.saturating_duration_since(since)),
-            retries: inner.counts.retries,
-            retries_denied: inner.counts.retries_denied,
-            throttled: inner.counts.throttled,
-            hedges: inner.counts.hedges,
-            hedge_wins: inner.counts.hedge_wins,
-            hedge_wasted_bytes: inner.counts.hedge_wasted_bytes,
-        }
+        self.lock().stats(&self.origin, Instant::now())
     }
 
     fn look(self: &Arc<Self>) -> Option<Instant> {
@@ -334,118 +208,18 @@ impl Endpoint {
         answers.tell()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Inner {
-    /// Joins the line; whether there was a place.
-    fn enter(&mut self, waiter: Waiter) -> bool {
-        if self.interactive.len() + self.prefetch.len() >= WAITING_MAX {
-            for line in [&mut self.interactive, &mut self.prefetch] {
-                line.retain(|waiter| !waiter.answer.is_closed());
-            }
-        }
-        let fits = self.interactive.len() + self.prefetch.len() < WAITING_MAX;
-        match waiter.want.lane {
-            _ if !fits => {}
-            Lane::Interactive => self.interactive.push_back(waiter),
-            Lane::Prefetch => self.prefetch.push_back(waiter),
-        }
-        fits
-    }
-
-    /// Answers all who can be answered now.
-    fn look(&mut self, endpoint: &Arc<Endpoint>, now: Instant) -> Answers {
-        let mut answers = Answers::default();
-        loop {
-            if let Some(retry_after) = self.breaker.refuses(now) {
-                let refused = Refused::Breaker { retry_after, last: self.last_failure };
-                let all = self.interactive.drain(..).chain(self.prefetch.drain(..));
-                answers.told.extend(all.map(|waiter| (waiter.answer, Err(refused))));
-                return answers;
-            }
-            // Whoever waits looks again himself: nobody else keeps the time.
-            let free = self.rate.as_ref().map(|rate| rate.free);
-            answers.again = free.map(|free| free.max(now + RATE_TICK));
-            if !self.limiter.has_room() || free.is_some_and(|free| free > now) {
-                return answers;
-            }
-            let Some(waiter) = self.next() else { return answers };
-            let probe = self.breaker.admit(now) == Admission::Probe;
-            let saved_max = REQUESTS_PER_HEDGE * HEDGES_SAVED_MAX;
-            self.hedge_credit = (self.hedge_credit + 1).min(saved_max);
-            let permit = self.start(endpoint, waiter.want, probe, now);
-            answers.told.push((waiter.answer, Ok(permit)));
-        }
-    }
-
-    /// The next who may go, as far as lanes and retries are concerned.
-    fn next(&mut self) -> Option<Waiter> {
-        let retries_max = (self.calls / CALLS_PER_RETRY).max(RETRIES_MIN);
-        let retries = self.retries_inflight < retries_max;
-        let fits = |waiter: &Waiter| retries || !waiter.want.retry;
-        let prefetch_max = (self.limiter.limit() / PREFETCH_SHARE).max(1);
-        let prefetch_inflight = self.limiter.inflight() - self.interactive_inflight;
-        let yields = self.interactive_inflight > 0 && prefetch_inflight >= prefetch_max;
-        for line in [&mut self.interactive, &mut self.prefetch] {
-            while line.front().is_some_and(|waiter| waiter.answer.is_closed()) {
-                line.pop_front();
-            }
-        }
-        if let Some(at) = self.interactive.iter().position(fits) {
-            return self.interactive.remove(at);
-        }
-        let at = self.prefetch.iter().position(fits).filter(|_| !yields)?;
-        self.prefetch.remove(at)
-    }
-
-    fn start(&mut self, endpoint: &Arc<Endpoint>, want: Want, probe: bool, now: Instant) -> Permit {
-        self.limiter.begin();
-        self.interactive_inflight += usize::from(want.lane == Lane::Interactive);
-        self.retries_inflight += usize::from(want.retry);
-        if let Some(rate) = &mut self.rate {
-            let time = Duration::from_secs_f64(want.bytes as f64 / rate.bytes_per_second);
-            rate.free = rate.free.max(now) + time;
-        }
-        Permit {
-            endpoint: Arc::clone(endpoint),
-            started: now,
-            lane: want.lane,
-            retry: want.retry,
-            probe,
-            verdict: Verdict::Unknown,
-        }
-    }
-
-    fn end(&mut self, permit: &Permit, now: Instant) {
-        self.interactive_inflight -= usize::from(permit.lane == Lane::Interactive);
-        self.retries_inflight -= usize::from(permit.retry);
-        let load = match permit.verdict {
-            Verdict::Good(load) | Verdict::Bad { load, .. } => load,
-            Verdict::Unknown => Load::Unknown,
-        };
-        if let Load::Served { bytes, service } = load {
-            self.model.learn(bytes, service);
-        }
-        self.limiter.end(permit.started, now, load, &self.model);
-        let closed = self.breaker.is_closed();
-        match permit.verdict {
-            Verdict::Good(_) => self.breaker.record(now, true, permit.probe, unit()),
-            Verdict::Bad { kind, .. } => {
-                self.counts.throttled += u64::from(kind == OriginErrorKind::Throttled);
-                self.last_failure = Some(kind);
-                self.breaker.record(now, false, permit.probe, unit());
-            }
-            Verdict::Unknown if permit.probe => self.breaker.abandon(now),
-            Verdict::Unknown => {}
-        }
-        self.counts.breaker_opened += u64::from(closed && !self.breaker.is_closed());
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Permit {
+    pub(super) fn new(endpoint: &Arc<Endpoint>, want: Want, probe: bool, now: Instant) -> Self {
+        let Want { lane, retry, .. } = want;
+        let endpoint = Arc::clone(endpoint);
+        Self { endpoint, started: now, lane, retry, probe, verdict: Verdict::Unknown }
+    }
+
     /// Says what the request came to, and gives its place to the next.
     pub(crate) fn settle(mut self, verdict: Verdict) {
         self.verdict = verdict;
@@ -457,9 +231,9 @@ impl Drop for Permit {
         let now = Instant::now();
         let endpoint = Arc::clone(&self.endpoint);
         let answers = {
-            let mut inner = endpoint.lock();
-            inner.end(self, now);
-            inner.look(&endpoint, now)
+            let mut state = endpoint.lock();
+            state.end(self, now);
+            state.look(&endpoint, now)
         };
         answers.tell();
     }
@@ -467,8 +241,8 @@ impl Drop for Permit {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let mut inner = self.0.lock();
-        inner.calls = inner.calls.saturating_sub(1);
+        let mut state = self.0.lock();
+        state.calls = state.calls.saturating_sub(1);
     }
 }
 

@@ -6,7 +6,8 @@
 //! limiter.rs    how many requests at a time             /
 //! model.rs      what a part of some size should take   /
 //! addresses.rs  which address a connection goes to    /
-//! endpoint.rs   one lock over the first four, and the line of those who wait
+//! state.rs      the first four of one endpoint, and the line of those who wait
+//! endpoint.rs   the lock over that
 //! book.rs       one lock over the addresses of all hosts
 //! ```
 
@@ -17,6 +18,7 @@ pub(crate) mod budget;
 pub(crate) mod endpoint;
 pub(crate) mod limiter;
 pub(crate) mod model;
+mod state;
 
 use std::time::Duration;
 
