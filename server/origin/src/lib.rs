@@ -35,6 +35,7 @@ mod schedule;
 mod settings;
 mod stats;
 mod store;
+mod terms;
 mod transport;
 mod tries;
 mod uri;
@@ -58,4 +59,5 @@ pub use store::{
     AttemptOutcome, AttemptRecord, Lane, ObjectMeta, OriginStore, ReadRecord, ReadRequest,
     ReadTerms,
 };
+pub use terms::Spent;
 pub use uri::{OriginUri, Scheme, UriError};

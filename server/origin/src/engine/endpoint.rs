@@ -9,18 +9,23 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::breaker::BreakerState;
 use super::limiter::Load;
 use super::state::{State, Waiter};
 use crate::error::OriginErrorKind;
 use crate::settings::EngineSettings;
-use crate::store::Lane;
+use crate::store::{Lane, ReadTerms};
+use crate::terms::Demand;
 
 /// Good requests before the first hedge.
 const HEDGE_SAMPLES_MIN: u64 = 100;
+/// Good requests before it is known what half of them take.
+const MEDIAN_SAMPLES_MIN: u64 = 20;
+/// No request is sent with less time than this.
+pub(crate) const ATTEMPT_MIN: Duration = Duration::from_millis(50);
 
 /// What is known of an endpoint, and what it has cost beyond one request per call.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,7 +63,6 @@ pub struct EndpointStats {
 /// A request that asks to be sent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Want {
-    pub(crate) lane: Lane,
     pub(crate) retry: bool,
     /// What it will bring, for the limit on bytes per second.
     pub(crate) bytes: u64,
@@ -71,6 +75,8 @@ pub(crate) enum Refused {
     Breaker { retry_after: Duration, last: Option<OriginErrorKind> },
     /// Too many wait.
     Full,
+    /// The deadline passed before it could have been of use.
+    Late,
 }
 
 /// What a request came to.
@@ -107,6 +113,13 @@ pub(crate) struct Permit {
     pub(super) verdict: Verdict,
 }
 
+/// A place in the line, given up when this is dropped.
+struct Place<'a> {
+    endpoint: &'a Arc<Endpoint>,
+    lane: Lane,
+    ticket: u64,
+}
+
 /// A call under way.
 #[derive(Debug)]
 pub(crate) struct Call(Arc<Endpoint>);
@@ -133,18 +146,76 @@ impl Endpoint {
         Call(Arc::clone(self))
     }
 
-    /// Waits for leave to send a request. Dropping the future gives the place in the line up.
-    pub(crate) async fn admit(self: &Arc<Self>, want: Want) -> Admitted {
-        let (answer, mut answered) = oneshot::channel();
-        if !self.lock().enter(Waiter { want, since: Instant::now(), answer }) {
-            return Err(Refused::Full);
-        }
-        while let Some(again) = self.look() {
-            if let Ok(answer) = timeout_at(again, &mut answered).await {
-                return answer.unwrap_or(Err(Refused::Full));
+    /// Waits for leave to send a request, in the lane and until the deadline of its terms as they
+    /// are at each moment. Dropping the future gives the place in the line up.
+    ///
+    /// A request that could not be answered before the deadline is not sent. It stays, out of the
+    /// line, until the deadline: who waits for it has one of its own, and someone with more time may
+    /// join them.
+    pub(crate) async fn admit(self: &Arc<Self>, want: Want, terms: &ReadTerms) -> Admitted {
+        let mut news = terms.news();
+        let (since, ticket) = (Instant::now(), self.lock().ticket());
+        loop {
+            let Demand { lane, deadline } = *news.borrow_and_update();
+            let start_by = deadline.map(|deadline| self.latest_start(want.bytes, deadline));
+            if let (Some(start_by), Some(deadline)) = (start_by, deadline)
+                && Instant::now() >= start_by
+            {
+                match timeout_at(deadline, news.changed()).await {
+                    Ok(_) => continue,
+                    Err(_elapsed) => return Err(Refused::Late),
+                }
+            }
+            let (answer, answered) = oneshot::channel();
+            if !self.lock().enter(Waiter { ticket, lane, want, since, answer }) {
+                return Err(Refused::Full);
+            }
+            let _place = Place { endpoint: self, lane, ticket };
+            if let Some(admitted) = self.wait(answered, &mut news, start_by).await {
+                return admitted;
             }
         }
-        answered.await.unwrap_or(Err(Refused::Full))
+    }
+
+    /// Waits in the line until it is answered, the terms change or there is not enough time left.
+    async fn wait(
+        self: &Arc<Self>,
+        mut answered: oneshot::Receiver<Admitted>,
+        news: &mut watch::Receiver<Demand>,
+        start_by: Option<Instant>,
+    ) -> Option<Admitted> {
+        loop {
+            let again = self.look();
+            let wake = [again, start_by].into_iter().flatten().min();
+            let alarm = async {
+                match wake {
+                    Some(wake) => sleep_until(wake).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                answer = &mut answered => return Some(answer.unwrap_or(Err(Refused::Full))),
+                _ = news.changed() => return answered.try_recv().ok(),
+                () = alarm => {}
+            }
+            if start_by.is_some_and(|start_by| Instant::now() >= start_by) {
+                return answered.try_recv().ok();
+            }
+        }
+    }
+
+    /// Until when a request for so many bytes has to begin to be done by the deadline: half of them
+    /// would be.
+    fn latest_start(&self, bytes: u64, deadline: Instant) -> Instant {
+        let needed = self.needed(bytes);
+        deadline.checked_sub(needed).unwrap_or(deadline)
+    }
+
+    /// The least time in which it makes sense to begin a request for so many bytes.
+    pub(crate) fn needed(&self, bytes: u64) -> Duration {
+        let median = self.lock().model.p50(bytes, MEDIAN_SAMPLES_MIN);
+        median.unwrap_or_default().max(ATTEMPT_MIN)
     }
 
     /// Leave to send a second copy of a request at once, if hedges are in order.
@@ -213,9 +284,19 @@ impl Endpoint {
     }
 }
 
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.endpoint.lock().leave(self.lane, self.ticket);
+    }
+}
+
 impl Permit {
-    pub(super) fn new(endpoint: &Arc<Endpoint>, want: Want, probe: bool, now: Instant) -> Self {
-        let Want { lane, retry, .. } = want;
+    pub(super) fn new(
+        endpoint: &Arc<Endpoint>,
+        (lane, retry): (Lane, bool),
+        probe: bool,
+        now: Instant,
+    ) -> Self {
         let endpoint = Arc::clone(endpoint);
         Self { endpoint, started: now, lane, retry, probe, verdict: Verdict::Unknown }
     }
@@ -256,8 +337,7 @@ mod tests {
         Verdict::Good(Load::Served { bytes: 1 << 20, service: Duration::from_millis(100) });
     const FAILED: Verdict =
         Verdict::Bad { kind: OriginErrorKind::Unreachable, load: Load::Unknown };
-    const READ: Want = Want { lane: Lane::Interactive, retry: false, bytes: 0 };
-    const PREFETCH: Want = Want { lane: Lane::Prefetch, ..READ };
+    const READ: Want = Want { retry: false, bytes: 0 };
     const RETRY: Want = Want { retry: true, ..READ };
 
     fn endpoint(limit: usize, rate: Option<u64>) -> Arc<Endpoint> {
@@ -265,20 +345,30 @@ mod tests {
         Endpoint::new("s3://b", &settings, Some(limit), rate)
     }
 
+    fn prefetch() -> ReadTerms {
+        ReadTerms::new(Lane::Prefetch, None)
+    }
+
+    /// An interactive request without a deadline.
+    async fn admit(endpoint: &Arc<Endpoint>, want: Want) -> Admitted {
+        endpoint.admit(want, &ReadTerms::default()).await
+    }
+
     async fn admitted(endpoint: &Arc<Endpoint>, want: Want) -> Permit {
-        endpoint.admit(want).await.unwrap()
+        admit(endpoint, want).await.unwrap()
     }
 
     #[tokio::test(start_paused = true)]
     async fn interactive_requests_go_first_and_the_line_is_in_order() {
         let endpoint = endpoint(1, None);
         let held = admitted(&endpoint, READ).await;
-        let mut prefetch = Box::pin(endpoint.admit(PREFETCH));
-        let mut first = Box::pin(endpoint.admit(READ));
-        let mut second = Box::pin(endpoint.admit(READ));
-        for waiting in [&mut prefetch, &mut first, &mut second] {
-            assert!(waiting.now_or_never().is_none());
-        }
+        let terms = prefetch();
+        let mut prefetch = Box::pin(endpoint.admit(READ, &terms));
+        let mut first = Box::pin(admit(&endpoint, READ));
+        let mut second = Box::pin(admit(&endpoint, READ));
+        assert!((&mut prefetch).now_or_never().is_none());
+        assert!((&mut first).now_or_never().is_none());
+        assert!((&mut second).now_or_never().is_none());
         assert_eq!(endpoint.stats().waiting, 3);
         drop(held);
         assert!((&mut second).now_or_never().is_none());
@@ -290,11 +380,76 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn whom_someone_joins_is_promoted_where_he_stands() {
+        let endpoint = endpoint(1, None);
+        let held = admitted(&endpoint, READ).await;
+        let (early, late) = (prefetch(), prefetch());
+        let mut early_read = Box::pin(endpoint.admit(READ, &early));
+        let mut late_read = Box::pin(endpoint.admit(READ, &late));
+        assert!((&mut early_read).now_or_never().is_none());
+        let mut read = Box::pin(admit(&endpoint, READ));
+        assert!((&mut read).now_or_never().is_none());
+        assert!((&mut late_read).now_or_never().is_none());
+        // Both are joined by someone who waits: now it counts who came first.
+        for terms in [&late, &early] {
+            terms.set(Lane::Interactive, None);
+        }
+        assert!((&mut late_read).now_or_never().is_none());
+        assert!((&mut early_read).now_or_never().is_none());
+        assert_eq!(endpoint.stats().waiting, 3);
+        // And the first is left again.
+        early.set(Lane::Prefetch, None);
+        assert!((&mut early_read).now_or_never().is_none());
+        drop(held);
+        assert!((&mut late_read).now_or_never().is_none());
+        assert!((&mut early_read).now_or_never().is_none());
+        drop(read.await.unwrap());
+        assert!((&mut early_read).now_or_never().is_none());
+        drop(late_read.await.unwrap());
+        drop(early_read.await.unwrap());
+        assert_eq!((endpoint.stats().waiting, endpoint.stats().inflight), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_could_use_is_not_sent() {
+        let endpoint = endpoint(1, None);
+        let held = admitted(&endpoint, READ).await;
+        let (begun, second) = (Instant::now(), Duration::from_secs(1));
+        let terms = ReadTerms::new(Lane::Interactive, Some(begun + second));
+        let mut read = Box::pin(endpoint.admit(READ, &terms));
+        assert!((&mut read).now_or_never().is_none());
+        tokio::time::advance(second - Duration::from_millis(20)).await;
+        assert!((&mut read).now_or_never().is_none());
+        // Room comes, too late for it...
+        drop(held);
+        assert_eq!(endpoint.stats().waiting, 0);
+        assert!((&mut read).now_or_never().is_none());
+        // ... but not for one that joins.
+        terms.set(Lane::Interactive, Some(begun + 2 * second));
+        let permit = read.await.unwrap();
+        assert!(begun.elapsed() < second);
+        let terms = ReadTerms::new(Lane::Interactive, Some(begun + second));
+        assert_eq!(endpoint.admit(READ, &terms).await.unwrap_err(), Refused::Late);
+        assert_eq!(begun.elapsed(), second);
+        permit.settle(SERVED);
+        for _ in 0..40 {
+            admitted(&endpoint, READ).await.settle(SERVED);
+        }
+        // It is known that a part takes 100 ms: nothing begins that has less.
+        let part = Want { bytes: 1 << 20, ..READ };
+        let time = Duration::from_millis(90);
+        let terms = ReadTerms::new(Lane::Interactive, Some(Instant::now() + time));
+        assert_eq!(endpoint.admit(part, &terms).await.unwrap_err(), Refused::Late);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn prefetch_has_a_quarter_while_anyone_waits_for_more() {
         let endpoint = endpoint(8, None);
         let read = admitted(&endpoint, READ).await;
-        let prefetched = [admitted(&endpoint, PREFETCH).await, admitted(&endpoint, PREFETCH).await];
-        let mut third = Box::pin(endpoint.admit(PREFETCH));
+        let terms = prefetch();
+        let ask = || endpoint.admit(READ, &terms);
+        let prefetched = [ask().await.unwrap(), ask().await.unwrap()];
+        let mut third = Box::pin(ask());
         assert!((&mut third).now_or_never().is_none());
         drop(read);
         drop(third.await.unwrap());
@@ -309,7 +464,7 @@ mod tests {
         for _ in 0..3 {
             held.push(admitted(&endpoint, RETRY).await);
         }
-        let mut fourth = Box::pin(endpoint.admit(RETRY));
+        let mut fourth = Box::pin(admit(&endpoint, RETRY));
         assert!((&mut fourth).now_or_never().is_none());
         drop(admitted(&endpoint, READ).await);
         held.pop();
@@ -328,7 +483,7 @@ mod tests {
         }
         let last = admitted(&endpoint, READ).await;
         let other = admitted(&endpoint, READ).await;
-        let waiting: Vec<_> = (0..5).map(|_| Box::pin(endpoint.admit(READ))).collect();
+        let waiting: Vec<_> = (0..5).map(|_| Box::pin(admit(&endpoint, READ))).collect();
         let told = futures::future::join_all(waiting);
         let (told, ()) = futures::join!(told, async { last.settle(FAILED) });
         let unreachable = Some(OriginErrorKind::Unreachable);
@@ -341,7 +496,7 @@ mod tests {
         // A probe whose caller goes away leaves room for the next.
         tokio::time::sleep(Duration::from_millis(1200)).await;
         let probe = admitted(&endpoint, READ).await;
-        endpoint.admit(READ).await.unwrap_err();
+        admit(&endpoint, READ).await.unwrap_err();
         drop(probe);
         admitted(&endpoint, READ).await.settle(SERVED);
         assert_eq!(endpoint.stats().breaker, BreakerState::Closed);
@@ -374,7 +529,7 @@ mod tests {
         assert_eq!(endpoint.hedge_after(1 << 20), Some(Duration::from_millis(200)));
         // Not while it throttles.
         let throttled = Verdict::Bad { kind: OriginErrorKind::Throttled, load: Load::Overloaded };
-        (0..20).for_each(|_| drop(endpoint.admit(READ).now_or_never()));
+        (0..20).for_each(|_| drop(admit(&endpoint, READ).now_or_never()));
         admitted(&endpoint, READ).await.settle(throttled);
         assert!(endpoint.hedge(Lane::Interactive).is_none());
     }
@@ -383,7 +538,7 @@ mod tests {
     async fn who_goes_away_leaves_nothing_behind() {
         let endpoint = endpoint(1, None);
         let held = admitted(&endpoint, READ).await;
-        let mut gone: Vec<_> = (0..50).map(|_| Box::pin(endpoint.admit(READ))).collect();
+        let mut gone: Vec<_> = (0..50).map(|_| Box::pin(admit(&endpoint, READ))).collect();
         for waiting in &mut gone {
             assert!(waiting.now_or_never().is_none());
         }

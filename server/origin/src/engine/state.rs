@@ -53,6 +53,7 @@ pub(super) struct State {
     pub(super) calls: usize,
     rate: Option<Rate>,
     hedge_credit: u32,
+    next_ticket: u64,
     pub(super) counts: Counts,
 }
 
@@ -70,6 +71,9 @@ pub(super) struct Counts {
 /// One in the line.
 #[derive(Debug)]
 pub(super) struct Waiter {
+    /// Its place: lower ones came first. It keeps it when it changes its lane.
+    pub(super) ticket: u64,
+    pub(super) lane: Lane,
     pub(super) want: Want,
     pub(super) since: Instant,
     pub(super) answer: oneshot::Sender<Admitted>,
@@ -123,6 +127,7 @@ impl State {
             calls: 0,
             rate: rate.map(|rate| Rate { bytes_per_second: rate as f64, free: now }),
             hedge_credit: 0,
+            next_ticket: 0,
             counts: Counts::default(),
         }
     }
@@ -143,8 +148,8 @@ impl State {
         let cost = self.budget.take(OriginErrorKind::Timeout)?;
         self.hedge_credit -= REQUESTS_PER_HEDGE;
         self.counts.hedges += 1;
-        let want = Want { lane, retry: false, bytes: 0 };
-        Some((self.start(endpoint, want, false, now), cost))
+        let want = Want { retry: false, bytes: 0 };
+        Some((self.start(endpoint, (lane, want), false, now), cost))
     }
 
     /// What can be shown of it.
@@ -169,20 +174,36 @@ impl State {
         }
     }
 
-    /// Joins the line; whether there was a place.
+    /// A place in the line, behind all there are.
+    pub(super) fn ticket(&mut self) -> u64 {
+        self.next_ticket += 1;
+        self.next_ticket
+    }
+
+    /// Joins the line; whether there was room.
     pub(super) fn enter(&mut self, waiter: Waiter) -> bool {
         if self.interactive.len() + self.prefetch.len() >= WAITING_MAX {
-            for line in [&mut self.interactive, &mut self.prefetch] {
-                line.retain(|waiter| !waiter.answer.is_closed());
-            }
+            return false;
         }
-        let fits = self.interactive.len() + self.prefetch.len() < WAITING_MAX;
-        match waiter.want.lane {
-            _ if !fits => {}
-            Lane::Interactive => self.interactive.push_back(waiter),
-            Lane::Prefetch => self.prefetch.push_back(waiter),
+        let line = self.line(waiter.lane);
+        let at = line.partition_point(|other| other.ticket < waiter.ticket);
+        line.insert(at, waiter);
+        true
+    }
+
+    /// Gives a place in the line up, if it was not answered yet.
+    pub(super) fn leave(&mut self, lane: Lane, ticket: u64) {
+        let line = self.line(lane);
+        if let Ok(at) = line.binary_search_by_key(&ticket, |waiter| waiter.ticket) {
+            line.remove(at);
         }
-        fits
+    }
+
+    fn line(&mut self, lane: Lane) -> &mut VecDeque<Waiter> {
+        match lane {
+            Lane::Interactive => &mut self.interactive,
+            Lane::Prefetch => &mut self.prefetch,
+        }
     }
 
     /// Answers all who can be answered now.
@@ -205,7 +226,7 @@ impl State {
             let probe = self.breaker.admit(now) == Admission::Probe;
             let saved_max = REQUESTS_PER_HEDGE * HEDGES_SAVED_MAX;
             self.hedge_credit = (self.hedge_credit + 1).min(saved_max);
-            let permit = self.start(endpoint, waiter.want, probe, now);
+            let permit = self.start(endpoint, (waiter.lane, waiter.want), probe, now);
             answers.told.push((waiter.answer, Ok(permit)));
         }
     }
@@ -218,11 +239,6 @@ impl State {
         let prefetch_max = (self.limiter.limit() / PREFETCH_SHARE).max(1);
         let prefetch_inflight = self.limiter.inflight() - self.interactive_inflight;
         let yields = self.interactive_inflight > 0 && prefetch_inflight >= prefetch_max;
-        for line in [&mut self.interactive, &mut self.prefetch] {
-            while line.front().is_some_and(|waiter| waiter.answer.is_closed()) {
-                line.pop_front();
-            }
-        }
         if let Some(at) = self.interactive.iter().position(fits) {
             return self.interactive.remove(at);
         }
@@ -230,15 +246,21 @@ impl State {
         self.prefetch.remove(at)
     }
 
-    fn start(&mut self, endpoint: &Arc<Endpoint>, want: Want, probe: bool, now: Instant) -> Permit {
+    fn start(
+        &mut self,
+        endpoint: &Arc<Endpoint>,
+        (lane, want): (Lane, Want),
+        probe: bool,
+        now: Instant,
+    ) -> Permit {
         self.limiter.begin();
-        self.interactive_inflight += usize::from(want.lane == Lane::Interactive);
+        self.interactive_inflight += usize::from(lane == Lane::Interactive);
         self.retries_inflight += usize::from(want.retry);
         if let Some(rate) = &mut self.rate {
             let time = Duration::from_secs_f64(want.bytes as f64 / rate.bytes_per_second);
             rate.free = rate.free.max(now) + time;
         }
-        Permit::new(endpoint, want, probe, now)
+        Permit::new(endpoint, (lane, want.retry), probe, now)
     }
 
     pub(super) fn end(&mut self, permit: &Permit, now: Instant) {
