@@ -18,8 +18,6 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::admission::Lane;
-use crate::cost::FetchCost;
 use crate::error::origin_failure;
 use crate::plan::{ChunkSpec, Extent};
 use crate::ram::pool::ClaimedSlot;
@@ -86,12 +84,6 @@ pub(crate) struct Fetcher {
     connections: Semaphore,
 }
 
-/// One part's result.
-struct Part {
-    spans: Vec<Span>,
-    cost: FetchCost,
-}
-
 impl Fetcher {
     /// A stage with at most `connections` parts on the wire.
     pub(crate) fn new(connections: usize) -> Self {
@@ -108,26 +100,24 @@ impl Fetcher {
         &self,
         manifest: &Manifest,
         spec: &Arc<ChunkSpec>,
-        lane: Lane,
+        terms: &ReadTerms,
         mut slot: ClaimedSlot,
-    ) -> Result<(FetchedChunk, Vec<Span>, FetchCost), FetchError> {
+    ) -> Result<(FetchedChunk, Vec<Span>), FetchError> {
         let offered = Instant::now();
         let parts = split(slot.as_mut_slice(), spec)?;
         let mut running: FuturesUnordered<_> = parts
             .into_iter()
-            .map(|(extent, into)| self.part(manifest, extent, into, (lane, offered)))
+            .map(|(extent, into)| self.part(manifest, extent, into, (terms, offered)))
             .collect();
         let mut spans = Vec::new();
-        let mut cost = FetchCost::default();
         while let Some(part) = running.try_next().await? {
-            cost = cost.plus(part.cost);
-            spans = part.spans;
+            spans = part;
         }
         drop(running);
         let objects = || spec.extents.iter().filter_map(|e| manifest.objects().get(e.object));
         let first_object = objects().next().map_or_else(String::new, |object| object.name.clone());
         let pinned = objects().all(|object| object.pinned);
-        Ok((FetchedChunk { slot, spec: Arc::clone(spec), first_object, pinned }, spans, cost))
+        Ok((FetchedChunk { slot, spec: Arc::clone(spec), first_object, pinned }, spans))
     }
 
     async fn part(
@@ -135,8 +125,8 @@ impl Fetcher {
         manifest: &Manifest,
         extent: &Extent,
         into: &mut [u8],
-        (lane, offered): (Lane, Instant),
-    ) -> Result<Part, FetchError> {
+        (terms, offered): (&ReadTerms, Instant),
+    ) -> Result<Vec<Span>, FetchError> {
         let object = manifest
             .objects()
             .get(extent.object)
@@ -150,20 +140,10 @@ impl Fetcher {
             object_bytes: object.bytes,
             range: extent.object_offset..extent.object_offset + extent.bytes,
         };
-        // A flight has no deadline of its own: its waiters leave when theirs passes.
-        let terms = ReadTerms { lane: origin_lane(lane), deadline: None };
-        let record = manifest.store().read_on(&request, terms, into).await?;
+        let record = manifest.store().read_on(&request, terms.clone(), into).await?;
         let mut spans = vec![Span::new(Stage::ConnAcquire, Kind::Queue, offered, started)];
         attempt_spans(&record, started, Instant::now(), &mut spans);
-        Ok(Part { spans, cost: FetchCost::of(&record) })
-    }
-}
-
-/// Prefetches yield to loads that someone waits for, at the endpoint too.
-fn origin_lane(lane: Lane) -> forebay_origin::Lane {
-    match lane {
-        Lane::Interactive => forebay_origin::Lane::Interactive,
-        Lane::Prefetch => forebay_origin::Lane::Prefetch,
+        Ok(spans)
     }
 }
 
