@@ -346,7 +346,7 @@ impl Listing<'_> {
                 object_bytes: object.bytes,
                 range: begin..end,
             };
-            self.store.read_on(&request, self.terms.clone(), &mut bytes).await?;
+            self.store.read_on(&request, self.terms.clone(), bytes.as_mut_slice().into()).await?;
         }
         Ok(bytes)
     }

@@ -20,6 +20,7 @@
 mod dns;
 mod engine;
 mod error;
+mod evidence;
 mod fault;
 mod file;
 mod filling;
@@ -45,19 +46,20 @@ pub use dns::{
     AheadResolver, DnsAddress, DnsCounters, DnsFailure, DnsName, DnsSettings, DnsSnapshot, DnsState,
 };
 pub use engine::addresses::AddressStats;
-pub use engine::breaker::BreakerState;
-pub use engine::endpoint::EndpointStats;
+pub use engine::breaker::{BreakerState, BreakerTurns};
+pub use engine::standing::{AttemptClass, AttemptCount, AttemptEnd, EndpointStats, RefusedCounts};
 pub use error::{OriginError, OriginErrorKind, OriginFailure};
+pub use evidence::{NoEvidence, SocketEvidence, TcpDelta, TcpSnapshot};
 pub use key::{KEY_BYTES_MAX, KeyError, ObjectKey};
-pub use origins::Origins;
+pub use origins::{EndpointView, Origins};
 pub use pin::Pin;
 pub use resolve::{Resolve, SystemResolver};
 pub use schedule::RetryPolicy;
 pub use settings::{EngineSettings, OriginBlock, OriginSettings, Timeouts};
 pub use stats::OriginStats;
 pub use store::{
-    AttemptOutcome, AttemptRecord, Lane, ObjectMeta, OriginStore, ReadRecord, ReadRequest,
-    ReadTerms,
+    AttemptOutcome, AttemptRecord, Destination, Landing, Lane, ObjectMeta, OriginStore, ReadRecord,
+    ReadRequest, ReadTerms,
 };
 pub use terms::Spent;
 pub use uri::{OriginUri, Scheme, UriError};

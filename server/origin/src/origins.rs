@@ -13,8 +13,10 @@ use tokio::time::Instant;
 
 use crate::engine::addresses::AddressStats;
 use crate::engine::book::Book;
-use crate::engine::endpoint::{Endpoint, EndpointStats};
+use crate::engine::endpoint::{Endpoint, EndpointSpec};
+use crate::engine::standing::EndpointStats;
 use crate::error::{OriginError, OriginErrorKind};
+use crate::evidence::{NoEvidence, SocketEvidence};
 use crate::fault::detail_of;
 use crate::file::FileReaders;
 use crate::object::{Backend, ObjectOrigin, WebBackend};
@@ -40,6 +42,7 @@ const OTHERS: &str = "others";
 pub struct Origins {
     settings: OriginSettings,
     resolve: Arc<dyn Resolve>,
+    evidence: Arc<dyn SocketEvidence>,
     open: Mutex<Open>,
     book: Arc<Book>,
 }
@@ -64,6 +67,25 @@ struct StoreKey {
     signed: Option<WebTarget>,
 }
 
+/// One endpoint, for those who plan what to ask of it.
+#[derive(Debug, Clone)]
+pub struct EndpointView(Arc<Endpoint>);
+
+impl EndpointView {
+    /// Requests that may be under way now.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.0.limit()
+    }
+
+    /// Bytes per second that it brought lately while it was asked for all it could; none before
+    /// enough was measured. More than that cannot be counted on.
+    #[must_use]
+    pub fn sustained(&self) -> Option<f64> {
+        self.0.sustained()
+    }
+}
+
 impl Origins {
     /// No store is opened, and nothing is read or sent, before it is asked for.
     pub fn new(settings: OriginSettings, resolve: Arc<dyn Resolve>) -> Result<Self, OriginError> {
@@ -80,7 +102,14 @@ impl Origins {
         }
         let engine = &settings.engine;
         let book = Book::new(engine.ejection, engine.ejection_cap);
-        Ok(Self { settings, resolve, open: Mutex::default(), book })
+        let evidence = Arc::new(NoEvidence);
+        Ok(Self { settings, resolve, evidence, open: Mutex::default(), book })
+    }
+
+    /// The same, asking `evidence` about each connection.
+    #[must_use]
+    pub fn with_evidence(self, evidence: Arc<dyn SocketEvidence>) -> Self {
+        Self { evidence, ..self }
     }
 
     /// The store of a URI. It serves every key of the URI's bucket or host.
@@ -108,7 +137,10 @@ impl Origins {
     /// What was asked of each origin so far, sorted by name.
     #[must_use]
     pub fn stats(&self) -> Vec<OriginStats> {
-        self.lock().counters.iter().map(|(origin, counters)| counters.snapshot(origin)).collect()
+        let open = self.lock();
+        let now = Instant::now();
+        open.transports.values().for_each(|transport| transport.prune(now));
+        open.counters.iter().map(|(origin, counters)| counters.snapshot(origin)).collect()
     }
 
     /// What is known of each endpoint: an origin, as far as one block of the settings applies.
@@ -116,6 +148,14 @@ impl Origins {
     pub fn endpoints(&self) -> Vec<EndpointStats> {
         let endpoints: Vec<Arc<Endpoint>> = self.lock().endpoints.values().cloned().collect();
         endpoints.iter().map(|endpoint| endpoint.stats()).collect()
+    }
+
+    /// The endpoint of a URI, if it has one and it was opened.
+    #[must_use]
+    pub fn endpoint(&self, uri: &OriginUri) -> Option<EndpointView> {
+        let prefix = self.settings.block_for(uri).map(|block| block.prefix.clone());
+        let open = self.lock();
+        open.endpoints.get(&(uri.origin(), prefix)).cloned().map(EndpointView)
     }
 
     /// What is known of each address of each host that was connected to.
@@ -170,8 +210,8 @@ impl Origins {
                 (cloud.store, Backend::Cloud(cloud.pages))
             }
         };
-        let retry = self.settings.retry;
-        Ok(ObjectOrigin { origin, store, backend, retry, counters, endpoint })
+        let OriginSettings { retry, timeouts, .. } = self.settings;
+        Ok(ObjectOrigin { origin, store, backend, retry, timeouts, counters, endpoint })
     }
 
     fn web(
@@ -190,8 +230,8 @@ impl Origins {
         let store = providers::web(&base, transport.clone())?;
         let web = WebBackend { base, transport, signed: uri.has_query() };
         let backend = Backend::Web(Box::new(web));
-        let retry = self.settings.retry;
-        Ok(ObjectOrigin { origin, store, backend, retry, counters, endpoint })
+        let OriginSettings { retry, timeouts, .. } = self.settings;
+        Ok(ObjectOrigin { origin, store, backend, retry, timeouts, counters, endpoint })
     }
 
     fn transport(&self, open: &mut Open, block: &OriginBlock) -> std::io::Result<Transport> {
@@ -203,7 +243,8 @@ impl Origins {
         let trust = Trust::new(block.ca_file.as_deref())?;
         let book = Arc::clone(&self.book);
         let connector = Connector::new(Arc::clone(&self.resolve), trust, timeouts, book);
-        let transport = Transport::new(connector, timeouts, block.max_connections);
+        let evidence = Arc::clone(&self.evidence);
+        let transport = Transport::new(connector, timeouts, block.max_connections, evidence);
         open.transports.insert(key, transport.clone());
         Ok(transport)
     }
@@ -230,8 +271,15 @@ impl Open {
         if self.endpoints.len() >= COUNTED_MAX {
             self.endpoints.retain(|_, endpoint| Arc::strong_count(endpoint) > 1);
         }
-        let (connections, rate) = (block.max_connections, block.max_bytes_per_second);
-        let endpoint = Endpoint::new(origin, engine, connections, rate);
+        let scheme = origin.split("://").next().unwrap_or_default();
+        let spec = EndpointSpec {
+            origin,
+            alias: key.1.as_deref().unwrap_or(scheme),
+            max_connections: block.max_connections,
+            max_bytes_per_second: block.max_bytes_per_second,
+            counters: self.counters_of(origin),
+        };
+        let endpoint = Endpoint::new(spec, engine);
         self.endpoints.insert(key, Arc::clone(&endpoint));
         endpoint
     }

@@ -265,7 +265,6 @@ impl<'a> Tries<'a> {
         let seen = attempt.probe.seen();
         let head = connecting(&seen) + seen.first_byte.unwrap_or_default();
         self.record.bytes_received += bytes;
-        self.terms.landed(bytes);
         {
             let throttled = outcome == AttemptOutcome::Failed(OriginErrorKind::Throttled);
             let mut spent = self.terms.spending();
@@ -280,6 +279,7 @@ impl<'a> Tries<'a> {
             first_byte: seen.first_byte,
             body: attempt.started.elapsed().saturating_sub(head),
             bytes,
+            tcp: seen.tcp,
             outcome,
         });
     }

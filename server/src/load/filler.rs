@@ -1,8 +1,8 @@
 //! Brings the chunks of one plan into RAM, in plan order, within the load's window.
 //!
 //! For each chunk: a window token first (see `admission`), then the RAM tier, then another load's
-//! flight, then a flight of its own. Chunks become ready in any order; at most [`FILLS_AHEAD`] per
-//! load are on their way. What is on its way lives in the filler: dropping it leaves every flight
+//! flight, then a flight of its own. Chunks become ready in any order; how many of a load may be
+//! on their way follows from what its endpoint takes now. What is on its way lives in the filler: dropping it leaves every flight
 //! and gives every token back.
 //!
 //! The filler also says whether the origin stands still ([`Filler::quiet`]): it is asked for chunks of
@@ -13,6 +13,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay_origin::EndpointView;
 use forebay_proto::{Failure, Reason};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
@@ -27,9 +28,13 @@ use crate::ram::PinnedChunk;
 use crate::report::Tally;
 use crate::timeline::{Kind, Span, Spending, Stage, Timeline};
 
-/// Chunks of one load that wait for bytes. Twice the connections keeps each of them busy while the
-/// next part's slot is found; more would hold slots that nobody fills.
-const FILLS_AHEAD: usize = 32;
+/// Chunks of one load on their way, for each request that its endpoint may get now: while one is on
+/// the wire the next has its slot and stands in the line, and a limit that grows by half finds work.
+const FILLS_PER_REQUEST: usize = 2;
+/// The most, however high the limit: more would hold slots that nobody fills.
+const FILLS_MAX: usize = 512;
+/// Where there is no endpoint: files, which a few threads read.
+const FILLS_OF_FILES: usize = 32;
 
 /// A chunk that is in RAM and pinned.
 pub(super) struct Ready {
@@ -58,6 +63,7 @@ pub(super) struct Filler<'a> {
     plan: &'a Arc<FetchPlan>,
     permit: &'a AdmissionPermit,
     waiter: Waiter,
+    endpoint: Option<EndpointView>,
     timeline: &'a Timeline,
     planned: Instant,
     next_chunk: usize,
@@ -99,6 +105,7 @@ impl<'a> Filler<'a> {
             plan: &head.plan,
             permit,
             waiter: request.waiter(),
+            endpoint: stages.fetcher.endpoint(head.plan.manifest()),
             timeline,
             planned,
             next_chunk: 0,
@@ -164,10 +171,16 @@ impl<'a> Filler<'a> {
         Err(Failure::new(Reason::NoProgress, message).at_stage("fetch"))
     }
 
+    /// How many chunks may be on their way now.
+    fn ahead(&self) -> usize {
+        let limit = |endpoint: &EndpointView| endpoint.limit().saturating_mul(FILLS_PER_REQUEST);
+        self.endpoint.as_ref().map_or(FILLS_OF_FILES, limit).min(FILLS_MAX)
+    }
+
     /// Asks for a window token for the next chunk, unless enough chunks are on their way.
     fn want(&mut self) {
         let more = self.next_chunk < self.plan.chunks().len();
-        if self.wanting.is_none() && more && self.filling.len() < FILLS_AHEAD {
+        if self.wanting.is_none() && more && self.filling.len() < self.ahead() {
             let permit = self.permit;
             self.wanting = Some(Box::pin(permit.slot()));
             self.wanted_at = Instant::now();

@@ -12,11 +12,12 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::breaker::BreakerState;
 use super::limiter::Load;
+use super::standing::{AttemptClass, EndpointStats};
 use super::state::{State, Waiter};
 use crate::error::OriginErrorKind;
 use crate::settings::EngineSettings;
+use crate::stats::Counters;
 use crate::store::{Lane, ReadTerms};
 use crate::terms::Demand;
 
@@ -26,39 +27,6 @@ const HEDGE_SAMPLES_MIN: u64 = 100;
 const MEDIAN_SAMPLES_MIN: u64 = 20;
 /// No request is sent with less time than this.
 pub(crate) const ATTEMPT_MIN: Duration = Duration::from_millis(50);
-
-/// What is known of an endpoint, and what it has cost beyond one request per call.
-#[derive(Debug, Clone, PartialEq)]
-pub struct EndpointStats {
-    /// Scheme and bucket or host.
-    pub origin: String,
-    /// Tokens left for retries and hedges, of 500.
-    pub tokens: u32,
-    /// The breaker.
-    pub breaker: BreakerState,
-    /// Times that it opened.
-    pub breaker_opened: u64,
-    /// Requests that may be under way.
-    pub limit: usize,
-    /// Requests under way.
-    pub inflight: usize,
-    /// Requests that wait to be.
-    pub waiting: usize,
-    /// How long the first of them has waited.
-    pub oldest_wait: Option<Duration>,
-    /// Attempts beyond the first.
-    pub retries: u64,
-    /// Attempts that were not made for want of tokens.
-    pub retries_denied: u64,
-    /// Answers that were throttles.
-    pub throttled: u64,
-    /// Second copies of slow requests.
-    pub hedges: u64,
-    /// Those that were faster than the first.
-    pub hedge_wins: u64,
-    /// Body bytes of copies that lost.
-    pub hedge_wasted_bytes: u64,
-}
 
 /// A request that asks to be sent.
 #[derive(Debug, Clone, Copy)]
@@ -79,6 +47,19 @@ pub(crate) enum Refused {
     Late,
 }
 
+/// What an endpoint is, and its limits.
+#[derive(Debug)]
+pub(crate) struct EndpointSpec<'a> {
+    /// Scheme and bucket or host.
+    pub(crate) origin: &'a str,
+    /// What metrics call it: one of few names.
+    pub(crate) alias: &'a str,
+    pub(crate) max_connections: Option<usize>,
+    pub(crate) max_bytes_per_second: Option<u64>,
+    /// What its origin has sent.
+    pub(crate) counters: Arc<Counters>,
+}
+
 /// What a request came to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Verdict {
@@ -97,6 +78,7 @@ pub(crate) type Admitted = Result<Permit, Refused>;
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     origin: String,
+    alias: String,
     hedging: bool,
     hedge_after_min: Duration,
     state: Mutex<State>,
@@ -108,9 +90,10 @@ pub(crate) struct Permit {
     endpoint: Arc<Endpoint>,
     pub(super) started: Instant,
     pub(super) lane: Lane,
-    pub(super) retry: bool,
+    pub(super) class: AttemptClass,
     pub(super) probe: bool,
-    pub(super) verdict: Verdict,
+    /// None as long as it is not settled.
+    pub(super) verdict: Option<Verdict>,
 }
 
 /// A place in the line, given up when this is dropped.
@@ -125,18 +108,13 @@ struct Place<'a> {
 pub(crate) struct Call(Arc<Endpoint>);
 
 impl Endpoint {
-    pub(crate) fn new(
-        origin: &str,
-        settings: &EngineSettings,
-        max_connections: Option<usize>,
-        max_bytes_per_second: Option<u64>,
-    ) -> Arc<Self> {
-        let state = State::new(Instant::now(), settings, max_connections, max_bytes_per_second);
+    pub(crate) fn new(spec: EndpointSpec<'_>, settings: &EngineSettings) -> Arc<Self> {
         Arc::new(Self {
-            origin: origin.to_owned(),
+            origin: spec.origin.to_owned(),
+            alias: spec.alias.to_owned(),
             hedging: settings.hedging,
             hedge_after_min: settings.hedge_after_min,
-            state: Mutex::new(state),
+            state: Mutex::new(State::new(Instant::now(), spec, settings)),
         })
     }
 
@@ -163,7 +141,10 @@ impl Endpoint {
             {
                 match timeout_at(deadline, news.changed()).await {
                     Ok(_) => continue,
-                    Err(_elapsed) => return Err(Refused::Late),
+                    Err(_elapsed) => {
+                        self.lock().counts.refused.late += 1;
+                        return Err(Refused::Late);
+                    }
                 }
             }
             let (answer, answered) = oneshot::channel();
@@ -270,8 +251,19 @@ impl Endpoint {
         self.lock().breaker.refuses(Instant::now())
     }
 
+    /// Requests that may be under way now.
+    pub(crate) fn limit(&self) -> usize {
+        self.lock().limiter.limit()
+    }
+
+    /// Bytes per second that it brought lately when it was asked for all it could.
+    pub(crate) fn sustained(&self) -> Option<f64> {
+        self.lock().meter.sustained(Instant::now())
+    }
+
     pub(crate) fn stats(&self) -> EndpointStats {
-        self.lock().stats(&self.origin, Instant::now())
+        let stats = self.lock().stats(Instant::now());
+        EndpointStats { origin: self.origin.clone(), alias: self.alias.clone(), ..stats }
     }
 
     fn look(self: &Arc<Self>) -> Option<Instant> {
@@ -293,17 +285,17 @@ impl Drop for Place<'_> {
 impl Permit {
     pub(super) fn new(
         endpoint: &Arc<Endpoint>,
-        (lane, retry): (Lane, bool),
+        (lane, class): (Lane, AttemptClass),
         probe: bool,
         now: Instant,
     ) -> Self {
         let endpoint = Arc::clone(endpoint);
-        Self { endpoint, started: now, lane, retry, probe, verdict: Verdict::Unknown }
+        Self { endpoint, started: now, lane, class, probe, verdict: None }
     }
 
     /// Says what the request came to, and gives its place to the next.
     pub(crate) fn settle(mut self, verdict: Verdict) {
-        self.verdict = verdict;
+        self.verdict = Some(verdict);
     }
 }
 
@@ -332,6 +324,7 @@ mod tests {
     use futures::FutureExt;
 
     use super::*;
+    use crate::engine::breaker::BreakerState;
 
     const SERVED: Verdict =
         Verdict::Good(Load::Served { bytes: 1 << 20, service: Duration::from_millis(100) });
@@ -342,7 +335,14 @@ mod tests {
 
     fn endpoint(limit: usize, rate: Option<u64>) -> Arc<Endpoint> {
         let settings = EngineSettings { limit_start: limit, ..EngineSettings::default() };
-        Endpoint::new("s3://b", &settings, Some(limit), rate)
+        let spec = EndpointSpec {
+            origin: "s3://b",
+            alias: "s3",
+            max_connections: Some(limit),
+            max_bytes_per_second: rate,
+            counters: Arc::default(),
+        };
+        Endpoint::new(spec, &settings)
     }
 
     fn prefetch() -> ReadTerms {

@@ -6,7 +6,7 @@
 //! through [`State::end`]. Times come in as arguments, and nobody is told anything here: the
 //! [`Answers`] are told once the lock is free. Owned by the endpoint.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,12 +15,15 @@ use tokio::time::Instant;
 
 use super::breaker::{Admission, Breaker};
 use super::budget::Budget;
-use super::endpoint::{Admitted, Endpoint, EndpointStats, Permit, Refused, Verdict, Want};
+use super::endpoint::{Admitted, Endpoint, EndpointSpec, Permit, Refused, Verdict, Want};
 use super::limiter::{Limiter, Load};
+use super::meter::Meter;
 use super::model::Model;
+use super::standing::{AttemptClass, AttemptCount, AttemptEnd, EndpointStats, RefusedCounts};
 use super::unit;
 use crate::error::OriginErrorKind;
 use crate::settings::EngineSettings;
+use crate::stats::Counters;
 use crate::store::Lane;
 
 /// Requests that may wait for an endpoint.
@@ -42,8 +45,11 @@ pub(super) struct State {
     pub(super) budget: Budget,
     pub(super) breaker: Breaker,
     last_failure: Option<OriginErrorKind>,
-    limiter: Limiter,
+    pub(super) limiter: Limiter,
     pub(super) model: Model,
+    pub(super) meter: Meter,
+    /// What its origin has sent, for the meter.
+    received: Arc<Counters>,
     interactive: VecDeque<Waiter>,
     prefetch: VecDeque<Waiter>,
     /// Requests under way that are of interactive calls, and that are retries.
@@ -63,6 +69,9 @@ pub(super) struct Counts {
     pub(super) retries: u64,
     pub(super) retries_denied: u64,
     pub(super) throttled: u64,
+    pub(super) timed_out: u64,
+    pub(super) refused: RefusedCounts,
+    pub(super) attempts: BTreeMap<(AttemptClass, AttemptEnd), u64>,
     pub(super) hedges: u64,
     pub(super) hedge_wins: u64,
     pub(super) hedge_wasted_bytes: u64,
@@ -106,20 +115,17 @@ impl Answers {
 
 impl State {
     /// A new endpoint's.
-    pub(super) fn new(
-        now: Instant,
-        settings: &EngineSettings,
-        max_connections: Option<usize>,
-        max_bytes_per_second: Option<u64>,
-    ) -> Self {
-        let max = max_connections.unwrap_or(settings.limit_max);
-        let rate = max_bytes_per_second.filter(|rate| *rate > 0);
+    pub(super) fn new(now: Instant, spec: EndpointSpec<'_>, settings: &EngineSettings) -> Self {
+        let max = spec.max_connections.unwrap_or(settings.limit_max);
+        let rate = spec.max_bytes_per_second.filter(|rate| *rate > 0);
         Self {
             budget: Budget::new(),
             breaker: Breaker::new(now, settings.breaker_open, settings.breaker_open_cap),
             last_failure: None,
             limiter: Limiter::new(now, settings.limit_start, settings.limit_min, max),
             model: Model::default(),
+            meter: Meter::default(),
+            received: spec.counters,
             interactive: VecDeque::new(),
             prefetch: VecDeque::new(),
             interactive_inflight: 0,
@@ -148,29 +154,38 @@ impl State {
         let cost = self.budget.take(OriginErrorKind::Timeout)?;
         self.hedge_credit -= REQUESTS_PER_HEDGE;
         self.counts.hedges += 1;
-        let want = Want { retry: false, bytes: 0 };
-        Some((self.start(endpoint, (lane, want), false, now), cost))
+        Some((self.start(endpoint, (lane, AttemptClass::Hedge, 0), false, now), cost))
     }
 
-    /// What can be shown of it.
-    pub(super) fn stats(&self, origin: &str, now: Instant) -> EndpointStats {
+    /// What can be shown of it, without its names.
+    pub(super) fn stats(&self, now: Instant) -> EndpointStats {
         let oldest = [self.interactive.front(), self.prefetch.front()];
         let oldest = oldest.into_iter().flatten().map(|waiter| waiter.since).min();
+        let counts = &self.counts;
+        let attempts = counts.attempts.iter();
         EndpointStats {
-            origin: origin.to_owned(),
+            origin: String::new(),
+            alias: String::new(),
             tokens: self.budget.tokens(),
             breaker: self.breaker.state(now),
-            breaker_opened: self.counts.breaker_opened,
+            breaker_opened: counts.breaker_opened,
+            breaker_turns: self.breaker.turns(),
             limit: self.limiter.limit(),
             inflight: self.limiter.inflight(),
-            waiting: self.interactive.len() + self.prefetch.len(),
+            waiting: self.waiting(),
             oldest_wait: oldest.map(|since| now.saturating_duration_since(since)),
-            retries: self.counts.retries,
-            retries_denied: self.counts.retries_denied,
-            throttled: self.counts.throttled,
-            hedges: self.counts.hedges,
-            hedge_wins: self.counts.hedge_wins,
-            hedge_wasted_bytes: self.counts.hedge_wasted_bytes,
+            sustained: self.meter.sustained(now),
+            attempts: attempts
+                .map(|(&(class, end), &count)| AttemptCount { class, end, count })
+                .collect(),
+            retries: counts.retries,
+            retries_denied: counts.retries_denied,
+            throttled: counts.throttled,
+            timed_out: counts.timed_out,
+            refused: counts.refused,
+            hedges: counts.hedges,
+            hedge_wins: counts.hedge_wins,
+            hedge_wasted_bytes: counts.hedge_wasted_bytes,
         }
     }
 
@@ -182,7 +197,8 @@ impl State {
 
     /// Joins the line; whether there was room.
     pub(super) fn enter(&mut self, waiter: Waiter) -> bool {
-        if self.interactive.len() + self.prefetch.len() >= WAITING_MAX {
+        if self.waiting() >= WAITING_MAX {
+            self.counts.refused.queue_full += 1;
             return false;
         }
         let line = self.line(waiter.lane);
@@ -199,6 +215,10 @@ impl State {
         }
     }
 
+    fn waiting(&self) -> usize {
+        self.interactive.len() + self.prefetch.len()
+    }
+
     fn line(&mut self, lane: Lane) -> &mut VecDeque<Waiter> {
         match lane {
             Lane::Interactive => &mut self.interactive,
@@ -208,10 +228,20 @@ impl State {
 
     /// Answers all who can be answered now.
     pub(super) fn look(&mut self, endpoint: &Arc<Endpoint>, now: Instant) -> Answers {
+        let answers = self.answer(endpoint, now);
+        // While the limit is still being found, what is brought says little of what could be.
+        let limited = !self.limiter.has_room() || (self.rate.is_some() && self.waiting() > 0);
+        let full = limited && self.limiter.is_settled();
+        self.meter.look(now, full, self.received.received_bytes());
+        answers
+    }
+
+    fn answer(&mut self, endpoint: &Arc<Endpoint>, now: Instant) -> Answers {
         let mut answers = Answers::default();
         loop {
             if let Some(retry_after) = self.breaker.refuses(now) {
                 let refused = Refused::Breaker { retry_after, last: self.last_failure };
+                self.counts.refused.breaker_open += self.waiting() as u64;
                 let all = self.interactive.drain(..).chain(self.prefetch.drain(..));
                 answers.told.extend(all.map(|waiter| (waiter.answer, Err(refused))));
                 return answers;
@@ -226,7 +256,8 @@ impl State {
             let probe = self.breaker.admit(now) == Admission::Probe;
             let saved_max = REQUESTS_PER_HEDGE * HEDGES_SAVED_MAX;
             self.hedge_credit = (self.hedge_credit + 1).min(saved_max);
-            let permit = self.start(endpoint, (waiter.lane, waiter.want), probe, now);
+            let class = if waiter.want.retry { AttemptClass::Retry } else { AttemptClass::First };
+            let permit = self.start(endpoint, (waiter.lane, class, waiter.want.bytes), probe, now);
             answers.told.push((waiter.answer, Ok(permit)));
         }
     }
@@ -249,24 +280,32 @@ impl State {
     fn start(
         &mut self,
         endpoint: &Arc<Endpoint>,
-        (lane, want): (Lane, Want),
+        (lane, class, bytes): (Lane, AttemptClass, u64),
         probe: bool,
         now: Instant,
     ) -> Permit {
         self.limiter.begin();
         self.interactive_inflight += usize::from(lane == Lane::Interactive);
-        self.retries_inflight += usize::from(want.retry);
+        self.retries_inflight += usize::from(class == AttemptClass::Retry);
         if let Some(rate) = &mut self.rate {
-            let time = Duration::from_secs_f64(want.bytes as f64 / rate.bytes_per_second);
+            let time = Duration::from_secs_f64(bytes as f64 / rate.bytes_per_second);
             rate.free = rate.free.max(now) + time;
         }
-        Permit::new(endpoint, (lane, want.retry), probe, now)
+        Permit::new(endpoint, (lane, class), probe, now)
     }
 
     pub(super) fn end(&mut self, permit: &Permit, now: Instant) {
         self.interactive_inflight -= usize::from(permit.lane == Lane::Interactive);
-        self.retries_inflight -= usize::from(permit.retry);
-        let load = match permit.verdict {
+        self.retries_inflight -= usize::from(permit.class == AttemptClass::Retry);
+        let end = match permit.verdict {
+            Some(Verdict::Good(_)) => AttemptEnd::Answered,
+            Some(Verdict::Bad { kind, .. }) => AttemptEnd::failed(kind),
+            Some(Verdict::Unknown) => AttemptEnd::Unsent,
+            None => AttemptEnd::Cancelled,
+        };
+        *self.counts.attempts.entry((permit.class, end)).or_default() += 1;
+        let verdict = permit.verdict.unwrap_or(Verdict::Unknown);
+        let load = match verdict {
             Verdict::Good(load) | Verdict::Bad { load, .. } => load,
             Verdict::Unknown => Load::Unknown,
         };
@@ -275,10 +314,11 @@ impl State {
         }
         self.limiter.end(permit.started, now, load, &self.model);
         let closed = self.breaker.is_closed();
-        match permit.verdict {
+        match verdict {
             Verdict::Good(_) => self.breaker.record(now, true, permit.probe, unit()),
             Verdict::Bad { kind, .. } => {
                 self.counts.throttled += u64::from(kind == OriginErrorKind::Throttled);
+                self.counts.timed_out += u64::from(kind == OriginErrorKind::Timeout);
                 self.last_failure = Some(kind);
                 self.breaker.record(now, false, permit.probe, unit());
             }
