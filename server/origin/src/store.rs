@@ -11,6 +11,7 @@ use crate::error::{OriginError, OriginErrorKind};
 use crate::evidence::TcpDelta;
 use crate::key::ObjectKey;
 use crate::pin::Pin;
+pub use crate::terms::ReadTerms;
 
 /// What is known of an object before it is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,16 +45,6 @@ pub enum Lane {
     Interactive,
     /// Nobody waits for it yet.
     Prefetch,
-}
-
-/// On what terms a read is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ReadTerms {
-    /// Who it is for.
-    pub lane: Lane,
-    /// When it has to be done. No attempt begins that is to end later, and a read that has one may
-    /// have more attempts; it is not cut off.
-    pub deadline: Option<Instant>,
 }
 
 /// How an attempt ended.

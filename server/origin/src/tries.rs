@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::engine::addresses::Deed;
-use crate::engine::endpoint::{Call, Endpoint, Permit, Refused, Verdict, Want};
+use crate::engine::endpoint::{ATTEMPT_MIN, Call, Endpoint, Permit, Refused, Verdict, Want};
 use crate::engine::limiter::Load;
 use crate::engine::unit;
 use crate::error::{OriginError, OriginErrorKind, OriginFailure};
@@ -23,12 +23,11 @@ use crate::key::ObjectKey;
 use crate::schedule::{RetryPolicy, next_wait};
 use crate::stats::{Counters, InFlight};
 use crate::store::{AttemptOutcome, AttemptRecord, ReadRecord, ReadTerms};
+use crate::terms::OnWire;
 use crate::transport::probe::{Probe, ROUTE, Route, Seen};
 
 /// Bodies below this say nothing about the speed of an address.
 const SPEED_BYTES_MIN: u64 = 64 << 10;
-/// No attempt begins with less time than this.
-const ATTEMPT_MIN: Duration = Duration::from_millis(50);
 
 /// What a call is about, for its error.
 #[derive(Debug, Clone)]
@@ -54,7 +53,10 @@ pub(crate) struct Tries<'a> {
     subject: Subject<'a>,
     terms: ReadTerms,
     _call: Option<Call>,
+    on_wire: Option<OnWire>,
     record: ReadRecord,
+    /// What the last attempt was to bring.
+    wanted: u64,
     /// What the last retry cost.
     taken: Option<u32>,
     /// Where the last attempt failed, and how.
@@ -129,7 +131,9 @@ impl<'a> Tries<'a> {
             subject,
             terms,
             _call: ground.endpoint.map(Endpoint::call),
+            on_wire: None,
             record: ReadRecord::default(),
+            wanted: 0,
             taken: None,
             avoid: None,
             last: None,
@@ -140,14 +144,23 @@ impl<'a> Tries<'a> {
     pub(crate) async fn begin(&mut self, bytes: u64) -> Result<Attempt, OriginError> {
         let retry = self.record.attempts > 0;
         let mut permit = None;
+        let since = Instant::now();
+        self.wanted = bytes;
+        self.on_wire = None;
         if let Some(endpoint) = self.ground.endpoint {
-            let since = Instant::now();
-            let want = Want { lane: self.terms.lane, retry, bytes };
-            let admitted = endpoint.admit(want).await;
-            self.record.queued += since.elapsed();
+            let admitted = endpoint.admit(Want { retry, bytes }, &self.terms).await;
             permit = Some(admitted.map_err(|refused| self.refused(refused))?);
         }
+        let queued = since.elapsed();
+        self.on_wire = Some(self.terms.on_wire(queued));
+        self.record.queued += queued;
         self.record.attempts += 1;
+        {
+            let mut spent = self.terms.spending();
+            spent.queued += queued;
+            spent.attempts += 1;
+            spent.retries += u32::from(retry);
+        }
         let route = Route { first: !retry, fresh: retry, avoid: self.avoid };
         Ok(Attempt::new(route, self.ground.counters, permit))
     }
@@ -168,6 +181,11 @@ impl<'a> Tries<'a> {
         self.record.hedge_wins += u32::from(copy.won);
         self.record.bytes_received += copy.received;
         self.record.wasted_bytes += copy.wasted;
+        let mut spent = self.terms.spending();
+        spent.hedges += u32::from(copy.made);
+        spent.hedge_wins += u32::from(copy.won);
+        spent.bytes += copy.received;
+        spent.wasted_bytes += copy.wasted;
     }
 
     /// Ends the last attempt, whose copy was faster, and the call.
@@ -217,18 +235,20 @@ impl<'a> Tries<'a> {
         self.last = Some(fault);
         sleep(wait).await;
         self.record.backoff += wait;
+        self.terms.spending().backoff += wait;
         Ok(())
     }
 
     /// How long to wait for the next attempt, which is then paid for; none if there is to be none.
     fn wait(&mut self, fault: &mut Fault) -> Option<Duration> {
         let endpoint = self.ground.endpoint;
-        let deadline = self.terms.deadline;
+        let deadline = self.terms.deadline();
         let rich = deadline.is_some() && endpoint.is_some_and(|endpoint| endpoint.is_rich());
         let made = self.record.attempts;
         let policy = self.ground.policy;
         let wait = next_wait(policy, rich, fault.kind, made, fault.retry_after, unit())?;
-        let late = |deadline| Instant::now() + wait + ATTEMPT_MIN > deadline;
+        let needed = endpoint.map_or(ATTEMPT_MIN, |endpoint| endpoint.needed(self.wanted));
+        let late = |deadline| Instant::now() + wait + needed > deadline;
         if deadline.is_some_and(late) {
             return None;
         }
@@ -245,6 +265,12 @@ impl<'a> Tries<'a> {
         let seen = attempt.probe.seen();
         let head = connecting(&seen) + seen.first_byte.unwrap_or_default();
         self.record.bytes_received += bytes;
+        {
+            let throttled = outcome == AttemptOutcome::Failed(OriginErrorKind::Throttled);
+            let mut spent = self.terms.spending();
+            spent.bytes += bytes;
+            spent.throttles += u32::from(throttled);
+        }
         self.record.attempt_log.push(AttemptRecord {
             started: attempt.started,
             dns: seen.dns,
@@ -272,6 +298,10 @@ impl<'a> Tries<'a> {
             Refused::Full => {
                 let text = "too many requests wait for the origin".to_owned();
                 (OriginErrorKind::LimitExceeded, None, text)
+            }
+            Refused::Late => {
+                let text = "the deadline passed before it could be asked for".to_owned();
+                (OriginErrorKind::Timeout, None, text)
             }
         };
         let fault = match self.last.take() {
