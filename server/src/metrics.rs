@@ -170,10 +170,14 @@ pub(crate) fn failed(failure: &Failure) {
         | Reason::DeadlineInfeasible => {
             counter!(REJECTED, "reason" => failure.reason.as_str()).increment(1);
         }
-        Reason::DigestMismatch => counter!(DIGEST_MISMATCHES).increment(1),
         _ => {}
     }
     stages(&failure.stages);
+}
+
+/// A chunk's bytes differ from their digest.
+pub(crate) fn digest_mismatch() {
+    counter!(DIGEST_MISMATCHES).increment(1);
 }
 
 /// A load has ended.

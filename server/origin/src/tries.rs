@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::engine::addresses::Deed;
+use crate::engine::book::Mark;
 use crate::engine::endpoint::{ATTEMPT_MIN, Call, Endpoint, Permit, Refused, Verdict, Want};
 use crate::engine::limiter::Load;
 use crate::engine::unit;
@@ -26,6 +27,8 @@ use crate::store::{AttemptOutcome, AttemptRecord, ReadRecord, ReadTerms};
 use crate::terms::OnWire;
 use crate::transport::probe::{Probe, ROUTE, Route, Seen};
 
+/// Below this a body drips.
+const STEADY_BYTES_PER_SECOND: f64 = 262_144.0;
 /// Bodies below this say nothing about the speed of an address.
 const SPEED_BYTES_MIN: u64 = 64 << 10;
 
@@ -59,6 +62,8 @@ pub(crate) struct Tries<'a> {
     wanted: u64,
     /// What the last retry cost.
     taken: Option<u32>,
+    /// Even the first attempt shall have a new connection.
+    fresh: bool,
     /// Where the last attempt failed, and how.
     avoid: Option<IpAddr>,
     last: Option<Fault>,
@@ -112,13 +117,19 @@ impl Attempt {
         }
     }
 
-    /// Ends it in failure.
-    pub(crate) fn failed(self, fault: &Fault) {
+    /// Ends it in failure, having brought so many bytes.
+    pub(crate) fn failed(self, fault: &Fault, bytes: u64) {
         let seen = self.probe.seen();
+        let time = self.started.elapsed().saturating_sub(connecting(&seen));
         if let (Some(mark), Some(deed)) = (&seen.mark, deed(fault.kind)) {
             mark.did(deed, Instant::now());
         }
         if let Some(permit) = self.permit {
+            // Cut off for want of speed, and yet it moved: the whole origin may be that slow, and
+            // then the next attempt needs more time.
+            if fault.kind == OriginErrorKind::Timeout && is_steady(bytes, time) {
+                permit.teach(bytes, time);
+            }
             permit.settle(verdict(fault.kind, &seen));
         }
     }
@@ -126,6 +137,7 @@ impl Attempt {
 
 impl<'a> Tries<'a> {
     pub(crate) fn new(ground: Ground<'a>, subject: Subject<'a>, terms: ReadTerms) -> Self {
+        let distrusted = terms.distrusted();
         Self {
             ground,
             subject,
@@ -135,7 +147,8 @@ impl<'a> Tries<'a> {
             record: ReadRecord::default(),
             wanted: 0,
             taken: None,
-            avoid: None,
+            fresh: distrusted.is_some(),
+            avoid: distrusted.and_then(|distrust| distrust.0),
             last: None,
         }
     }
@@ -161,7 +174,7 @@ impl<'a> Tries<'a> {
             spent.attempts += 1;
             spent.retries += u32::from(retry);
         }
-        let route = Route { first: !retry, fresh: retry, avoid: self.avoid };
+        let route = Route { first: !retry, fresh: retry || self.fresh, avoid: self.avoid };
         Ok(Attempt::new(route, self.ground.counters, permit))
     }
 
@@ -194,7 +207,7 @@ impl<'a> Tries<'a> {
         match why {
             Overtaken::Failed(fault) => {
                 self.ground.counters.failed();
-                attempt.failed(&fault);
+                attempt.failed(&fault, bytes);
             }
             Overtaken::Silent => attempt.left(Deed::Failed),
             Overtaken::Slow => {
@@ -219,7 +232,7 @@ impl<'a> Tries<'a> {
         self.note(&attempt, bytes, AttemptOutcome::Failed(fault.kind));
         let avoid = attempt.probe.seen().mark.map(|mark| mark.address());
         self.avoid = avoid.or(self.avoid);
-        attempt.failed(&fault);
+        attempt.failed(&fault, bytes);
         let made = self.record.attempts;
         let Some(wait) = self.wait(&mut fault) else {
             return Err(self.error(fault));
@@ -279,6 +292,7 @@ impl<'a> Tries<'a> {
             first_byte: seen.first_byte,
             body: attempt.started.elapsed().saturating_sub(head),
             bytes,
+            address: seen.mark.as_ref().map(Mark::address),
             tcp: seen.tcp,
             outcome,
         });
@@ -329,6 +343,11 @@ impl<'a> Tries<'a> {
             source: None,
         })
     }
+}
+
+/// Whether a body came at a pace that a slow path has, and no body that only drips.
+fn is_steady(bytes: u64, time: Duration) -> bool {
+    bytes >= SPEED_BYTES_MIN && bytes as f64 >= STEADY_BYTES_PER_SECOND * time.as_secs_f64()
 }
 
 /// The time before there was a connection.

@@ -283,6 +283,11 @@ impl Drop for Place<'_> {
 }
 
 impl Permit {
+    /// What so many bytes took, though the request did not go well.
+    pub(crate) fn teach(&self, bytes: u64, service: Duration) {
+        self.endpoint.lock().model.learn(bytes, service);
+    }
+
     pub(super) fn new(
         endpoint: &Arc<Endpoint>,
         (lane, class): (Lane, AttemptClass),
