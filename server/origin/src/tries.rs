@@ -10,8 +10,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::credentials::Renewal;
 use crate::engine::addresses::Deed;
 use crate::engine::endpoint::{Call, Endpoint, Permit, Refused, Verdict, Want};
 use crate::engine::limiter::Load;
@@ -45,6 +46,8 @@ pub(crate) struct Ground<'a> {
     pub(crate) counters: &'a Arc<Counters>,
     /// None for files.
     pub(crate) endpoint: Option<&'a Arc<Endpoint>>,
+    /// None for what has no credentials.
+    pub(crate) renewal: Option<&'a dyn Renewal>,
 }
 
 /// The attempts of one call.
@@ -60,6 +63,10 @@ pub(crate) struct Tries<'a> {
     /// Where the last attempt failed, and how.
     avoid: Option<IpAddr>,
     last: Option<Fault>,
+    /// Which credentials the attempt under way is signed with.
+    generation: u64,
+    /// The call has had new ones: once is all there is.
+    renewed: bool,
 }
 
 /// One attempt under way.
@@ -133,6 +140,8 @@ impl<'a> Tries<'a> {
             taken: None,
             avoid: None,
             last: None,
+            generation: 0,
+            renewed: false,
         }
     }
 
@@ -148,6 +157,7 @@ impl<'a> Tries<'a> {
             permit = Some(admitted.map_err(|refused| self.refused(refused))?);
         }
         self.record.attempts += 1;
+        self.generation = self.ground.renewal.map_or(0, Renewal::generation);
         let route = Route { first: !retry, fresh: retry, avoid: self.avoid };
         Ok(Attempt::new(route, self.ground.counters, permit))
     }
@@ -203,6 +213,10 @@ impl<'a> Tries<'a> {
         self.avoid = avoid.or(self.avoid);
         attempt.failed(&fault);
         let made = self.record.attempts;
+        if self.renews(&mut fault).await {
+            self.last = Some(fault);
+            return Ok(());
+        }
         let Some(wait) = self.wait(&mut fault) else {
             return Err(self.error(fault));
         };
@@ -218,6 +232,27 @@ impl<'a> Tries<'a> {
         sleep(wait).await;
         self.record.backoff += wait;
         Ok(())
+    }
+
+    /// Whether the next attempt, which follows at once, is signed otherwise than the one that was
+    /// refused.
+    async fn renews(&mut self, fault: &mut Fault) -> bool {
+        let Some((renewal, refusal)) = self.ground.renewal.zip(fault.refusal) else { return false };
+        let may = !self.renewed && self.record.attempts < self.ground.policy.attempts;
+        let since = Instant::now();
+        let renewing = renewal.renew(refusal, self.generation);
+        let renewed = may
+            && match self.terms.deadline {
+                Some(deadline) => timeout_at(deadline, renewing).await.unwrap_or(false),
+                None => renewing.await,
+            };
+        self.renewed |= renewed;
+        self.record.backoff += since.elapsed();
+        if let Some(cause) = renewal.says(refusal) {
+            let detail = fault.detail.take().map(|detail| format!("{detail}: {cause}"));
+            fault.detail = Some(detail.unwrap_or(cause));
+        }
+        renewed
     }
 
     /// How long to wait for the next attempt, which is then paid for; none if there is to be none.
