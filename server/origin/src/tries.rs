@@ -149,6 +149,11 @@ impl<'a> Tries<'a> {
     pub(crate) async fn begin(&mut self, bytes: u64) -> Result<Attempt, OriginError> {
         let retry = self.record.attempts > 0;
         let mut permit = None;
+        if let Some(renewal) = self.ground.renewal {
+            let since = Instant::now();
+            renewal.ready().await;
+            self.record.queued += since.elapsed();
+        }
         if let Some(endpoint) = self.ground.endpoint {
             let since = Instant::now();
             let want = Want { lane: self.terms.lane, retry, bytes };

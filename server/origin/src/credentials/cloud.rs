@@ -16,6 +16,7 @@ use object_store::{ClientConfigKey, ClientOptions, CredentialProvider, Result as
 use tokio::time::{Instant, timeout};
 
 use super::{CredentialError, METADATA_LIMIT, Refusal, Renewal, TOKENS_LIMIT};
+use crate::transport::probe::{ROUTE, Route};
 use crate::transport::service::Transport;
 
 /// Renewals for refusals are so far apart: a token that was just had is not to blame.
@@ -64,7 +65,9 @@ impl<T: Send + Sync> CredentialProvider for Regrown<T> {
 
     async fn get_credential(&self) -> StoreResult<Arc<T>> {
         let provider = Arc::clone(&self.lock().provider);
-        timeout(self.limit, provider.get_credential()).await.unwrap_or_else(|_| {
+        // It has no part in the route of the attempt that waits for it.
+        let getting = ROUTE.scope(Route::default(), provider.get_credential());
+        timeout(self.limit, getting).await.unwrap_or_else(|_| {
             let metadata = self.limit == METADATA_LIMIT;
             let service = if metadata { "the metadata service" } else { "the token service" };
             let silent = CredentialError::Silent { service: service.to_owned(), limit: self.limit };

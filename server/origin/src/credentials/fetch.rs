@@ -108,33 +108,42 @@ impl Service<'_> {
         endpoint: &str,
         first_version: bool,
     ) -> Result<Temporary, CredentialError> {
+        let roles = format!("{endpoint}/latest/meta-data/iam/security-credentials/");
         let talk = async {
-            let mut token = self.request(Method::PUT, &format!("{endpoint}/latest/api/token"))?;
-            let life = HeaderValue::from_static(IMDS_TOKEN_SECONDS);
-            token.headers_mut().insert("x-aws-ec2-metadata-token-ttl-seconds", life);
-            let token = match self.ask(token).await {
-                Ok(answer) => Some(Secret::new(answer.body)),
-                Err(CredentialError::Refused { status: 403 | 404 | 405, .. }) if first_version => {
-                    None
-                }
-                Err(error) => return Err(error),
-            };
-            let get = async |path: &str| {
-                let url = format!("{endpoint}/latest/meta-data/iam/security-credentials/{path}");
-                let mut request = self.request(Method::GET, &url)?;
-                if let Some(token) = &token {
-                    let token = self.header(token.reveal())?;
-                    request.headers_mut().insert("x-aws-ec2-metadata-token", token);
-                }
-                self.ask(request).await
-            };
-            let role = get("").await?;
+            let token = self.instance_token(endpoint, first_version).await?;
+            let role = self.metadata(&roles, token.as_ref()).await?;
             let role = role.body.lines().next().map(str::trim).filter(|role| !role.is_empty());
             let missing = CredentialError::Malformed { service: self.name.clone(), what: "a role" };
-            let answer = get(role.ok_or(missing)?).await?;
+            let url = format!("{roles}{}", role.ok_or(missing)?);
+            let answer = self.metadata(&url, token.as_ref()).await?;
             self.in_json(&answer)
         };
         self.within(METADATA_LIMIT, talk).await
+    }
+
+    /// What the second version wants of whoever asks; none where the first will do.
+    async fn instance_token(
+        &self,
+        endpoint: &str,
+        first_version: bool,
+    ) -> Result<Option<Secret>, CredentialError> {
+        let mut request = self.request(Method::PUT, &format!("{endpoint}/latest/api/token"))?;
+        let life = HeaderValue::from_static(IMDS_TOKEN_SECONDS);
+        request.headers_mut().insert("x-aws-ec2-metadata-token-ttl-seconds", life);
+        match self.ask(request).await {
+            Ok(answer) => Ok(Some(Secret::new(answer.body))),
+            Err(CredentialError::Refused { status: 403..=405, .. }) if first_version => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn metadata(&self, url: &str, token: Option<&Secret>) -> Result<Answer, CredentialError> {
+        let mut request = self.request(Method::GET, url)?;
+        if let Some(token) = token {
+            let token = self.header(token.reveal())?;
+            request.headers_mut().insert("x-aws-ec2-metadata-token", token);
+        }
+        self.ask(request).await
     }
 
     /// Those of a container's task or pod.

@@ -109,6 +109,14 @@ enum Need {
     Now,
 }
 
+/// What a caller does.
+enum Next {
+    Use(Arc<AwsCredential>),
+    Fail(Arc<CredentialError>),
+    /// And what it may use if that fails.
+    Fetch(Option<Arc<AwsCredential>>, Fetch),
+}
+
 impl Keyring {
     pub(crate) fn new(source: Arc<dyn Source>) -> Arc<Self> {
         Arc::new(Self { source, state: Mutex::default() })
@@ -127,23 +135,10 @@ impl Keyring {
 
     /// The credential that is good now.
     pub(crate) async fn get(self: &Arc<Self>) -> Result<Arc<AwsCredential>, Arc<CredentialError>> {
-        let (held, fetch) = {
-            let mut state = self.lock();
-            let now = Instant::now();
-            let need = self.need(&mut state, now);
-            let held = state.held.as_ref().map(|held| Arc::clone(&held.credential));
-            let busy = state.fetch.as_ref().and_then(WeakShared::upgrade);
-            match (need, held) {
-                (Need::None, Some(held)) => return Ok(held),
-                (Need::Soon, Some(held)) if busy.is_some() => return Ok(held),
-                (Need::Soon, held) => (held, self.fetch(&mut state, busy)),
-                (Need::Now | Need::None, _) => {
-                    if let (None, Some(error)) = (&busy, state.failure(now)) {
-                        return Err(error);
-                    }
-                    (None, self.fetch(&mut state, busy))
-                }
-            }
+        let (held, fetch) = match self.next(Instant::now()) {
+            Next::Use(held) => return Ok(held),
+            Next::Fail(error) => return Err(error),
+            Next::Fetch(held, fetch) => (held, fetch),
         };
         let fetched = fetch.await;
         match (fetched, held) {
@@ -161,6 +156,22 @@ impl Keyring {
                     Arc::new(CredentialError::Malformed { service, what })
                 })
             }
+        }
+    }
+
+    fn next(self: &Arc<Self>, now: Instant) -> Next {
+        let mut state = self.lock();
+        let need = self.need(&mut state, now);
+        let held = state.held.as_ref().map(|held| Arc::clone(&held.credential));
+        let busy = state.fetch.as_ref().and_then(WeakShared::upgrade);
+        match (need, held) {
+            (Need::None, Some(held)) => Next::Use(held),
+            (Need::Soon, Some(held)) if busy.is_some() => Next::Use(held),
+            (Need::Soon, held) => Next::Fetch(held, self.fetch(&mut state, busy)),
+            (Need::Now | Need::None, _) => match state.failure(now).filter(|_| busy.is_none()) {
+                Some(error) => Next::Fail(error),
+                None => Next::Fetch(None, self.fetch(&mut state, busy)),
+            },
         }
     }
 

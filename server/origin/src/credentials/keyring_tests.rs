@@ -12,7 +12,7 @@ use super::*;
 #[derive(Debug)]
 struct Played {
     takes: Duration,
-    gives: Mutex<VecDeque<Result<(&'static str, Option<u64>), &'static str>>>,
+    gives: Mutex<VecDeque<Gives>>,
     place: Place,
     changed: AtomicBool,
 }
@@ -85,15 +85,15 @@ async fn a_failure_is_told_to_all_who_waited_and_briefly_after() {
 async fn a_fetch_whose_first_caller_goes_is_ended_by_the_others() {
     let (_, keyring) = played(Place::Service, &[Ok(("a", None))]);
     let mut first = Box::pin(key(&keyring));
-    assert!(timeout(Duration::from_millis(50), &mut first).await.is_err());
+    timeout(Duration::from_millis(50), &mut first).await.unwrap_err();
     let mut second = Box::pin(key(&keyring));
-    assert!(timeout(Duration::from_millis(10), &mut second).await.is_err());
+    timeout(Duration::from_millis(10), &mut second).await.unwrap_err();
     drop(first);
     assert_eq!(second.await.as_deref(), Ok("a"));
     assert_eq!(keyring.fetches(), 1);
     // And one that nobody waits for is begun again.
     let (_, keyring) = played(Place::Service, &[Ok(("a", None))]);
-    assert!(timeout(Duration::from_millis(50), key(&keyring)).await.is_err());
+    timeout(Duration::from_millis(50), key(&keyring)).await.unwrap_err();
     assert_eq!(key(&keyring).await.as_deref(), Ok("a"));
     assert_eq!(keyring.fetches(), 2);
 }
@@ -107,7 +107,7 @@ async fn before_the_end_one_caller_fetches_and_the_others_go_on() {
     assert_eq!((key(&keyring).await.as_deref(), keyring.fetches()), (Ok("a"), 1));
     advance(Duration::from_secs(2)).await;
     let mut fetching = Box::pin(key(&keyring));
-    assert!(timeout(Duration::from_millis(1), &mut fetching).await.is_err());
+    timeout(Duration::from_millis(1), &mut fetching).await.unwrap_err();
     for _ in 0..1000 {
         let at_once = key(&keyring).now_or_never();
         assert_eq!(at_once.unwrap().as_deref(), Ok("a"));

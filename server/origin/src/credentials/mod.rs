@@ -54,6 +54,10 @@ pub(crate) enum Refusal {
 /// What a store can do about a refusal.
 #[async_trait]
 pub(crate) trait Renewal: Debug + Send + Sync {
+    /// Waits for credentials, so that no attempt's time is spent on it. That there are none is told
+    /// when a request asks for them.
+    async fn ready(&self) {}
+
     /// Which credentials, and which clock, requests are signed with now.
     fn generation(&self) -> u64;
 

@@ -82,6 +82,10 @@ impl CredentialProvider for S3Signer {
 
 #[async_trait]
 impl Renewal for S3Signer {
+    async fn ready(&self) {
+        self.keyring.get().await.ok();
+    }
+
     fn generation(&self) -> u64 {
         // Both only grow: the sum is another one when either is.
         self.keyring.generation() + self.clock.generation()
