@@ -5,7 +5,6 @@
 //! warm (every byte from RAM), and once more hashing every byte that it mapped, which has to agree
 //! with what the origin holds. Everything lies in one temporary directory and ends with the run.
 
-use std::error::Error;
 use std::time::Duration;
 
 use forebay_client::model::Report;
@@ -14,21 +13,14 @@ use forebay_testkit::{Checkpoint, CheckpointSpec, S3Options, S3Origin, checkpoin
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
-use crate::process::{DaemonProcess, DaemonSpec};
-
-/// Any error of the demo ends it; it is for a person to read.
-pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+use crate::Outcome;
+use crate::node::{self, until_populated};
+use crate::process::DaemonProcess;
 
 const BUCKET: &str = "demo";
 const PREFIX: &str = "llama-demo";
 const SHARDS: usize = 4;
 const SEED: u64 = 20_261_123;
-
-/// RAM beyond the checkpoint: the tail chunks of its shards and the shared chunk of its small files.
-const HEADROOM_BYTES: u64 = 192 << 20;
-
-/// How often the pool's size is looked at.
-const POPULATED_POLL: Duration = Duration::from_millis(20);
 
 /// Runs the demo with a checkpoint of about `bytes`.
 ///
@@ -85,29 +77,8 @@ async fn demo(bytes: u64) -> Outcome<()> {
     Ok(())
 }
 
-/// Waits until the pool has its size, as it has on a node whose daemon has been up for a second: the
-/// cold load then shows the origin and not the kernel's first touch of memory.
-async fn until_populated(client: &Client) -> Outcome<u64> {
-    loop {
-        let status = client.status().await?;
-        if let Some(why) = status.degraded.iter().find(|sentence| sentence.starts_with("ram:")) {
-            return Err(why.clone().into());
-        }
-        if status.ram.populated_bytes >= status.ram.budget_bytes {
-            return Ok(status.ram.populated_bytes);
-        }
-        tokio::time::sleep(POPULATED_POLL).await;
-    }
-}
-
 fn start_daemon(origin: &S3Origin, bytes: u64) -> Outcome<DaemonProcess> {
-    // A whole number of chunks, so that the pool can reach it.
-    let ram = format!("{}MiB", ((bytes + HEADROOM_BYTES) >> 23) << 3);
-    let spec = DaemonSpec::new(std::env::current_exe()?, &["daemon", "--metrics", "off"])
-        .arg("--ram")
-        .arg(ram)
-        .env(origin.env());
-    Ok(spec.start()?)
+    Ok(node::daemon(bytes, &[])?.env(origin.env()).start()?)
 }
 
 fn stop(mut daemon: DaemonProcess) -> Outcome<()> {

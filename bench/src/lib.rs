@@ -1,7 +1,24 @@
-//! What the demo, the scenarios and the end-to-end tests share: real daemon processes on ephemeral
-//! places.
+//! What the demo, the benches and the end-to-end tests share: real daemon processes on ephemeral
+//! places, and what measuring takes.
+//!
+//! ```text
+//! origin.rs, origin/*   scenarios: what is run, what it is held to
+//!    │  node.rs, process.rs    daemons and loads
+//!    │  measure.rs, cpu.rs     one run; several runs
+//!    └► report.rs              rows, bounds, table, JSON
+//! ```
 
 #![forbid(unsafe_code)]
 
+use std::error::Error;
+
+pub mod cpu;
 pub mod demo;
+pub mod measure;
+mod node;
+pub mod origin;
 pub mod process;
+pub mod report;
+
+/// Any error of a demo or a bench ends it; it is for a person to read.
+pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;

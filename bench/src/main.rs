@@ -1,8 +1,9 @@
-//! `forebay-bench`: the demo, and the daemon that it starts as a child.
+//! `forebay-bench`: the demo, the benches, and the processes that they start as children.
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
+use forebay_bench::origin::{self, OriginOptions, Promise};
 
 #[derive(Debug, Parser)]
 #[command(name = "forebay-bench", version, about = "Shows what Forebay does, on this machine")]
@@ -19,29 +20,98 @@ enum Verb {
         #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(8..=65536))]
         mib: u64,
     },
-    /// What `forebayd` does; the demo starts itself with this
+    /// Measure what the origin client promises, each promise beside what it is compared with
+    #[command(
+        after_help = "Rows, medians of all runs, with the bound each is held to. The origins are \
+                            local and their speed is shaped: no network is needed. A full run takes \
+                            about 25 minutes and 8 GiB of memory; --quick --runs 1 about two \
+                            minutes.\n\
+                            Example: forebay-bench origin --only cold --only stalls --check"
+    )]
+    Origin(OriginArgs),
+    /// What `forebayd` does; demo and benches start themselves with this
     #[command(hide = true, disable_help_flag = true)]
     Daemon {
         /// Flags of forebayd
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<std::ffi::OsString>,
     },
+    /// The origin of the cold load; the bench starts itself with this
+    #[command(hide = true)]
+    RawOrigin {
+        /// Size of its checkpoint
+        bytes: u64,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct OriginArgs {
+    /// What to measure; may be repeated [default: everything]
+    #[arg(long, value_name = "PROMISE")]
+    only: Vec<Promise>,
+    /// Runs of each side
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..))]
+    runs: u8,
+    /// Size of the checkpoint of the cold load in MiB
+    #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u64).range(64..=65536))]
+    mib: u64,
+    /// Connections of the cold load and of the raw loop
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=128))]
+    connections: u8,
+    /// Shorter storms and smaller loads, for a first look
+    #[arg(long)]
+    quick: bool,
+    /// Form of the result
+    #[arg(long, value_enum, default_value_t = Format::Human)]
+    format: Format,
+    /// Exit with 1 if a bound is missed
+    #[arg(long)]
+    check: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A table
+    Human,
+    /// One object
+    Json,
 }
 
 fn main() -> ExitCode {
-    match Args::parse().verb {
-        Verb::Demo { mib } => match forebay_bench::demo::run(mib << 20) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                complain(&*error);
-                ExitCode::FAILURE
-            }
-        },
+    let ended = match Args::parse().verb {
+        Verb::Demo { mib } => forebay_bench::demo::run(mib << 20).map(|()| true),
+        Verb::Origin(args) => origin(&args),
+        Verb::RawOrigin { bytes } => origin::serve(bytes).map(|()| true),
         Verb::Daemon { args } => {
             let name = std::ffi::OsString::from("forebayd");
-            forebay_server::daemon::main(std::iter::once(name).chain(args))
+            return forebay_server::daemon::main(std::iter::once(name).chain(args));
+        }
+    };
+    match ended {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            complain(&*error);
+            ExitCode::FAILURE
         }
     }
+}
+
+/// Runs the bench; whether the caller is to be content.
+#[expect(clippy::print_stdout, reason = "the result of the verb")]
+fn origin(args: &OriginArgs) -> forebay_bench::Outcome<bool> {
+    let table = origin::run(&OriginOptions {
+        promises: args.only.clone(),
+        runs: args.runs.into(),
+        bytes: args.mib << 20,
+        connections: args.connections.into(),
+        quick: args.quick,
+    })?;
+    match args.format {
+        Format::Human => print!("{}", table.text()),
+        Format::Json => println!("{}", table.json()),
+    }
+    Ok(table.holds() || !args.check)
 }
 
 #[expect(clippy::print_stderr, reason = "the sentence that a failed run owes its caller")]

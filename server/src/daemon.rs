@@ -199,7 +199,7 @@ impl Daemon {
         let mut places = Places::take(&settings.sockets, &settings.allow_uids)?;
         let recorder = Metrics::install()
             .map_err(|error| DaemonError::Internal(format!("the metrics recorder: {error}")))?;
-        let records = open_records(&settings, &mut degraded);
+        let records = open_records(&settings, &mut degraded)?;
         if let Some(asked) = &settings.nvme_asked {
             degraded.push(format!("nvme: this build has no NVMe tier, so --nvme {asked} is off"));
         }
@@ -299,19 +299,20 @@ impl Daemon {
     }
 }
 
-fn open_records(settings: &Settings, degraded: &mut Vec<String>) -> Records {
+fn open_records(settings: &Settings, degraded: &mut Vec<String>) -> Result<Records, DaemonError> {
+    let in_memory = || Records::in_memory().map_err(DaemonError::system("get random bytes"));
     let Some(dir) = &settings.cache_dir else {
         degraded.push("cache-dir: no home directory, so digests last as long as the daemon".into());
-        return Records::in_memory();
+        return in_memory();
     };
     match place::cache_dir(dir).and_then(|()| Records::open(dir)) {
-        Ok(records) => records,
+        Ok(records) => Ok(records),
         Err(error) => {
             degraded.push(format!(
                 "cache-dir: {}: {error}; digests last as long as the daemon",
                 dir.display()
             ));
-            Records::in_memory()
+            in_memory()
         }
     }
 }
@@ -354,7 +355,7 @@ fn build_stages(
     let stages = Stages {
         admission: Admission::new(limits, settings.no_progress),
         resolver: Resolver::new(Arc::clone(origins), Arc::clone(&cpu)),
-        fetcher: Fetcher::new(settings.connections),
+        fetcher: Fetcher::new(settings.connections, records.key()),
         verifier: Verifier::new(Arc::clone(&cpu), records),
         ram: Arc::new(RamTier::new(Arc::clone(pool), metrics::ram_evictions())),
         flights: Flights::new(flights.clone()),

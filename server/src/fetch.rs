@@ -4,14 +4,16 @@
 //! first, connection second, nothing held while waiting for a third: the order that cannot
 //! dead-lock. Parts of a chunk that holds several objects run side by side. The origin's
 //! [`OriginStore::read`](forebay_origin::OriginStore::read) checks version, range and length, and
-//! is the only place that retries.
+//! is the only place that retries. The digest is taken while the bytes land (see [`crate::digest`]).
 //!
 //! [`FetchedChunk`] has one constructor, here, and exists only when every byte of every extent was
 //! written.
 
 use std::sync::Arc;
 
-use forebay_origin::{AttemptOutcome, OriginError, ReadRecord, ReadRequest, ReadTerms};
+use forebay_origin::{
+    AttemptOutcome, Destination, OriginError, ReadRecord, ReadRequest, ReadTerms,
+};
 use forebay_proto::{Failure, Reason};
 use futures::TryStreamExt;
 use futures::stream::FuturesUnordered;
@@ -20,6 +22,7 @@ use tokio::time::Instant;
 
 use crate::admission::Lane;
 use crate::cost::FetchCost;
+use crate::digest::{ChunkDigest, DigestKey, ExtentDigest};
 use crate::error::origin_failure;
 use crate::plan::{ChunkSpec, Extent};
 use crate::ram::pool::ClaimedSlot;
@@ -61,9 +64,15 @@ pub(crate) struct FetchedChunk {
     spec: Arc<ChunkSpec>,
     first_object: String,
     pinned: bool,
+    digest: ChunkDigest,
 }
 
 impl FetchedChunk {
+    /// The digest of its bytes.
+    pub(crate) fn digest(&self) -> ChunkDigest {
+        self.digest
+    }
+
     /// The name of its first object, for messages.
     pub(crate) fn first_object(&self) -> &str {
         &self.first_object
@@ -84,18 +93,21 @@ impl FetchedChunk {
 #[derive(Debug)]
 pub(crate) struct Fetcher {
     connections: Semaphore,
+    digest_key: DigestKey,
 }
 
 /// One part's result.
 struct Part {
+    number: usize,
+    digest: ChunkDigest,
     spans: Vec<Span>,
     cost: FetchCost,
 }
 
 impl Fetcher {
-    /// A stage with at most `connections` parts on the wire.
-    pub(crate) fn new(connections: usize) -> Self {
-        Self { connections: Semaphore::new(connections) }
+    /// A stage with at most `connections` parts on the wire, that takes digests under a key.
+    pub(crate) fn new(connections: usize, digest_key: DigestKey) -> Self {
+        Self { connections: Semaphore::new(connections), digest_key }
     }
 
     /// Parts that could start now.
@@ -115,26 +127,34 @@ impl Fetcher {
         let parts = split(slot.as_mut_slice(), spec)?;
         let mut running: FuturesUnordered<_> = parts
             .into_iter()
-            .map(|(extent, into)| self.part(manifest, extent, into, (lane, offered)))
+            .enumerate()
+            .map(|part| self.part(manifest, part, (lane, offered)))
             .collect();
+        let mut digests = vec![(0, ChunkDigest::default()); spec.extents.len()];
         let mut spans = Vec::new();
         let mut cost = FetchCost::default();
         while let Some(part) = running.try_next().await? {
             cost = cost.plus(part.cost);
+            if let (Some(place), Some(extent)) =
+                (digests.get_mut(part.number), spec.extents.get(part.number))
+            {
+                *place = (extent.bytes, part.digest);
+            }
             spans = part.spans;
         }
         drop(running);
         let objects = || spec.extents.iter().filter_map(|e| manifest.objects().get(e.object));
         let first_object = objects().next().map_or_else(String::new, |object| object.name.clone());
         let pinned = objects().all(|object| object.pinned);
-        Ok((FetchedChunk { slot, spec: Arc::clone(spec), first_object, pinned }, spans, cost))
+        let digest = self.digest_key.of_chunk(digests);
+        let spec = Arc::clone(spec);
+        Ok((FetchedChunk { slot, spec, first_object, pinned, digest }, spans, cost))
     }
 
     async fn part(
         &self,
         manifest: &Manifest,
-        extent: &Extent,
-        into: &mut [u8],
+        (number, (extent, into)): (usize, (&Extent, &mut [u8])),
         (lane, offered): (Lane, Instant),
     ) -> Result<Part, FetchError> {
         let object = manifest
@@ -152,10 +172,12 @@ impl Fetcher {
         };
         // A flight has no deadline of its own: its waiters leave when theirs passes.
         let terms = ReadTerms { lane: origin_lane(lane), deadline: None };
-        let record = manifest.store().read_on(&request, terms, into).await?;
+        let mut digest = ExtentDigest::new(self.digest_key);
+        let to = Destination { into, landing: Some(&mut digest) };
+        let record = manifest.store().read_on(&request, terms, to).await?;
         let mut spans = vec![Span::new(Stage::ConnAcquire, Kind::Queue, offered, started)];
         attempt_spans(&record, started, Instant::now(), &mut spans);
-        Ok(Part { spans, cost: FetchCost::of(&record) })
+        Ok(Part { number, digest: digest.finish(), spans, cost: FetchCost::of(&record) })
     }
 }
 
@@ -274,6 +296,7 @@ mod tests {
                 first_byte: first_byte.map(ms),
                 body: ms(body),
                 bytes: 0,
+                tcp: None,
                 outcome: AttemptOutcome::Done,
             };
         let record = ReadRecord {

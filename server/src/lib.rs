@@ -25,6 +25,7 @@ mod verify;
 
 mod cost;
 mod cpu;
+mod digest;
 mod error;
 mod http;
 mod metrics;

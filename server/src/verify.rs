@@ -1,9 +1,9 @@
 //! Verify: the only constructor of a [`VerifiedChunk`].
 //!
-//! Length, version and range were checked while the parts arrived. What is left is the digest: each
-//! chunk is hashed with BLAKE3 on a worker thread, and compared with the digest of its first fetch
-//! (see [`record`]). A difference means that the origin gave other bytes for the same version of the
-//! same object: nothing of it is kept.
+//! Length, version and range were checked while the parts arrived, and the digest was taken (see
+//! [`crate::digest`]). Here it is compared with that of the first fetch (see [`record`]), on a worker
+//! thread, because a new one is written to a file. A difference means that the origin, or the way from
+//! it, gave other bytes for the same version of the same object: nothing of it is kept.
 
 pub(crate) mod record;
 
@@ -68,12 +68,12 @@ pub(crate) struct Verifier {
 }
 
 impl Verifier {
-    /// A stage that hashes on `workers` and keeps its digests in `records`.
+    /// A stage that compares with `records`, on `workers`.
     pub(crate) fn new(workers: Arc<Workers>, records: Records) -> Self {
         Self { workers, records: Arc::new(records) }
     }
 
-    /// Hashes the chunk and compares. Returns it with its queue and service spans.
+    /// Compares the chunk's digest. Returns it with its queue and service spans.
     pub(crate) async fn verify(
         &self,
         fetched: FetchedChunk,
@@ -81,11 +81,11 @@ impl Verifier {
         let offered = Instant::now();
         let records = Arc::clone(&self.records);
         let (first_object, pinned) = (fetched.first_object().to_owned(), fetched.is_pinned());
+        let digest = fetched.digest();
         let (slot, spec) = fetched.into_parts();
         self.workers
             .run(move || {
                 let started = Instant::now();
-                let digest = digest(&slot, &spec);
                 // What cannot be asked for again has nothing to be compared with.
                 let verdict = if pinned { records.check(spec.key, digest) } else { Verdict::First };
                 let spans = [
@@ -99,17 +99,4 @@ impl Verifier {
             })
             .await?
     }
-}
-
-/// BLAKE3 over the extents in their order. What lies between them is not part of the chunk.
-fn digest(slot: &ClaimedSlot, spec: &ChunkSpec) -> record::ChunkDigest {
-    let mut hasher = blake3::Hasher::new();
-    for extent in &spec.extents {
-        let end = extent.slot_offset + extent.bytes;
-        let range = usize::try_from(extent.slot_offset).ok().zip(usize::try_from(end).ok());
-        if let Some(bytes) = range.and_then(|(begin, end)| slot.as_slice().get(begin..end)) {
-            hasher.update(bytes);
-        }
-    }
-    *hasher.finalize().as_bytes()
 }

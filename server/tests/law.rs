@@ -30,7 +30,11 @@ const EDGES: &[(&str, &str, &[&str])] = &[
         "bench/testkit",
         &["forebay-proto", "forebay-shm", "forebay-origin", "forebay-device"],
     ),
-    ("forebay-bench", "bench", &["forebay-client", "forebay-server", "forebay-testkit"]),
+    (
+        "forebay-bench",
+        "bench",
+        &["forebay-client", "forebay-server", "forebay-origin", "forebay-testkit"],
+    ),
 ];
 
 /// Crates that may hold unsafe code.

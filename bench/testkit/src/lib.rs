@@ -4,6 +4,7 @@
 //! - [`S3Origin`], [`GcsOrigin`], [`AzureOrigin`] and [`HttpOrigin`] serve [`Contents`] over real
 //!   sockets on the loopback, commit the faults they are told to ([`FaultRule`]), and count what
 //!   was asked of them.
+//! - [`RawOrigin`] serves files from memory at the cost of the kernel's `sendfile`, for measurements.
 //! - [`Content`] is bytes in memory or bytes made on the fly from a seed, so that an object of
 //!   5 GiB takes no memory; [`checkpoint`] lays such content out as sharded safetensors.
 //! - [`DnsServer`] is a name server with faults, for the real resolver.
@@ -40,6 +41,9 @@ mod pace;
 mod pattern;
 mod plan;
 mod random;
+mod raw_files;
+mod raw_origin;
+mod raw_serve;
 mod s3;
 mod serve;
 mod text;
@@ -61,5 +65,7 @@ pub use keys::AccessKey;
 pub use ledger::{Counts, Op, RequestRecord};
 pub use origin::Origin;
 pub use random::Prng;
+pub use raw_files::RawFiles;
+pub use raw_origin::{RawCounts, RawOptions, RawOrigin, RawStalls};
 pub use s3::{S3Options, S3Origin};
 pub use serve::{Connections, LinkOptions};

@@ -36,10 +36,15 @@ impl Fault {
         }
     }
 
+    /// A body that ended before its time.
+    pub(crate) fn of_break(broke: Break, seen: &Seen, text: &str) -> Self {
+        Self::new(kind_of_break(broke), seen, redact(text))
+    }
+
     /// A fault of a request that went through object_store and our transport.
     pub(crate) fn of(error: &object_store::Error, seen: &Seen) -> Self {
         if let Some((broke, text)) = &seen.broke {
-            return Self::new(kind_of_break(*broke), seen, redact(text));
+            return Self::of_break(*broke, seen, text);
         }
         // A key in a good answer that no path can stand for.
         if matches!(error, object_store::Error::InvalidPath { .. }) {

@@ -21,6 +21,7 @@ mod credentials;
 mod dns;
 mod engine;
 mod error;
+mod evidence;
 mod fault;
 mod file;
 mod filling;
@@ -48,6 +49,7 @@ pub use engine::addresses::AddressStats;
 pub use engine::breaker::BreakerState;
 pub use engine::endpoint::EndpointStats;
 pub use error::{OriginError, OriginErrorKind, OriginFailure};
+pub use evidence::{NoEvidence, SocketEvidence, TcpDelta, TcpSnapshot};
 pub use key::{KEY_BYTES_MAX, KeyError, ObjectKey};
 pub use origins::Origins;
 pub use pin::Pin;
@@ -56,7 +58,7 @@ pub use schedule::RetryPolicy;
 pub use settings::{EngineSettings, OriginBlock, OriginSettings, Timeouts};
 pub use stats::OriginStats;
 pub use store::{
-    AttemptOutcome, AttemptRecord, Lane, ObjectMeta, OriginStore, ReadRecord, ReadRequest,
-    ReadTerms,
+    AttemptOutcome, AttemptRecord, Destination, Landing, Lane, ObjectMeta, OriginStore, ReadRecord,
+    ReadRequest, ReadTerms,
 };
 pub use uri::{OriginUri, Scheme, UriError};

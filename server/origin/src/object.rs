@@ -7,13 +7,15 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::{FutureExt, StreamExt};
+use futures::FutureExt;
 use object_store::list::PaginatedListStore;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore};
+use tokio::time::Instant;
 
 use crate::credentials::Renews;
 use crate::engine::endpoint::Endpoint;
@@ -25,11 +27,16 @@ use crate::hedge::{Race, Subject};
 use crate::key::ObjectKey;
 use crate::pin::Pin;
 use crate::schedule::RetryPolicy;
+use crate::settings::Timeouts;
 use crate::stats::Counters;
-use crate::store::{ObjectMeta, OriginStore, ReadRecord, ReadRequest, ReadTerms};
+use crate::store::{Destination, ObjectMeta, OriginStore, ReadRecord, ReadRequest, ReadTerms};
+use crate::transport::direct::Direct;
 use crate::transport::probe::{Probe, Seen};
 use crate::transport::service::Transport;
 use crate::tries::{self, Ground, Tries};
+
+/// An attempt that takes so many times as long as one of its size usually does is left.
+const TIMES_USUAL: u32 = 4;
 
 /// How a store lists and where its bodies come from.
 #[derive(Clone)]
@@ -57,6 +64,7 @@ pub(crate) struct ObjectOrigin {
     pub(crate) store: Arc<dyn ObjectStore>,
     pub(crate) backend: Backend,
     pub(crate) retry: RetryPolicy,
+    pub(crate) timeouts: Timeouts,
     pub(crate) counters: Arc<Counters>,
     /// None for files.
     pub(crate) endpoint: Option<Arc<Endpoint>>,
@@ -101,34 +109,26 @@ impl OriginStore for ObjectOrigin {
         Ok(found)
     }
 
-    async fn read(
-        &self,
-        request: &ReadRequest,
-        into: &mut [u8],
-    ) -> Result<ReadRecord, OriginError> {
-        self.read_on(request, ReadTerms::default(), into).await
-    }
-
     async fn read_on(
         &self,
         request: &ReadRequest,
         terms: ReadTerms,
-        into: &mut [u8],
+        to: Destination<'_>,
     ) -> Result<ReadRecord, OriginError> {
         let path = self.path(&request.key)?;
         let range = &request.range;
-        let fits = u64::try_from(into.len()).ok() == range.end.checked_sub(range.start)
+        let fits = u64::try_from(to.into.len()).ok() == range.end.checked_sub(range.start)
             && range.end <= request.object_bytes;
         if !fits {
             let kind = OriginErrorKind::Local(std::io::ErrorKind::InvalidInput);
-            let text = format!("{} bytes for bytes {}..{}", into.len(), range.start, range.end);
+            let text = format!("{} bytes for bytes {}..{}", to.into.len(), range.start, range.end);
             return Err(OriginError::new(kind, &request.key, text).at(&self.origin));
         }
-        if into.is_empty() {
+        if to.into.is_empty() {
             return Ok(ReadRecord::default());
         }
         let mut tries = self.tries_on(&request.key, Some(range.clone()), terms);
-        let mut filling = Filling::new(into);
+        let mut filling = Filling::of(to);
         loop {
             let attempt = tries.begin(length(filling.missing())).await?;
             filling.received = 0;
@@ -247,6 +247,14 @@ impl ObjectOrigin {
         Err(Fault::of(&error, &seen))
     }
 
+    /// How long an attempt for so many bytes may take in all. An origin that is slow as a whole is
+    /// given the time that it usually takes, and more; one part that only drips is left.
+    fn body_limit(&self, bytes: u64) -> Option<Duration> {
+        let endpoint = self.endpoint.as_ref()?;
+        let usual = endpoint.usual(bytes).unwrap_or_default();
+        Some(self.timeouts.part(bytes).max(usual * TIMES_USUAL))
+    }
+
     pub(crate) async fn read_once(
         &self,
         request: &ReadRequest,
@@ -257,17 +265,22 @@ impl ObjectOrigin {
         let start = request.range.start + length(filling.filled);
         let wanted = start..request.range.end;
         self.check_regular(path).await?;
-        let options = conditional(&request.pin, wanted.clone(), probe);
+        let direct = Direct::default();
+        let mut options = conditional(&request.pin, wanted.clone(), probe);
+        options.extensions.insert(direct.clone());
+        let until = self.body_limit(length(filling.missing())).map(|limit| Instant::now() + limit);
         let answer = self.store.get_opts(path, options).await;
         let seen = probe.seen();
         let answer = answer.map_err(|error| self.fault_of(&error, &seen))?;
         check_answer(request, &wanted, &answer, &seen)?;
         match answer.payload {
-            GetResultPayload::Stream(mut body) => {
-                let begun = filling.filled;
-                while let Some(bytes) = body.next().await {
-                    let bytes = bytes.map_err(|error| Fault::of(&error, &probe.seen()))?;
-                    filling.take(&bytes, begun, &seen)?;
+            GetResultPayload::Stream(_empty) => {
+                let body = direct.take().ok_or_else(|| {
+                    Fault::new(OriginErrorKind::Malformed, &seen, "an answer without a body")
+                })?;
+                if let Err(stopped) = body.fill(filling, until).await {
+                    probe.note(|seen| seen.broke = Some((stopped.broke, stopped.text.clone())));
+                    return Err(Fault::of_break(stopped.broke, &seen, &stopped.text));
                 }
                 filling.complete(&seen)
             }

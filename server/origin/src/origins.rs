@@ -15,6 +15,7 @@ use crate::engine::addresses::AddressStats;
 use crate::engine::book::Book;
 use crate::engine::endpoint::{Endpoint, EndpointStats};
 use crate::error::{OriginError, OriginErrorKind};
+use crate::evidence::{NoEvidence, SocketEvidence};
 use crate::fault::detail_of;
 use crate::file::FileReaders;
 use crate::object::{Backend, ObjectOrigin, WebBackend};
@@ -40,6 +41,7 @@ const OTHERS: &str = "others";
 pub struct Origins {
     settings: OriginSettings,
     resolve: Arc<dyn Resolve>,
+    evidence: Arc<dyn SocketEvidence>,
     open: Mutex<Open>,
     book: Arc<Book>,
 }
@@ -80,7 +82,14 @@ impl Origins {
         }
         let engine = &settings.engine;
         let book = Book::new(engine.ejection, engine.ejection_cap);
-        Ok(Self { settings, resolve, open: Mutex::default(), book })
+        let evidence = Arc::new(NoEvidence);
+        Ok(Self { settings, resolve, evidence, open: Mutex::default(), book })
+    }
+
+    /// The same, asking `evidence` about each connection.
+    #[must_use]
+    pub fn with_evidence(self, evidence: Arc<dyn SocketEvidence>) -> Self {
+        Self { evidence, ..self }
     }
 
     /// The store of a URI. It serves every key of the URI's bucket or host.
@@ -108,7 +117,10 @@ impl Origins {
     /// What was asked of each origin so far, sorted by name.
     #[must_use]
     pub fn stats(&self) -> Vec<OriginStats> {
-        self.lock().counters.iter().map(|(origin, counters)| counters.snapshot(origin)).collect()
+        let open = self.lock();
+        let now = Instant::now();
+        open.transports.values().for_each(|transport| transport.prune(now));
+        open.counters.iter().map(|(origin, counters)| counters.snapshot(origin)).collect()
     }
 
     /// What is known of each endpoint: an origin, as far as one block of the settings applies.
@@ -172,8 +184,8 @@ impl Origins {
                 (cloud.store, Backend::Cloud(cloud.pages))
             }
         };
-        let retry = self.settings.retry;
-        Ok(ObjectOrigin { origin, store, backend, retry, counters, endpoint, renewal })
+        let OriginSettings { retry, timeouts, .. } = self.settings;
+        Ok(ObjectOrigin { origin, store, backend, retry, timeouts, counters, endpoint, renewal })
     }
 
     fn web(
@@ -192,9 +204,9 @@ impl Origins {
         let store = providers::web(&base, transport.clone())?;
         let web = WebBackend { base, transport, signed: uri.has_query() };
         let backend = Backend::Web(Box::new(web));
-        let retry = self.settings.retry;
+        let OriginSettings { retry, timeouts, .. } = self.settings;
         let renewal = None;
-        Ok(ObjectOrigin { origin, store, backend, retry, counters, endpoint, renewal })
+        Ok(ObjectOrigin { origin, store, backend, retry, timeouts, counters, endpoint, renewal })
     }
 
     fn transport(&self, open: &mut Open, block: &OriginBlock) -> std::io::Result<Transport> {
@@ -206,7 +218,8 @@ impl Origins {
         let trust = Trust::new(block.ca_file.as_deref())?;
         let book = Arc::clone(&self.book);
         let connector = Connector::new(Arc::clone(&self.resolve), trust, timeouts, book);
-        let transport = Transport::new(connector, timeouts, block.max_connections);
+        let evidence = Arc::clone(&self.evidence);
+        let transport = Transport::new(connector, timeouts, block.max_connections, evidence);
         open.transports.insert(key, transport.clone());
         Ok(transport)
     }

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use crate::error::{OriginError, OriginErrorKind};
+use crate::evidence::TcpDelta;
 use crate::key::ObjectKey;
 use crate::pin::Pin;
 
@@ -83,6 +84,8 @@ pub struct AttemptRecord {
     pub body: Duration,
     /// Body bytes received.
     pub bytes: u64,
+    /// What happened on its connection, where the kernel tells.
+    pub tcp: Option<TcpDelta>,
     /// How it ended.
     pub outcome: AttemptOutcome,
 }
@@ -108,6 +111,35 @@ pub struct ReadRecord {
     pub wasted_bytes: u64,
 }
 
+/// Looks at the bytes of a read as they land, while they are still in the cache of the core.
+pub trait Landing: Send {
+    /// The next bytes of the range. Called in order, for some hundred KiB at a time.
+    fn landed(&mut self, bytes: &[u8]);
+
+    /// What was shown is not what is there: everything is shown anew.
+    fn restart(&mut self);
+}
+
+/// Where the bytes of a read go.
+pub struct Destination<'a> {
+    /// As long as the range.
+    pub into: &'a mut [u8],
+    /// Who looks at them as they land.
+    pub landing: Option<&'a mut dyn Landing>,
+}
+
+impl<'a> From<&'a mut [u8]> for Destination<'a> {
+    fn from(into: &'a mut [u8]) -> Self {
+        Self { into, landing: None }
+    }
+}
+
+impl Debug for Destination<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Destination").field("bytes", &self.into.len()).finish_non_exhaustive()
+    }
+}
+
 /// An object store, or one bucket, host or file system of it.
 ///
 /// Every call retries transient failures itself and is safe to drop at any point: the connection is
@@ -122,17 +154,20 @@ pub trait OriginStore: Send + Sync + Debug {
     /// http(s), where it is [`OriginErrorKind::NotFound`].
     async fn list(&self, prefix: &ObjectKey, limit: usize) -> Result<Vec<ObjectMeta>, OriginError>;
 
-    /// Fills `into` with the range, or fails.
-    async fn read(&self, request: &ReadRequest, into: &mut [u8])
-    -> Result<ReadRecord, OriginError>;
-
-    /// The same, on terms. A store that knows none keeps to its own.
+    /// Fills the destination with the range, or fails.
     async fn read_on(
         &self,
         request: &ReadRequest,
-        _terms: ReadTerms,
+        terms: ReadTerms,
+        to: Destination<'_>,
+    ) -> Result<ReadRecord, OriginError>;
+
+    /// The same, on the usual terms.
+    async fn read(
+        &self,
+        request: &ReadRequest,
         into: &mut [u8],
     ) -> Result<ReadRecord, OriginError> {
-        self.read(request, into).await
+        self.read_on(request, ReadTerms::default(), into.into()).await
     }
 }

@@ -293,6 +293,7 @@ impl<'a> Tries<'a> {
             first_byte: seen.first_byte,
             body: attempt.started.elapsed().saturating_sub(head),
             bytes,
+            tcp: seen.tcp,
             outcome,
         });
     }

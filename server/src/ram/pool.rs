@@ -242,11 +242,6 @@ impl ClaimedSlot {
         self.writer.as_mut_slice()
     }
 
-    /// The whole slot, to look at what was written.
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        self.writer.as_slice()
-    }
-
     /// Makes it readable.
     pub(crate) fn publish(self) -> ReadableSlot {
         ReadableSlot { reader: self.writer.publish(), home: self.home }

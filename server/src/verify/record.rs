@@ -1,8 +1,8 @@
 //! The digest found on first fetch, recorded and enforced ever after.
 //!
-//! One append-only file, `first-fetch`, in the cache directory: fixed records of chunk key, BLAKE3
-//! and a check word. The key is a digest of origin, object, version and range, so the file holds no
-//! name a caller chose. Appends go through the page cache and are not synced: what a power cut
+//! One append-only file, `first-fetch`, in the cache directory: the key under which the digests are
+//! taken (see [`crate::digest`]), then fixed records of chunk key, digest and a check word. A chunk's
+//! key is a digest of origin, object, version and range, so the file holds no name a caller chose. Appends go through the page cache and are not synced: what a power cut
 //! loses is a record, never a byte that is served. A torn or foreign record fails its check word and
 //! is skipped. At [`RECORDS_MAX`] the older half is dropped when the file is next read.
 //!
@@ -15,21 +15,22 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use crate::digest::{ChunkDigest, DIGEST_BYTES, DigestKey};
 use crate::plan::ChunkKey;
 
 /// Records kept: 75 MB of file, for 8 TiB of chunks of 8 MiB.
 const RECORDS_MAX: usize = 1 << 20;
 
 const KEY_BYTES: usize = 32;
-const DIGEST_BYTES: usize = 32;
 const CHECK_BYTES: usize = 8;
 const RECORD_BYTES: usize = KEY_BYTES + DIGEST_BYTES + CHECK_BYTES;
+/// Digest key and check word.
+const HEAD_BYTES: usize = crate::digest::KEY_BYTES + CHECK_BYTES;
 
 /// The name in the cache directory; the number is the version of the format.
-const FILE_NAME: &str = "first-fetch.1";
+const FILE_NAME: &str = "first-fetch.2";
 
-/// The digest of one chunk's bytes.
-pub(crate) type ChunkDigest = [u8; DIGEST_BYTES];
+type Record = (ChunkKey, ChunkDigest);
 
 /// What a digest says about earlier fetches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +46,7 @@ pub(crate) enum Verdict {
 /// The records of one daemon.
 #[derive(Debug)]
 pub(crate) struct Records {
+    key: DigestKey,
     inner: Mutex<Inner>,
 }
 
@@ -56,24 +58,31 @@ struct Inner {
 
 impl Records {
     /// Records that live as long as the daemon.
-    pub(crate) fn in_memory() -> Self {
-        Self { inner: Mutex::new(Inner { digests: HashMap::new(), file: None }) }
+    pub(crate) fn in_memory() -> std::io::Result<Self> {
+        let inner = Inner { digests: HashMap::new(), file: None };
+        Ok(Self { key: DigestKey::random()?, inner: Mutex::new(inner) })
+    }
+
+    /// The key under which the digests are to be taken.
+    pub(crate) fn key(&self) -> DigestKey {
+        self.key
     }
 
     /// Reads what `dir` holds and appends to it from now on.
     pub(crate) fn open(dir: &Path) -> std::io::Result<Self> {
         let path = dir.join(FILE_NAME);
-        let records = read(&path)?;
+        let (key, records) = read(&path)?;
+        let key = key.map_or_else(DigestKey::random, Ok)?;
         let keep = records.len().saturating_sub(if records.len() >= RECORDS_MAX {
             records.len() - RECORDS_MAX / 2
         } else {
             0
         });
         let kept = &records[records.len() - keep..];
-        rewrite(dir, &path, kept)?;
+        rewrite(dir, &path, key, kept)?;
         let file = OpenOptions::new().append(true).mode(0o600).open(&path)?;
         let digests = kept.iter().copied().collect();
-        Ok(Self { inner: Mutex::new(Inner { digests, file: Some(file) }) })
+        Ok(Self { key, inner: Mutex::new(Inner { digests, file: Some(file) }) })
     }
 
     /// Compares with what was recorded, or records it.
@@ -111,7 +120,7 @@ fn encode(key: ChunkKey, digest: ChunkDigest) -> [u8; RECORD_BYTES] {
     record
 }
 
-fn decode(record: &[u8; RECORD_BYTES]) -> Option<(ChunkKey, ChunkDigest)> {
+fn decode(record: &[u8; RECORD_BYTES]) -> Option<Record> {
     let (body, check) = record.split_at(KEY_BYTES + DIGEST_BYTES);
     if check_word(body) != check {
         return None;
@@ -126,8 +135,24 @@ fn check_word(body: &[u8]) -> [u8; CHECK_BYTES] {
     check
 }
 
-/// All sound records of a file; none if there is no file.
-fn read(path: &Path) -> std::io::Result<Vec<(ChunkKey, ChunkDigest)>> {
+fn encode_head(key: DigestKey) -> [u8; HEAD_BYTES] {
+    let mut head = [0; HEAD_BYTES];
+    let (body, check) = head.split_at_mut(crate::digest::KEY_BYTES);
+    body.copy_from_slice(&key.0);
+    check.copy_from_slice(&check_word(body));
+    head
+}
+
+fn decode_head(bytes: &[u8]) -> Option<(DigestKey, &[u8])> {
+    let (head, records) = bytes.split_at_checked(HEAD_BYTES)?;
+    let (body, check) = head.split_at_checked(crate::digest::KEY_BYTES)?;
+    let key = DigestKey(body.try_into().ok()?);
+    (check_word(body) == check).then_some((key, records))
+}
+
+/// The key and all sound records of a file; none if there is no file. Under a lost key no digest
+/// can be compared, so its records are lost too.
+fn read(path: &Path) -> std::io::Result<(Option<DigestKey>, Vec<Record>)> {
     let mut bytes = Vec::new();
     match OpenOptions::new().read(true).custom_flags(nofollow()).open(path) {
         Ok(file) => {
@@ -138,12 +163,13 @@ fn read(path: &Path) -> std::io::Result<Vec<(ChunkKey, ChunkDigest)>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    let (records, _torn_tail) = bytes.as_chunks::<RECORD_BYTES>();
-    Ok(records.iter().filter_map(decode).collect())
+    let Some((key, records)) = decode_head(&bytes) else { return Ok((None, Vec::new())) };
+    let (records, _torn_tail) = records.as_chunks::<RECORD_BYTES>();
+    Ok((Some(key), records.iter().filter_map(decode).collect()))
 }
 
 /// Writes the sound records anew, so that a torn tail cannot shift those appended after it.
-fn rewrite(dir: &Path, path: &Path, records: &[(ChunkKey, ChunkDigest)]) -> std::io::Result<()> {
+fn rewrite(dir: &Path, path: &Path, key: DigestKey, records: &[Record]) -> std::io::Result<()> {
     let temporary: PathBuf = dir.join(format!("{FILE_NAME}.new"));
     let mut file = OpenOptions::new()
         .write(true)
@@ -152,7 +178,8 @@ fn rewrite(dir: &Path, path: &Path, records: &[(ChunkKey, ChunkDigest)]) -> std:
         .mode(0o600)
         .custom_flags(nofollow())
         .open(&temporary)?;
-    let bytes: Vec<u8> = records.iter().flat_map(|(key, digest)| encode(*key, *digest)).collect();
+    let records = records.iter().flat_map(|(key, digest)| encode(*key, *digest));
+    let bytes: Vec<u8> = encode_head(key).into_iter().chain(records).collect();
     file.write_all(&bytes)?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)
@@ -177,8 +204,10 @@ mod tests {
         let records = Records::open(dir.path()).unwrap();
         assert_eq!(records.check(key(1), [1; 32]), Verdict::First);
         assert_eq!(records.check(key(1), [1; 32]), Verdict::Same);
+        let digest_key = records.key();
         drop(records);
         let records = Records::open(dir.path()).unwrap();
+        assert_eq!(records.key(), digest_key);
         assert_eq!(records.check(key(1), [2; 32]), Verdict::Different);
         assert_eq!(records.check(key(1), [1; 32]), Verdict::Same);
     }
@@ -193,8 +222,8 @@ mod tests {
         drop(records);
         let path = dir.path().join(FILE_NAME);
         let mut bytes = std::fs::read(&path).unwrap();
-        bytes[RECORD_BYTES + 5] ^= 1;
-        bytes.truncate(3 * RECORD_BYTES - 1);
+        bytes[HEAD_BYTES + RECORD_BYTES + 5] ^= 1;
+        bytes.truncate(HEAD_BYTES + 3 * RECORD_BYTES - 1);
         std::fs::write(&path, bytes).unwrap();
         let records = Records::open(dir.path()).unwrap();
         assert_eq!(records.check(key(0), [0; 32]), Verdict::Same);
@@ -203,6 +232,22 @@ mod tests {
         drop(records);
         let records = Records::open(dir.path()).unwrap();
         assert_eq!(records.check(key(2), [9; 32]), Verdict::Same, "appended after the repair");
+    }
+
+    #[test]
+    fn a_lost_key_loses_the_records() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        records.check(key(0), [0; 32]);
+        let lost = records.key();
+        drop(records);
+        let path = dir.path().join(FILE_NAME);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[3] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        assert_ne!(records.key(), lost);
+        assert_eq!(records.check(key(0), [9; 32]), Verdict::First);
     }
 
     #[test]

@@ -6,8 +6,8 @@ use http::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, LOCATION, RET
 use http::response::Parts;
 use http::{Response, StatusCode, Uri};
 
-use super::connect::PhaseTimes;
 use super::probe::{Seen, is_code};
+use super::stream::PhaseTimes;
 
 /// Where a response redirects to. The target may be signed: nothing shows it.
 pub(crate) fn redirect<B>(from: &Uri, response: &Response<B>) -> Option<Uri> {

@@ -5,30 +5,29 @@
 //! the address to avoid, meets another machine. What the phases took is kept with the connection and
 //! is taken by the first response on it.
 
-use std::fmt;
-use std::future::{Future, Ready, ready};
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::Uri;
-use hyper::rt::ReadBufCursor;
-use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
-use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tower::Service;
 
 use super::probe::{Break, Route};
+use super::stream::{Io, PhaseTimes, Stream};
 use super::tls::Trust;
 use crate::engine::addresses::Deed;
-use crate::engine::book::{Book, Held, Mark};
+use crate::engine::book::{Book, Held};
 use crate::resolve::Resolve;
 use crate::settings::Timeouts;
 
@@ -40,28 +39,6 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 3;
 /// A sent request that nobody acknowledges breaks the connection after this.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(10);
-
-/// What it took to make a connection.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct PhaseTimes {
-    pub(crate) dns: Option<Duration>,
-    pub(crate) connect: Option<Duration>,
-    pub(crate) tls: Option<Duration>,
-}
-
-/// The times of a connection, for whoever asks first.
-#[derive(Debug, Clone)]
-pub(crate) struct FreshTimes {
-    times: PhaseTimes,
-    taken: Arc<AtomicBool>,
-}
-
-impl FreshTimes {
-    /// The times, once.
-    pub(crate) fn take(&self) -> PhaseTimes {
-        if self.taken.swap(true, Ordering::Relaxed) { PhaseTimes::default() } else { self.times }
-    }
-}
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -96,12 +73,17 @@ impl Connector {
     ) -> Self {
         Self { shared: Arc::new(Shared { resolve, trust, timeouts, book }) }
     }
+
+    /// Makes a connection to the host of `uri`.
+    pub(crate) async fn open(&self, uri: &Uri, route: Route) -> Result<Stream, ConnectError> {
+        self.shared.open(uri, route).await
+    }
 }
 
 impl Service<Uri> for Connector {
-    type Response = Stream;
+    type Response = TokioIo<Stream>;
     type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<Stream, ConnectError>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<TokioIo<Stream>, ConnectError>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
         Poll::Ready(Ok(()))
@@ -110,7 +92,7 @@ impl Service<Uri> for Connector {
     fn call(&mut self, uri: Uri) -> Self::Future {
         let shared = Arc::clone(&self.shared);
         let route = Route::current();
-        Box::pin(async move { shared.open(&uri, route).await })
+        Box::pin(async move { shared.open(&uri, route).await.map(TokioIo::new) })
     }
 }
 
@@ -147,20 +129,20 @@ impl Shared {
             fail(broke, times, source)
         })?;
 
-        let tcp = TokioIo::new(tcp);
-        let inner = if https {
+        let io = if https {
             let begun = Instant::now();
-            let shaken = limited(self.timeouts.tls, self.handshake(uri, tcp)).await;
+            let shaken = limited(self.timeouts.tls, self.handshake(host, tcp)).await;
             times.tls = Some(begun.elapsed());
             if shaken.is_err() {
                 held.mark().did(Deed::Failed, Instant::now());
             }
-            shaken.map_err(|source| fail(timed_out_or(Break::Tls, &source), times, source))?
+            let tls =
+                shaken.map_err(|source| fail(timed_out_or(Break::Tls, &source), times, source))?;
+            Io::Tls(Box::new(tls))
         } else {
-            MaybeHttpsStream::Http(tcp)
+            Io::Plain(tcp)
         };
-        let taken = Arc::new(AtomicBool::new(false));
-        Ok(Stream { inner, times: FreshTimes { times, taken }, held })
+        Ok(Stream::new(io, times, held))
     }
 
     async fn dial(
@@ -187,30 +169,11 @@ impl Shared {
         Err(last)
     }
 
-    /// TLS over a connection that exists: hyper-rustls gets a connector that just hands it over.
-    async fn handshake(&self, uri: &Uri, tcp: Tcp) -> io::Result<MaybeHttpsStream<Tcp>> {
+    async fn handshake(&self, host: &str, tcp: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let config = self.trust.config()?;
-        let mut https = HttpsConnector::from((Established(Some(tcp)), config));
-        https.call(uri.clone()).await.map_err(io::Error::other)
-    }
-}
-
-type Tcp = TokioIo<TcpStream>;
-
-/// Hands out the connection it holds.
-struct Established(Option<Tcp>);
-
-impl Service<Uri> for Established {
-    type Response = Tcp;
-    type Error = io::Error;
-    type Future = Ready<io::Result<Tcp>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Uri) -> Self::Future {
-        ready(self.0.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)))
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|_invalid| io::Error::other("the host's name cannot be certified"))?;
+        TlsConnector::from(config).connect(name, tcp).await
     }
 }
 
@@ -240,64 +203,4 @@ fn socket(address: IpAddr) -> io::Result<TcpSocket> {
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
     Ok(TcpSocket::from_std_stream(socket.into()))
-}
-
-/// A connection, plain or encrypted.
-pub(crate) struct Stream {
-    inner: MaybeHttpsStream<Tcp>,
-    times: FreshTimes,
-    held: Held,
-}
-
-impl fmt::Debug for Stream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stream").field("times", &self.times).finish_non_exhaustive()
-    }
-}
-
-impl Connection for Stream {
-    fn connected(&self) -> Connected {
-        let mark: Mark = self.held.mark();
-        self.inner.connected().extra(self.times.clone()).extra(mark)
-    }
-}
-
-impl hyper::rt::Read for Stream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buffer)
-    }
-}
-
-impl hyper::rt::Write for Stream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bytes)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
 }

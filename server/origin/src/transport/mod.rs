@@ -4,7 +4,9 @@
 //! object_store -> Transport (service.rs) -> hyper-util pool -> Connector (connect.rs)
 //!                    |  head: first-byte limit                  |- Resolve (dns limit)
 //!                    |  body: idle limit (body.rs)              |- TCP (connect limit)
-//!                    `- fills the request's Probe (probe.rs)    `- TLS (tls.rs, handshake limit)
+//!                    |- fills the request's Probe (probe.rs)    `- TLS (tls.rs, handshake limit)
+//!                    `- parts: Wire (wire.rs) from a pool of ours (idle.rs), whose body the reader
+//!                       receives into its slot (direct.rs): idle limit and a limit on the whole
 //! ```
 //!
 //! object_store does requests, signatures and XML; with a connector of our own none of its timeouts
@@ -14,6 +16,10 @@
 pub(crate) mod answer;
 pub(crate) mod body;
 pub(crate) mod connect;
+pub(crate) mod direct;
+pub(crate) mod idle;
 pub(crate) mod probe;
 pub(crate) mod service;
+pub(crate) mod stream;
 pub(crate) mod tls;
+pub(crate) mod wire;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::engine::book::Mark;
+use crate::evidence::TcpDelta;
 
 tokio::task_local! {
     /// The route of the attempt that the current task makes.
@@ -84,6 +85,8 @@ pub(crate) struct Seen {
     pub(crate) tls: Option<Duration>,
     pub(crate) first_byte: Option<Duration>,
     pub(crate) broke: Option<(Break, String)>,
+    /// What happened on the connection until now, or the end of the body.
+    pub(crate) tcp: Option<TcpDelta>,
     /// The address that the request went to.
     pub(crate) mark: Option<Mark>,
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::header::HOST;
 use http::uri::PathAndQuery;
 use http::{Extensions, StatusCode, Uri};
@@ -26,9 +27,14 @@ use tokio::time::{Instant, timeout};
 
 use super::answer::{added, made_fit, note_headers, note_times, redirect};
 use super::body::TimedBody;
-use super::connect::{ConnectError, Connector, FreshTimes};
-use super::probe::{Break, Probe, Route, Seen};
+use super::connect::{ConnectError, Connector};
+use super::direct::{BodyTerms, Direct, DirectBody, TcpWatch};
+use super::idle::IdlePool;
+use super::probe::{BODY_START_MAX, Break, Probe, Route, Seen};
+use super::stream::{FreshTimes, Stream};
+use super::wire::{Head, Wire, WireError};
 use crate::engine::book::Mark;
+use crate::evidence::SocketEvidence;
 use crate::settings::Timeouts;
 use crate::stats::Counters;
 use crate::uri::{Secret, WebTarget};
@@ -40,6 +46,12 @@ const POOL_IDLE_MAX: usize = 64;
 
 /// Redirects followed for one request.
 const REDIRECTS_MAX: usize = 5;
+
+/// The body of an answer: read by hyper, or by whoever wants it.
+enum Received {
+    Stream(Incoming),
+    Direct(Box<DirectBody>),
+}
 
 /// A request target whose query is a secret.
 #[derive(Debug, Clone)]
@@ -56,6 +68,10 @@ pub(crate) struct Transport {
     client: Client<Connector, HttpRequestBody>,
     /// The same without a pool: for requests that shall have a connection of their own.
     fresh: Client<Connector, HttpRequestBody>,
+    connector: Connector,
+    /// Connections of requests whose bodies are received directly.
+    idle: IdlePool,
+    evidence: Arc<dyn SocketEvidence>,
     timeouts: Timeouts,
     allow_http: bool,
     redirects: bool,
@@ -77,7 +93,12 @@ enum Refused {
 }
 
 impl Transport {
-    pub(crate) fn new(connector: Connector, timeouts: Timeouts, idle_max: Option<usize>) -> Self {
+    pub(crate) fn new(
+        connector: Connector,
+        timeouts: Timeouts,
+        idle_max: Option<usize>,
+        evidence: Arc<dyn SocketEvidence>,
+    ) -> Self {
         let mut builder = Client::builder(TokioExecutor::new());
         builder
             .pool_timer(TokioTimer::new())
@@ -89,7 +110,10 @@ impl Transport {
         let client = builder.build(connector.clone());
         Self {
             client,
-            fresh: builder.pool_max_idle_per_host(0).build(connector),
+            fresh: builder.pool_max_idle_per_host(0).build(connector.clone()),
+            connector,
+            idle: IdlePool::new(idle_max.unwrap_or(POOL_IDLE_MAX), POOL_IDLE),
+            evidence,
             timeouts,
             allow_http: false,
             redirects: false,
@@ -97,6 +121,11 @@ impl Transport {
             signed: None,
             probe: None,
         }
+    }
+
+    /// Drops connections that have been idle too long.
+    pub(crate) fn prune(&self, now: Instant) {
+        self.idle.prune(now);
     }
 
     /// This transport, counting for one origin.
@@ -158,11 +187,7 @@ impl Transport {
             Some(answer) => answer,
             None => match timeout(limit, response).await {
                 Ok(answer) => answer,
-                Err(_) => {
-                    let text = Refused::Silent(limit).to_string();
-                    probe.note(|seen| seen.broke = Some((Break::TimedOut, text)));
-                    return Err(HttpError::new(HttpErrorKind::Timeout, Refused::Silent(limit)));
-                }
+                Err(_elapsed) => return Err(silent(limit, probe)),
             },
         };
         let response = answer.map_err(|error| broke(error, probe))?;
@@ -175,7 +200,7 @@ impl Transport {
             note_times(seen, times.unwrap_or_default());
         });
         let status = response.status();
-        if shunned || status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+        if shunned || is_to_be_left(status) {
             // The next request shall meet another machine of the origin.
             if let Some(connection) = captured.connection_metadata().as_ref() {
                 connection.poison();
@@ -184,19 +209,106 @@ impl Transport {
         Ok(response)
     }
 
+    /// The head of an answer whose body is received directly.
+    async fn wire_head(
+        &self,
+        request: &HttpRequest,
+        probe: &Probe,
+    ) -> Result<http::Response<DirectBody>, HttpError> {
+        let route = Route::current();
+        loop {
+            let kept =
+                if route.fresh { None } else { self.idle.take(request.uri(), Instant::now()) };
+            let reused = kept.is_some();
+            let mut wire = match kept {
+                Some(wire) => wire,
+                None => Wire::new(self.connect(request.uri(), route, probe).await?),
+            };
+            let mark = wire.stream.mark();
+            probe.note(|seen| seen.mark = Some(mark));
+            let watch = TcpWatch::begin(&self.evidence, &wire.stream, probe);
+            let begun = Instant::now();
+            let limit = self.timeouts.first_byte;
+            let answered = timeout(limit, wire.exchange(request)).await;
+            if !matches!(answered, Ok(Ok(_))) {
+                watch.end(&wire.stream);
+            }
+            let head = match answered {
+                Ok(Ok(head)) => head,
+                // Closed by its server while it was idle: the request was never seen.
+                Ok(Err(WireError::Unanswered(_))) if reused => continue,
+                Ok(Err(error)) => return Err(unanswered(error, probe)),
+                Err(_elapsed) => return Err(silent(limit, probe)),
+            };
+            let times = wire.stream.times().take();
+            probe.note(|seen| {
+                seen.first_byte = added(seen.first_byte, Some(begun.elapsed()));
+                note_times(seen, times);
+            });
+            return Ok(self.with_body(request.uri(), wire, head, watch));
+        }
+    }
+
+    async fn connect(&self, uri: &Uri, route: Route, probe: &Probe) -> Result<Stream, HttpError> {
+        self.connector.open(uri, route).await.map_err(|error| {
+            probe.note(|seen| {
+                note_times(seen, error.times);
+                seen.broke = Some((error.broke, error.to_string()));
+            });
+            HttpError::new(HttpErrorKind::Connect, error)
+        })
+    }
+
+    fn with_body(
+        &self,
+        uri: &Uri,
+        wire: Wire,
+        mut head: Head,
+        watch: TcpWatch,
+    ) -> http::Response<DirectBody> {
+        let status = head.response.status();
+        // The next request shall meet another machine of the origin.
+        head.keeps &= !is_to_be_left(status);
+        let terms = BodyTerms {
+            idle: self.timeouts.body_idle,
+            counters: Arc::clone(&self.counters),
+            pool: self.idle.clone(),
+            uri: uri.clone(),
+            watch,
+        };
+        let body = DirectBody::new(wire, &head, terms);
+        head.response.map(|()| body)
+    }
+
+    async fn received(
+        &self,
+        request: HttpRequest,
+        probe: &Probe,
+        direct: bool,
+    ) -> Result<http::Response<Received>, HttpError> {
+        if direct {
+            return Ok(self
+                .wire_head(&request, probe)
+                .await?
+                .map(|body| Received::Direct(Box::new(body))));
+        }
+        Ok(self.head(request, probe).await?.map(Received::Stream))
+    }
+
     /// The head of the response behind all redirects.
     async fn follow(
         &self,
         request: HttpRequest,
         probe: &Probe,
-    ) -> Result<http::Response<Incoming>, HttpError> {
+        direct: bool,
+    ) -> Result<http::Response<Received>, HttpError> {
         let (mut parts, _) = request.into_parts();
         for _ in 0..=REDIRECTS_MAX {
             let mut request = HttpRequest::new(HttpRequestBody::empty());
             request.method_mut().clone_from(&parts.method);
             request.uri_mut().clone_from(&parts.uri);
             request.headers_mut().clone_from(&parts.headers);
-            let response = self.head(request, probe).await?;
+            let response = self.received(request, probe, direct).await?;
             let Some(next) = redirect(&parts.uri, &response) else {
                 return Ok(response);
             };
@@ -218,9 +330,10 @@ impl HttpService for Transport {
         let probe = probe.unwrap_or_else(Probe::for_credentials);
         probe.note(|seen| *seen = Seen { sent: true, ..Seen::default() });
         self.prepare(&mut request, &probe)?;
+        let direct = request.extensions().get::<Direct>().cloned();
         let response = match self.redirects {
-            true => self.follow(request, &probe).await?,
-            false => self.head(request, &probe).await?,
+            true => self.follow(request, &probe, direct.is_some()).await?,
+            false => self.received(request, &probe, direct.is_some()).await?,
         };
         let (mut parts, body) = response.into_parts();
         probe.note(|seen| {
@@ -228,9 +341,26 @@ impl HttpService for Transport {
             note_headers(seen, &parts.headers);
         });
         made_fit(&mut parts);
-        let idle = self.timeouts.body_idle;
-        let body = TimedBody::new(body, parts.status, idle, probe, Arc::clone(&self.counters));
-        Ok(HttpResponse::from_parts(parts, HttpResponseBody::new(body)))
+        let body = match body {
+            Received::Stream(body) => {
+                let idle = self.timeouts.body_idle;
+                let counters = Arc::clone(&self.counters);
+                let body = TimedBody::new(body, parts.status, idle, probe, counters);
+                HttpResponseBody::new(body)
+            }
+            Received::Direct(body) if parts.status == StatusCode::PARTIAL_CONTENT => {
+                if let Some(direct) = direct {
+                    direct.put(*body);
+                }
+                Bytes::new().into()
+            }
+            Received::Direct(body) => {
+                let start = body.start(BODY_START_MAX).await;
+                probe.note(|seen| seen.body_start.clone_from(&start));
+                start.into()
+            }
+        };
+        Ok(HttpResponse::from_parts(parts, body))
     }
 }
 
@@ -251,6 +381,26 @@ impl SignedTarget {
         }
         Secret::new(format!("{path}?{}", self.target.query.reveal()))
     }
+}
+
+/// Whether an answer says that its machine had better be left alone.
+fn is_to_be_left(status: StatusCode) -> bool {
+    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
+}
+
+fn silent(limit: Duration, probe: &Probe) -> HttpError {
+    let text = Refused::Silent(limit).to_string();
+    probe.note(|seen| seen.broke = Some((Break::TimedOut, text)));
+    HttpError::new(HttpErrorKind::Timeout, Refused::Silent(limit))
+}
+
+fn unanswered(error: WireError, probe: &Probe) -> HttpError {
+    let (broke, kind) = match &error {
+        WireError::Unanswered(_) | WireError::Broken(_) => (Break::Cut, HttpErrorKind::Interrupted),
+        WireError::NoHttp(_) => (Break::Protocol, HttpErrorKind::Decode),
+    };
+    probe.note(|seen| seen.broke = Some((broke, error.to_string())));
+    HttpError::new(kind, error)
 }
 
 fn not_followed(probe: &Probe, what: &'static str) -> HttpError {

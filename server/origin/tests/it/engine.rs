@@ -289,7 +289,7 @@ async fn a_failing_read_costs_as_many_requests_as_it_may() {
         let deadline = deadline.map(|time| Instant::now() + time);
         let terms = ReadTerms { lane: Lane::Prefetch, deadline };
         let mut bytes = vec![0; usize::try_from(BYTES).unwrap()];
-        let read = store.read_on(&request(&meta, 0..BYTES), terms, &mut bytes).await;
+        let read = store.read_on(&request(&meta, 0..BYTES), terms, bytes[..].as_mut().into()).await;
         assert_eq!(read.unwrap_err().attempts, limit);
         assert_eq!(site.origins[0].counts("o").gets, u64::from(limit));
         // A transient failure costs 14 tokens for each retry; the head that went well was free.

@@ -1,0 +1,134 @@
+//! The digest of a chunk, taken while its bytes land and are still in the cache of the core.
+//!
+//! AEGIS-128X4 as a MAC (draft-irtf-cfrg-aegis-aead) under a key of this node, 32 bytes: whoever does
+//! not know the key cannot make other bytes fit a digest, and a bit that flips by itself does not
+//! either. It is compared with digests that this node took itself, so nobody else needs the key. The
+//! reason for it is its price: 0.04 CPU seconds per GiB where BLAKE3 takes 0.27 and the kernel's copy
+//! from the socket some 0.3 (one core of an EPYC with AVX2; bytes in the cache).
+//!
+//! Extents of a chunk land side by side. Each has a MAC of its own, and the digest of the chunk is
+//! that of their lengths and MACs in order.
+
+use std::fmt;
+
+use aegis::aegis128x4::Aegis128X4Mac;
+use forebay_origin::Landing;
+
+/// Bytes of a digest.
+pub(crate) const DIGEST_BYTES: usize = 32;
+/// Bytes of a key.
+pub(crate) const KEY_BYTES: usize = 16;
+
+/// The digest of a chunk's bytes, or of an extent's.
+pub(crate) type ChunkDigest = [u8; DIGEST_BYTES];
+
+/// The key under which this node's digests are taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DigestKey(pub(crate) [u8; KEY_BYTES]);
+
+impl fmt::Debug for DigestKey {
+    /// Never shows it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DigestKey(***)")
+    }
+}
+
+impl DigestKey {
+    /// A new one.
+    pub(crate) fn random() -> std::io::Result<Self> {
+        let mut key = [0; KEY_BYTES];
+        getrandom::fill(&mut key).map_err(std::io::Error::other)?;
+        Ok(Self(key))
+    }
+
+    /// The digest of a chunk from the lengths and digests of its extents, in order.
+    pub(crate) fn of_chunk(
+        self,
+        extents: impl IntoIterator<Item = (u64, ChunkDigest)>,
+    ) -> ChunkDigest {
+        let mut mac = Aegis128X4Mac::new(&self.0);
+        for (bytes, digest) in extents {
+            mac.update(&bytes.to_le_bytes());
+            mac.update(&digest);
+        }
+        mac.finalize()
+    }
+}
+
+/// Takes the digest of an extent as its bytes land.
+pub(crate) struct ExtentDigest {
+    key: DigestKey,
+    mac: Aegis128X4Mac<DIGEST_BYTES>,
+}
+
+impl ExtentDigest {
+    pub(crate) fn new(key: DigestKey) -> Self {
+        Self { key, mac: Aegis128X4Mac::new(&key.0) }
+    }
+
+    pub(crate) fn finish(self) -> ChunkDigest {
+        self.mac.finalize()
+    }
+}
+
+impl Landing for ExtentDigest {
+    fn landed(&mut self, bytes: &[u8]) {
+        self.mac.update(bytes);
+    }
+
+    fn restart(&mut self) {
+        self.mac = Aegis128X4Mac::new(&self.key.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KEY: DigestKey = DigestKey([7; KEY_BYTES]);
+
+    fn digest(key: DigestKey, pieces: &[&[u8]]) -> ChunkDigest {
+        let mut digest = ExtentDigest::new(key);
+        pieces.iter().for_each(|piece| digest.landed(piece));
+        digest.finish()
+    }
+
+    #[test]
+    fn keys_and_lengths_count() {
+        assert_ne!(digest(KEY, &[b"abc"]), digest(DigestKey([8; KEY_BYTES]), &[b"abc"]));
+        assert_ne!(digest(KEY, &[b"abc"]), digest(KEY, &[b"abc\0"]));
+        let [one, two] = [[1; DIGEST_BYTES], [2; DIGEST_BYTES]];
+        let all =
+            [vec![(1, one)], vec![(2, one)], vec![(1, one), (1, two)], vec![(1, two), (1, one)]];
+        let all: std::collections::BTreeSet<_> =
+            all.into_iter().map(|extents| KEY.of_chunk(extents)).collect();
+        assert_eq!(all.len(), 4);
+        assert!(!format!("{KEY:?}").contains('7'));
+    }
+
+    proptest! {
+        /// However the bytes arrive, and whatever was there before a restart; any flipped bit shows.
+        #[test]
+        fn pieces_do_not_matter_and_bits_do(
+            bytes in prop::collection::vec(any::<u8>(), 1..5000),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
+            flipped in any::<prop::sample::Index>(),
+            bit in 0_u8..8,
+        ) {
+            let whole = digest(KEY, &[&bytes]);
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len())).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let mut pieces = ExtentDigest::new(KEY);
+            pieces.landed(b"something else");
+            pieces.restart();
+            cuts.windows(2).for_each(|cut| pieces.landed(&bytes[cut[0]..cut[1]]));
+            prop_assert_eq!(pieces.finish(), whole);
+            let mut other = bytes.clone();
+            other[flipped.index(bytes.len())] ^= 1 << bit;
+            prop_assert_ne!(digest(KEY, &[&other]), whole);
+        }
+    }
+}
