@@ -10,8 +10,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::credentials::Renewal;
 use crate::engine::addresses::Deed;
 use crate::engine::book::Mark;
 use crate::engine::endpoint::{ATTEMPT_MIN, Call, Endpoint, Permit, Refused, Verdict, Want};
@@ -47,6 +48,8 @@ pub(crate) struct Ground<'a> {
     pub(crate) counters: &'a Arc<Counters>,
     /// None for files.
     pub(crate) endpoint: Option<&'a Arc<Endpoint>>,
+    /// None for what has no credentials.
+    pub(crate) renewal: Option<&'a dyn Renewal>,
 }
 
 /// The attempts of one call.
@@ -67,6 +70,10 @@ pub(crate) struct Tries<'a> {
     /// Where the last attempt failed, and how.
     avoid: Option<IpAddr>,
     last: Option<Fault>,
+    /// Which credentials the attempt under way is signed with.
+    generation: u64,
+    /// The call has had new ones: once is all there is.
+    renewed: bool,
 }
 
 /// One attempt under way.
@@ -150,6 +157,8 @@ impl<'a> Tries<'a> {
             fresh: distrusted.is_some(),
             avoid: distrusted.and_then(|distrust| distrust.0),
             last: None,
+            generation: 0,
+            renewed: false,
         }
     }
 
@@ -160,6 +169,9 @@ impl<'a> Tries<'a> {
         let since = Instant::now();
         self.wanted = bytes;
         self.on_wire = None;
+        if let Some(renewal) = self.ground.renewal {
+            renewal.ready().await;
+        }
         if let Some(endpoint) = self.ground.endpoint {
             let admitted = endpoint.admit(Want { retry, bytes }, &self.terms).await;
             permit = Some(admitted.map_err(|refused| self.refused(refused))?);
@@ -174,6 +186,7 @@ impl<'a> Tries<'a> {
             spent.attempts += 1;
             spent.retries += u32::from(retry);
         }
+        self.generation = self.ground.renewal.map_or(0, Renewal::generation);
         let route = Route { first: !retry, fresh: retry || self.fresh, avoid: self.avoid };
         Ok(Attempt::new(route, self.ground.counters, permit))
     }
@@ -234,6 +247,10 @@ impl<'a> Tries<'a> {
         self.avoid = avoid.or(self.avoid);
         attempt.failed(&fault, bytes);
         let made = self.record.attempts;
+        if self.renews(&mut fault).await {
+            self.last = Some(fault);
+            return Ok(());
+        }
         let Some(wait) = self.wait(&mut fault) else {
             return Err(self.error(fault));
         };
@@ -250,6 +267,29 @@ impl<'a> Tries<'a> {
         self.record.backoff += wait;
         self.terms.spending().backoff += wait;
         Ok(())
+    }
+
+    /// Whether the next attempt, which follows at once, is signed otherwise than the one that was
+    /// refused.
+    async fn renews(&mut self, fault: &mut Fault) -> bool {
+        let Some((renewal, refusal)) = self.ground.renewal.zip(fault.refusal) else { return false };
+        let may = !self.renewed && self.record.attempts < self.ground.policy.attempts;
+        let since = Instant::now();
+        let renewing = renewal.renew(refusal, self.generation);
+        let renewed = may
+            && match self.terms.deadline() {
+                Some(deadline) => timeout_at(deadline, renewing).await.unwrap_or(false),
+                None => renewing.await,
+            };
+        self.renewed |= renewed;
+        let waited = since.elapsed();
+        self.record.backoff += waited;
+        self.terms.spending().backoff += waited;
+        if let Some(cause) = renewal.says(refusal) {
+            let detail = fault.detail.take().map(|detail| format!("{detail}: {cause}"));
+            fault.detail = Some(detail.unwrap_or(cause));
+        }
+        renewed
     }
 
     /// How long to wait for the next attempt, which is then paid for; none if there is to be none.

@@ -5,6 +5,8 @@ mod cloud;
 #[cfg(test)]
 mod common;
 #[cfg(test)]
+mod credentials;
+#[cfg(test)]
 mod dns;
 #[cfg(test)]
 mod engine;
@@ -23,4 +25,4 @@ mod tls;
 mod web;
 
 #[cfg(test)]
-use common::{Names, origins, pattern, quick, request, uri, whole};
+use common::{Names, log, origins, pattern, quick, request, uri, whole};
