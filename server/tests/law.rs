@@ -21,20 +21,21 @@ const EDGES: &[(&str, &str, &[&str])] = &[
     ("forebay-proto", "proto", &[]),
     ("forebay-shm", "proto/shm", &[]),
     ("forebay-origin", "server/origin", &[]),
-    ("forebay-server", "server", &["forebay-proto", "forebay-shm", "forebay-origin"]),
+    ("forebay-io", "server/io", &["forebay-shm"]),
+    ("forebay-server", "server", &["forebay-proto", "forebay-shm", "forebay-origin", "forebay-io"]),
     ("forebay-device", "client/device", &["forebay-shm"]),
     ("forebay-client", "client", &["forebay-proto", "forebay-shm", "forebay-device"]),
     ("forebay-cli", "client/cli", &["forebay-client"]),
     (
         "forebay-testkit",
         "bench/testkit",
-        &["forebay-proto", "forebay-shm", "forebay-origin", "forebay-device"],
+        &["forebay-proto", "forebay-shm", "forebay-origin", "forebay-io", "forebay-device"],
     ),
     ("forebay-bench", "bench", &["forebay-client", "forebay-server", "forebay-testkit"]),
 ];
 
 /// Crates that may hold unsafe code.
-const UNSAFE: &[&str] = &["proto/shm", "client/device"];
+const UNSAFE: &[&str] = &["proto/shm", "client/device", "server/io"];
 
 /// Modules of the server in the order in which a request travels.
 const STAGES: &[&str] =
