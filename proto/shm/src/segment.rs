@@ -128,9 +128,10 @@ impl Segment {
     #[must_use]
     pub fn slot_memory(&self) -> *const [u8] {
         let geometry = &self.header.geometry;
-        let first = geometry.slot_offset(SlotIndex(0)).unwrap_or(geometry.file_bytes());
+        let bytes = geometry.file_bytes();
+        let first = geometry.slot_offset(SlotIndex(0)).unwrap_or(bytes);
         let start = self.mapping.as_ptr().wrapping_add(first);
-        std::ptr::slice_from_raw_parts(start, geometry.file_bytes() - first)
+        std::ptr::slice_from_raw_parts(start, bytes - first)
     }
 
     /// What could be had of the memory that was asked for.

@@ -88,28 +88,34 @@ impl Core {
 
     /// The next operation whose turn it is, once there is one; none when the desk has closed.
     pub(crate) fn wait_for_turn(&self) -> Option<(OpId, Op)> {
-        let mut desk = self.desk();
         loop {
-            let mut answers = Vec::new();
-            let started = desk.start(clock::now(), &mut answers);
-            let more = started.is_some() && desk.may_start();
-            if more {
-                // One thread wakes the next: an end may have made room for several.
-                self.turn.notify_one();
-            }
-            if !answers.is_empty() {
-                drop(desk);
-                answers.into_iter().for_each(Answer::give);
-                desk = self.desk();
-                if started.is_none() {
-                    continue;
-                }
-            }
-            if started.is_some() || desk.is_closed() {
+            let (started, is_over) = self.wait_for_change();
+            if started.is_some() || is_over {
                 return started;
             }
-            desk = self.turn.wait(desk).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// As above, but comes back without an operation when others had to be answered first; and
+    /// whether the desk has closed.
+    fn wait_for_change(&self) -> (Option<(OpId, Op)>, bool) {
+        let mut answers = Vec::new();
+        let mut desk = self.desk();
+        let started = loop {
+            let started = desk.start(clock::now(), &mut answers);
+            if started.is_some() || desk.is_closed() || !answers.is_empty() {
+                break started;
+            }
+            desk = self.turn.wait(desk).unwrap_or_else(PoisonError::into_inner);
+        };
+        let (more, is_over) = (started.is_some() && desk.may_start(), desk.is_closed());
+        drop(desk);
+        if more {
+            // One thread wakes the next: an end may have made room for several.
+            self.turn.notify_one();
+        }
+        answers.into_iter().for_each(Answer::give);
+        (started, is_over)
     }
 
     /// Takes an operation back and answers its caller. The thread that calls it looks for its next turn

@@ -94,4 +94,12 @@ impl IoStats {
             registered_bytes: 0,
         }
     }
+    /// Counts an operation that is not done with one answer of the kernel.
+    pub(crate) fn count_again(&mut self, moved: bool) {
+        if moved {
+            self.short_total += 1;
+        } else {
+            self.retried_total += 1;
+        }
+    }
 }

@@ -43,11 +43,7 @@ impl ThreadsEngine {
         for index in 0..limits.quotas.depth() {
             let (core, calls) = (Arc::clone(&core), Arc::clone(&calls));
             let name = format!("forebay-io-{index}");
-            let work = move || {
-                while let Some((id, op)) = core.wait_for_turn() {
-                    carry_out(&core, &*calls, id, op);
-                }
-            };
+            let work = move || serve(&core, &*calls);
             match Builder::new().name(name).spawn(work) {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
@@ -61,14 +57,20 @@ impl ThreadsEngine {
     }
 }
 
+/// Does what there is to do until the desk is closed.
+fn serve(core: &Core, calls: &dyn Calls) {
+    while let Some((id, op)) = core.wait_for_turn() {
+        carry_out(core, calls, id, op);
+    }
+}
+
 /// Asks the kernel until the operation has ended.
 fn carry_out(core: &Core, calls: &dyn Calls, id: OpId, mut op: Op) {
     let mut progress = Progress::new(&op);
     loop {
         let answer = calls.call(&mut op, progress.done());
         match progress.advance(answer) {
-            Step::Continue { moved: true } => core.count(|stats| stats.short_total += 1),
-            Step::Continue { moved: false } => core.count(|stats| stats.retried_total += 1),
+            Step::Continue { moved } => core.count(|stats| stats.count_again(moved)),
             Step::End(result) => return core.finish(id, op, result),
         }
     }

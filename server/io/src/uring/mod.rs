@@ -104,18 +104,9 @@ impl UringEngine {
         let mailbox = Arc::new(Mailbox::new().map_err(|errno| SetupError::Failed(errno.into()))?);
         let (ready, is_ready) = sync_channel(1);
         let work = {
-            let (core, mailbox, depth) =
-                (Arc::clone(&core), Arc::clone(&mailbox), limits.quotas.depth());
-            // The ring is made on its thread: only the thread that made it may use it.
-            move || match setup::build(depth) {
-                Ok((uring, features)) => {
-                    let told = ready.send(Ok(features));
-                    if told.is_ok() {
-                        Ring::new(uring, features, core, mailbox).run();
-                    }
-                }
-                Err(error) => drop(ready.send(Err(error))),
-            }
+            let (core, mailbox) = (Arc::clone(&core), Arc::clone(&mailbox));
+            let depth = limits.quotas.depth();
+            move || serve(depth, core, mailbox, &ready)
         };
         let ring = Builder::new()
             .name("forebay-io-ring".into())
@@ -132,6 +123,24 @@ impl UringEngine {
         let watch = watch::start(core, limits.soft).map_err(SetupError::Failed)?;
         engine.threads.lock().unwrap_or_else(PoisonError::into_inner).push(watch);
         Ok((engine, features))
+    }
+}
+
+/// Makes the ring, says how that went, and serves. The ring is made on its thread because only the
+/// thread that made it may use it.
+fn serve(
+    depth: usize,
+    core: Arc<Core>,
+    mailbox: Arc<Mailbox>,
+    ready: &SyncSender<Result<Features, SetupError>>,
+) {
+    let (made, told) = match setup::build(depth) {
+        Ok((uring, features)) => (Some((uring, features)), Ok(features)),
+        Err(error) => (None, Err(error)),
+    };
+    let heard = ready.send(told).is_ok();
+    if let (Some((uring, features)), true) = (made, heard) {
+        Ring::new(uring, features, core, mailbox).run();
     }
 }
 

@@ -6,9 +6,10 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::SendError;
+use std::sync::mpsc::{SendError, SyncSender};
 use std::time::Duration;
 
+use forebay_shm::Segment;
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -19,7 +20,7 @@ use super::setup::Features;
 use super::{Command, Mailbox};
 use crate::core::Core;
 use crate::desk::OpId;
-use crate::error::IoError;
+use crate::error::{IoError, RegisterError};
 use crate::op::{Op, OpKind};
 use crate::progress::{Progress, Step};
 
@@ -73,15 +74,22 @@ impl Ring {
         let commands = self.mailbox.commands().as_mut().map(std::mem::take).unwrap_or_default();
         for command in commands {
             match command {
-                Command::Register(segment, answer) => {
-                    let registered = self.memory.register(&self.uring, segment);
-                    self.count_memory();
-                    if let Err(SendError(Ok(id))) = answer.send(registered) {
-                        self.unregister(id);
-                    }
-                }
+                Command::Register(segment, answer) => self.register(segment, &answer),
                 Command::Unregister(id) => self.unregister(id),
             }
+        }
+    }
+
+    fn register(
+        &mut self,
+        segment: Arc<Segment>,
+        answer: &SyncSender<Result<RegionId, RegisterError>>,
+    ) {
+        let registered = self.memory.register(&self.uring, segment);
+        self.count_memory();
+        // Whoever asked has gone: so has the handle that would end the registration.
+        if let Err(SendError(Ok(id))) = answer.send(registered) {
+            self.unregister(id);
         }
     }
 
@@ -176,11 +184,7 @@ impl Ring {
         };
         match flight.progress.advance(answer) {
             Step::Continue { moved } => {
-                self.core.count(|stats| {
-                    let total =
-                        if moved { &mut stats.short_total } else { &mut stats.retried_total };
-                    *total += 1;
-                });
+                self.core.count(|stats| stats.count_again(moved));
                 self.fly(id, flight);
             }
             Step::End(result) => self.core.finish(id, flight.op, result),

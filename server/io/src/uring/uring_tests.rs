@@ -14,7 +14,6 @@ use crate::file::{BufferedReason, DataFile};
 use crate::op::FileOffset;
 use crate::target::Carried;
 
-#[expect(clippy::print_stdout, reason = "says why a test was skipped")]
 fn engine(hard_limit: Duration) -> Option<Arc<dyn IoEngine>> {
     let soft_limit = Duration::from_millis(2);
     let settings = EngineSettings { depth: 4, soft_limit, hard_limit, ..EngineSettings::default() };
@@ -139,7 +138,6 @@ fn segment(slots: u32) -> Arc<Segment> {
 }
 
 #[tokio::test]
-#[expect(clippy::print_stdout, reason = "says why a test was skipped")]
 async fn slots_of_a_registered_segment_are_read_without_looking_up_their_pages() {
     let Some(engine) = engine(Duration::MAX) else { return };
     let segment = segment(2);

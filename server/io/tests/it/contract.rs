@@ -34,7 +34,6 @@ async fn the_fault_engine_without_faults_keeps_the_contract() {
 }
 
 #[tokio::test]
-#[expect(clippy::print_stdout, reason = "says why a test was skipped")]
 async fn the_contract_holds_on_tmpfs() {
     let shm = Path::new("/dev/shm");
     let Ok(directory) = tempfile::Builder::new().prefix("fb-").tempdir_in(shm) else {

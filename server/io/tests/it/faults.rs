@@ -112,7 +112,7 @@ async fn a_torn_write_can_hang() {
 
 #[tokio::test]
 async fn misdirected_operations_go_to_the_wrong_place() {
-    let by_bytes = BYTES as i64;
+    let by_bytes = i64::try_from(BYTES).unwrap();
     let disk = Disk::with(OpKind::Write, IoFault::Misdirected { by_bytes }, 1).await;
     disk.write(0, &disk.new).await.expect("it says it was done");
     assert!(disk.old.matches(0, &disk.truth().await), "it is not where it should be");
@@ -148,7 +148,7 @@ async fn what_never_ends_is_told_and_keeps_its_memory() {
     assert_eq!((disk.engine.stats().hung, disk.faults.kept()), (1, 1));
     assert_eq!(dropped.try_recv(), Ok(None));
     disk.faults.let_go();
-    assert!(dropped.try_recv().is_err());
+    dropped.try_recv().unwrap_err();
     assert_eq!(disk.engine.stats().hung, 0);
 }
 

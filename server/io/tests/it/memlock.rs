@@ -14,7 +14,6 @@ const CHILD: &str = "confined-child";
 const TEST: &str = "memlock::memory_over_the_limit_is_used_without_being_registered";
 
 #[test]
-#[expect(clippy::print_stdout, reason = "says why a test was skipped")]
 fn memory_over_the_limit_is_used_without_being_registered() {
     if std::env::args().any(|argument| argument == CHILD) {
         // Capabilities belong to a thread, and the engine's threads inherit those of this one.
