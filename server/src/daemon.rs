@@ -35,6 +35,7 @@ use crate::admission::Admission;
 use crate::admission::queue::Limits;
 use crate::config::{ConfigError, Flags, LogForm, Settings};
 use crate::cpu::Workers;
+use crate::evidence::KernelEvidence;
 use crate::fetch::Fetcher;
 use crate::flight::Flights;
 use crate::handoff::Sessions;
@@ -335,7 +336,8 @@ fn open_origins(settings: &Settings) -> Result<(Arc<AheadResolver>, Arc<Origins>
     resolver.prime(settings.origin_hosts().iter().map(String::as_str));
     let shared: Arc<dyn Resolve> = Arc::clone(&resolver) as _;
     let origins = Origins::new(settings.origins.clone(), shared)
-        .map_err(|error| DaemonError::Internal(error.to_string()))?;
+        .map_err(|error| DaemonError::Internal(error.to_string()))?
+        .with_evidence(Arc::new(KernelEvidence));
     Ok((resolver, Arc::new(origins)))
 }
 

@@ -139,13 +139,11 @@ impl Endpoint {
             if let (Some(start_by), Some(deadline)) = (start_by, deadline)
                 && Instant::now() >= start_by
             {
-                match timeout_at(deadline, news.changed()).await {
-                    Ok(_) => continue,
-                    Err(_elapsed) => {
-                        self.lock().counts.refused.late += 1;
-                        return Err(Refused::Late);
-                    }
+                if timeout_at(deadline, news.changed()).await.is_ok() {
+                    continue;
                 }
+                self.lock().counts.refused.late += 1;
+                return Err(Refused::Late);
             }
             let (answer, answered) = oneshot::channel();
             if !self.lock().enter(Waiter { ticket, lane, want, since, answer }) {
