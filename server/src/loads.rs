@@ -240,6 +240,8 @@ mod tests {
             total_bytes: AtomicU64::default(),
             granted_bytes: AtomicU64::default(),
             released_bytes: AtomicU64::default(),
+            missing_bytes: AtomicU64::new(0),
+            endpoint: OnceLock::new(),
             superseded: CancellationToken::new(),
         }
     }

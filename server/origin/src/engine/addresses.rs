@@ -139,12 +139,10 @@ impl Addresses {
             Deed::Served { bytes, time } => {
                 known.well();
                 known.note_speed(bytes, time);
-                if self.slowness(address).is_some_and(|times| times >= CRAWLING) {
-                    let out = self.eject(address, now, unit);
-                    if let Some(known) = self.known.get_mut(&address) {
-                        known.slow_ejections += u64::from(out);
-                    }
-                }
+                let crawls = self.slowness(address).is_some_and(|times| times >= CRAWLING);
+                let out = crawls && self.eject(address, now, unit);
+                let known = self.known.get_mut(&address);
+                known.into_iter().for_each(|known| known.slow_ejections += u64::from(out));
             }
             Deed::Failed => {
                 known.failures = known.failures.saturating_add(1);

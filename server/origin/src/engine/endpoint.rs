@@ -136,15 +136,11 @@ impl Endpoint {
         loop {
             let Demand { lane, deadline } = *news.borrow_and_update();
             let start_by = deadline.map(|deadline| self.latest_start(want.bytes, deadline));
-            if let (Some(start_by), Some(deadline)) = (start_by, deadline)
-                && Instant::now() >= start_by
-            {
+            let too_late = start_by.is_some_and(|start_by| Instant::now() >= start_by);
+            if let Some(deadline) = deadline.filter(|_| too_late) {
                 match timeout_at(deadline, news.changed()).await {
                     Ok(_) => continue,
-                    Err(_elapsed) => {
-                        self.lock().counts.refused.late += 1;
-                        return Err(Refused::Late);
-                    }
+                    Err(_elapsed) => return Err(self.late()),
                 }
             }
             let (answer, answered) = oneshot::channel();
@@ -156,6 +152,11 @@ impl Endpoint {
                 return admitted;
             }
         }
+    }
+
+    fn late(&self) -> Refused {
+        self.lock().counts.refused.late += 1;
+        Refused::Late
     }
 
     /// Waits in the line until it is answered, the terms change or there is not enough time left.
