@@ -373,6 +373,8 @@ impl Take<'_> {
         timeouts.body_idle = self.duration("body_idle_timeout", timeouts.body_idle)?;
         let of_a_cloud = |name: &&String| {
             ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix))
+                // Where the clouds' own tools keep their files, and what Google's call an emulator.
+                || ["HOME", "STORAGE_EMULATOR_HOST"].contains(&name.as_str())
         };
         let env = self
             .env

@@ -9,6 +9,7 @@
 //! [`FetchedChunk`] has one constructor, here, and exists only when every byte of every extent was
 //! written.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use tokio::time::Instant;
 
 use crate::digest::{ChunkDigest, DigestKey, ExtentDigest};
 use crate::error::origin_failure;
-use crate::metrics;
+use crate::metrics::PartMeters;
 use crate::plan::{ChunkSpec, Extent};
 use crate::ram::pool::ClaimedSlot;
 use crate::resolve::Manifest;
@@ -61,9 +62,15 @@ pub(crate) struct FetchedChunk {
     first_object: String,
     pinned: bool,
     digest: ChunkDigest,
+    address: Option<IpAddr>,
 }
 
 impl FetchedChunk {
+    /// The address that its last bytes came from.
+    pub(crate) fn address(&self) -> Option<IpAddr> {
+        self.address
+    }
+
     /// The digest of its bytes.
     pub(crate) fn digest(&self) -> ChunkDigest {
         self.digest
@@ -90,19 +97,21 @@ impl FetchedChunk {
 pub(crate) struct Fetcher {
     origins: Arc<Origins>,
     digest_key: DigestKey,
+    meters: PartMeters,
 }
 
 /// One part's result.
 struct Part {
     number: usize,
     digest: ChunkDigest,
+    address: Option<IpAddr>,
     spans: Vec<Span>,
 }
 
 impl Fetcher {
     /// A stage that takes digests under a key.
-    pub(crate) fn new(origins: Arc<Origins>, digest_key: DigestKey) -> Self {
-        Self { origins, digest_key }
+    pub(crate) fn new(origins: Arc<Origins>, digest_key: DigestKey, meters: PartMeters) -> Self {
+        Self { origins, digest_key, meters }
     }
 
     /// The endpoint that a checkpoint is read from. Files have none.
@@ -126,14 +135,14 @@ impl Fetcher {
             .map(|part| self.part(manifest, part, (terms, offered)))
             .collect();
         let mut digests = vec![(0, ChunkDigest::default()); spec.extents.len()];
-        let mut spans = Vec::new();
+        let (mut spans, mut address) = (Vec::new(), None);
         while let Some(part) = running.try_next().await? {
             if let (Some(place), Some(extent)) =
                 (digests.get_mut(part.number), spec.extents.get(part.number))
             {
                 *place = (extent.bytes, part.digest);
             }
-            spans = part.spans;
+            (spans, address) = (part.spans, part.address);
         }
         drop(running);
         let objects = || spec.extents.iter().filter_map(|e| manifest.objects().get(e.object));
@@ -141,7 +150,7 @@ impl Fetcher {
         let pinned = objects().all(|object| object.pinned);
         let digest = self.digest_key.of_chunk(digests);
         let spec = Arc::clone(spec);
-        Ok((FetchedChunk { slot, spec, first_object, pinned, digest }, spans))
+        Ok((FetchedChunk { slot, spec, first_object, pinned, digest, address }, spans))
     }
 
     async fn part(
@@ -167,10 +176,11 @@ impl Fetcher {
             Ok(record) => &record.attempt_log,
             Err(error) => &error.attempt_log,
         };
-        metrics::part_ended(log.len(), retry_delays(log));
+        self.meters.ended(log.len(), retry_delays(log));
         let spans = attempt_spans(log, offered, Instant::now());
+        let address = log.last().and_then(|attempt| attempt.address);
         read?;
-        Ok(Part { number, digest: digest.finish(), spans })
+        Ok(Part { number, digest: digest.finish(), address, spans })
     }
 }
 
@@ -282,6 +292,7 @@ mod tests {
                 first_byte: first_byte.map(ms),
                 body: ms(body),
                 bytes: 0,
+                address: None,
                 tcp: None,
                 outcome: AttemptOutcome::Done,
             };

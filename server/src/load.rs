@@ -33,7 +33,7 @@ use crate::ram::{PinnedChunk, RamTier, RevisionUse};
 use crate::report::{Report, Subject, Tally, close};
 use crate::resolve::{Manifest, Resolver};
 use crate::timeline::{Kind, Stage, Timeline};
-use crate::verify::Verifier;
+use crate::verify::{Verifier, VerifyError};
 use conversation::{ClientEvent, Conversation, LoadEvent};
 use filler::Filler;
 
@@ -383,14 +383,26 @@ async fn fill(
     terms: ReadTerms,
     log: Arc<FlightLog>,
 ) -> Result<PinnedChunk, Failure> {
-    log.at(Stage::LeaseAlloc, Kind::Service);
-    let slot = stages.ram.claim().await?;
-    log.at(Stage::Fetch, Kind::Service);
-    let (fetched, fetch_spans) = stages.fetcher.fetch(&manifest, &spec, &terms, slot).await?;
-    // Now the phases are known.
-    log.replace_last(fetch_spans);
-    log.at(Stage::VerifyPart, Kind::Service);
-    let (verified, verify_spans) = stages.verifier.verify(fetched).await?;
-    log.replace_last(verify_spans.to_vec());
-    Ok(stages.ram.insert(verified, manifest.revision()))
+    let mut again = true;
+    loop {
+        log.at(Stage::LeaseAlloc, Kind::Service);
+        let slot = stages.ram.claim().await?;
+        log.at(Stage::Fetch, Kind::Service);
+        let (fetched, spans) = stages.fetcher.fetch(&manifest, &spec, &terms, slot).await?;
+        // Now the phases are known.
+        log.replace_last(spans);
+        log.at(Stage::VerifyPart, Kind::Service);
+        match stages.verifier.verify(fetched).await {
+            Ok((verified, spans)) => {
+                log.replace_last(spans.to_vec());
+                return Ok(stages.ram.insert(verified, manifest.revision()));
+            }
+            // The way here may have done it, so the bytes are asked for once more, another way.
+            Err(VerifyError::Mismatch { address, .. }) if again => {
+                again = false;
+                terms.distrust(address);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }

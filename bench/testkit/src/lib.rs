@@ -10,6 +10,7 @@
 //! - [`DnsServer`] is a name server with faults, for the real resolver.
 //! - [`FakeDns`] and [`FakeDevice`] stand in for the resolver and the accelerator; [`contract`]
 //!   says what every implementation of their seams must do.
+//! - [`FaultEngine`] is an io engine over a disk that lies.
 //! - [`Prng`] is the seeded randomness of fixtures and fault schedules.
 //!
 //! Origins own their thread and stop when dropped. Nothing here reads the environment, uses a fixed
@@ -32,6 +33,8 @@ mod flow;
 mod gcs;
 mod head;
 mod http_origin;
+mod io_faults;
+mod keys;
 mod ledger;
 mod link;
 mod model;
@@ -60,6 +63,8 @@ pub use dns_server::{DnsAnswer, DnsQueries, DnsServer};
 pub use fault::{Fault, FaultHandle, FaultRule, When};
 pub use gcs::{GcsOptions, GcsOrigin};
 pub use http_origin::{EntityTag, HttpOptions, HttpOrigin};
+pub use io_faults::{FaultEngine, IoFault, IoFaultRule, Told};
+pub use keys::AccessKey;
 pub use ledger::{Counts, Op, RequestRecord};
 pub use origin::Origin;
 pub use random::Prng;

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
-use s3s::auth::SimpleAuth;
+use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::dto::{
     ETag, GetObjectInput, GetObjectOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input,
     ListObjectsV2Output, StreamingBlob, Timestamp,
@@ -22,6 +22,7 @@ use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 use crate::contents::{Contents, Object};
 use crate::flow::Payload;
 use crate::head::{self, Answering, Reject};
+use crate::keys::{self, AccessKey, Keys};
 use crate::ledger::Op;
 use crate::origin::{Origin, variables};
 use crate::plan::{Bend, Refusal};
@@ -43,6 +44,9 @@ pub struct S3Options {
     pub page_keys: usize,
     /// Accept requests without a signature, and refuse those with one.
     pub anonymous: bool,
+    /// Seconds that its clock is ahead of this machine's. Requests that are signed for a time more
+    /// than 15 minutes from it are refused, as S3 does.
+    pub clock_ahead_seconds: i64,
     /// The objects; several origins may share them.
     pub contents: Contents,
 }
@@ -53,6 +57,7 @@ impl Default for S3Options {
             link: LinkOptions::default(),
             page_keys: PAGE_KEYS,
             anonymous: false,
+            clock_ahead_seconds: 0,
             contents: Contents::new(),
         }
     }
@@ -60,7 +65,10 @@ impl Default for S3Options {
 
 /// A running S3 origin; its other methods are those of [`Origin`].
 #[derive(Debug)]
-pub struct S3Origin(Origin);
+pub struct S3Origin {
+    origin: Origin,
+    keys: Keys,
+}
 
 impl S3Origin {
     /// Starts an origin.
@@ -73,11 +81,21 @@ impl S3Origin {
             page_keys: options.page_keys.clamp(1, PAGE_KEYS),
         };
         let mut builder = S3ServiceBuilder::new(backend);
+        let keys = Keys::default();
         if !options.anonymous {
-            builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+            let (id, secret) = (ACCESS_KEY.to_owned(), SECRET_KEY.to_owned());
+            keys.accept(AccessKey { id, secret, token: None });
+            builder.set_auth(keys.clone());
         }
-        let dialect = Arc::new(Dialect(builder.build()));
-        Self(Origin::start("s3", options.link, options.contents, dialect).await)
+        // s3s knows this machine's clock only: the skew from the origin's is looked at before it.
+        let mut config = S3Config::default();
+        config.presigned_url_max_skew_time_secs = u32::MAX;
+        builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
+        let ahead_seconds = options.clock_ahead_seconds;
+        let service = builder.build();
+        let dialect = Arc::new(Dialect { service, keys: keys.clone(), ahead_seconds });
+        let origin = Origin::start("s3", options.link, options.contents, dialect).await;
+        Self { origin, keys }
     }
 
     /// The access key that is accepted.
@@ -88,6 +106,21 @@ impl S3Origin {
     /// Its secret.
     pub fn secret_key(&self) -> &'static str {
         SECRET_KEY
+    }
+
+    /// Accepts this key from now on, beside the others.
+    pub fn accept(&self, key: AccessKey) {
+        self.keys.accept(key);
+    }
+
+    /// Answers requests signed with this key with `ExpiredToken` from now on.
+    pub fn expire(&self, id: &str) {
+        self.keys.expire(id);
+    }
+
+    /// Does not know this key any more.
+    pub fn forget(&self, id: &str) {
+        self.keys.forget(id);
     }
 
     /// The region to sign for.
@@ -112,12 +145,16 @@ impl Deref for S3Origin {
     type Target = Origin;
 
     fn deref(&self) -> &Origin {
-        &self.0
+        &self.origin
     }
 }
 
 /// The S3 protocol, as the gate sees it.
-struct Dialect(S3Service);
+struct Dialect {
+    service: S3Service,
+    keys: Keys,
+    ahead_seconds: i64,
+}
 
 #[async_trait]
 impl Backend for Dialect {
@@ -134,10 +171,16 @@ impl Backend for Dialect {
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Payload> {
-        match self.0.call(request.map(s3s::Body::from)).await {
-            Ok(response) => response.map(Payload::S3),
-            Err(_) => self.refuse(&Refusal::from(500), ""),
-        }
+        let refusal = self.keys.refusal(request.headers(), self.ahead_seconds);
+        let mut response = match refusal {
+            Some(refusal) => self.refuse(&refusal, ""),
+            None => match self.service.call(request.map(s3s::Body::from)).await {
+                Ok(response) => response.map(Payload::S3),
+                Err(_) => self.refuse(&Refusal::from(500), ""),
+            },
+        };
+        head::set(response.headers_mut(), "date", &keys::date(self.ahead_seconds));
+        response
     }
 
     fn refuse(&self, refusal: &Refusal, key: &str) -> Response<Payload> {

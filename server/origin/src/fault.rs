@@ -7,6 +7,7 @@ use std::error::Error;
 use std::io;
 use std::time::Duration;
 
+use crate::credentials::Refusal;
 use crate::error::{OriginErrorKind, redact};
 use crate::transport::probe::{Break, Seen};
 
@@ -18,6 +19,8 @@ pub(crate) struct Fault {
     pub(crate) request_id: Option<String>,
     pub(crate) retry_after: Option<Duration>,
     pub(crate) detail: Option<String>,
+    /// What the answer says about the credentials, if it may be for them.
+    pub(crate) refusal: Option<Refusal>,
 }
 
 impl Fault {
@@ -29,6 +32,7 @@ impl Fault {
             request_id: seen.request_id.clone(),
             retry_after: seen.retry_after,
             detail: Some(detail.into()),
+            refusal: None,
         }
     }
 
@@ -54,6 +58,7 @@ impl Fault {
                     status: Some(status),
                     request_id: seen.request_id.clone(),
                     retry_after: seen.retry_after,
+                    refusal: refusal_of(status, code.as_deref()),
                     detail: answer_text(seen, code),
                 }
             }
@@ -133,7 +138,7 @@ fn kind_of_break(broke: Break) -> OriginErrorKind {
 fn kind_of_status(status: u16, code: Option<&str>) -> OriginErrorKind {
     // S3 has statuses that say less than their codes.
     match code {
-        Some("ExpiredToken" | "InvalidToken" | "TokenRefreshRequired") if status < 500 => {
+        Some(code) if status < 500 && EXPIRED.contains(&code) => {
             return OriginErrorKind::Unauthenticated;
         }
         Some("RequestTimeout") => return OriginErrorKind::Timeout,
@@ -150,6 +155,32 @@ fn kind_of_status(status: u16, code: Option<&str>) -> OriginErrorKind {
         429 | 503 => OriginErrorKind::Throttled,
         500.. => OriginErrorKind::Failed,
         _ => OriginErrorKind::Rejected,
+    }
+}
+
+/// Codes of clouds for credentials that were good once.
+const EXPIRED: [&str; 5] = [
+    "ExpiredToken",
+    "InvalidToken",
+    "TokenRefreshRequired",
+    "ExpiredAuthenticationToken",
+    "InvalidAuthenticationInfo",
+];
+/// Codes for credentials that are not known, or not any more.
+const UNKNOWN: [&str; 3] = ["InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthenticationFailed"];
+/// Codes for a request whose time is not the origin's.
+const SKEWED: [&str; 2] = ["RequestTimeTooSkewed", "RequestExpired"];
+
+fn refusal_of(status: u16, code: Option<&str>) -> Option<Refusal> {
+    match (status, code) {
+        (400 | 401 | 403, Some(code)) if SKEWED.contains(&code) => Some(Refusal::Skewed),
+        (401, _) => Some(Refusal::Expired),
+        (400 | 403, Some(code)) if EXPIRED.contains(&code) || UNKNOWN.contains(&code) => {
+            Some(Refusal::Expired)
+        }
+        // An answer to HEAD has no code.
+        (400 | 403, None) => Some(Refusal::Unsaid),
+        _ => None,
     }
 }
 
@@ -203,6 +234,24 @@ mod tests {
         assert_eq!(kind_of_status(400, Some("ExpiredToken")), K::Unauthenticated);
         assert_eq!(kind_of_status(400, Some("RequestTimeout")), K::Timeout);
         assert_eq!(kind_of_status(500, Some("SlowDown")), K::Throttled);
+    }
+
+    #[test]
+    fn refusals_are_told_apart() {
+        let table = [
+            (400, Some("ExpiredToken"), Some(Refusal::Expired)),
+            (403, Some("InvalidAccessKeyId"), Some(Refusal::Expired)),
+            (401, None, Some(Refusal::Expired)),
+            (403, Some("RequestTimeTooSkewed"), Some(Refusal::Skewed)),
+            (403, None, Some(Refusal::Unsaid)),
+            (403, Some("AccessDenied"), None),
+            (400, Some("InvalidRequest"), None),
+            (404, None, None),
+            (500, Some("ExpiredToken"), None),
+        ];
+        for (status, code, refusal) in table {
+            assert_eq!(refusal_of(status, code), refusal, "{status} {code:?}");
+        }
     }
 
     #[test]

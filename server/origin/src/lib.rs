@@ -17,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+mod credentials;
 mod dns;
 mod engine;
 mod error;

@@ -17,6 +17,7 @@ use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore};
 use tokio::time::Instant;
 
+use crate::credentials::Renews;
 use crate::engine::endpoint::Endpoint;
 use crate::error::{OriginError, OriginErrorKind};
 use crate::fault::Fault;
@@ -67,6 +68,7 @@ pub(crate) struct ObjectOrigin {
     pub(crate) counters: Arc<Counters>,
     /// None for files.
     pub(crate) endpoint: Option<Arc<Endpoint>>,
+    pub(crate) renewal: Renews,
 }
 
 impl std::fmt::Debug for ObjectOrigin {
@@ -156,7 +158,8 @@ impl ObjectOrigin {
         terms: ReadTerms,
     ) -> Tries<'a> {
         let endpoint = self.endpoint.as_ref();
-        let ground = Ground { policy: &self.retry, counters: &self.counters, endpoint };
+        let renewal = self.renewal.as_deref();
+        let ground = Ground { policy: &self.retry, counters: &self.counters, endpoint, renewal };
         Tries::new(ground, tries::Subject { origin: &self.origin, key, range }, terms)
     }
 

@@ -186,6 +186,7 @@ impl Origins {
         let unbuilt = |error: object_store::Error| {
             OriginError::new(OriginErrorKind::Rejected, uri.key(), detail_of(&error)).at(&origin)
         };
+        let mut renewal = None;
         let (store, backend) = match uri.scheme() {
             Scheme::File => {
                 let files = LocalFileSystem::new();
@@ -207,11 +208,12 @@ impl Origins {
                     }
                 };
                 let cloud = cloud.map_err(unbuilt)?;
+                renewal = cloud.renewal;
                 (cloud.store, Backend::Cloud(cloud.pages))
             }
         };
         let OriginSettings { retry, timeouts, .. } = self.settings;
-        Ok(ObjectOrigin { origin, store, backend, retry, timeouts, counters, endpoint })
+        Ok(ObjectOrigin { origin, store, backend, retry, timeouts, counters, endpoint, renewal })
     }
 
     fn web(
@@ -231,7 +233,8 @@ impl Origins {
         let web = WebBackend { base, transport, signed: uri.has_query() };
         let backend = Backend::Web(Box::new(web));
         let OriginSettings { retry, timeouts, .. } = self.settings;
-        Ok(ObjectOrigin { origin, store, backend, retry, timeouts, counters, endpoint })
+        let renewal = None;
+        Ok(ObjectOrigin { origin, store, backend, retry, timeouts, counters, endpoint, renewal })
     }
 
     fn transport(&self, open: &mut Open, block: &OriginBlock) -> std::io::Result<Transport> {

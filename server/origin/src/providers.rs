@@ -2,7 +2,8 @@
 //!
 //! A block of the settings wins over the environment. Variables keep the names of the clouds' own
 //! tools; those that object_store spells differently are translated here. Retries are off everywhere:
-//! this crate has the only ones.
+//! this crate has the only ones. Credentials are ours ([`crate::credentials`]), so that they can be
+//! had anew when an origin refuses them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,6 +16,12 @@ use object_store::http::HttpBuilder;
 use object_store::list::PaginatedListStore;
 use object_store::{BackoffConfig, ClientConfigKey, ClientOptions, ObjectStore, RetryConfig};
 
+use crate::credentials::chain::Chain;
+use crate::credentials::cloud::{Listener, Regrown};
+use crate::credentials::keyring::Keyring;
+use crate::credentials::profile::{Profile, Profiles};
+use crate::credentials::sign::{S3Signer, SignedConnector};
+use crate::credentials::{CredentialError, Renews};
 use crate::settings::OriginBlock;
 use crate::transport::service::Transport;
 
@@ -22,12 +29,13 @@ use crate::transport::service::Transport;
 pub(crate) struct Cloud {
     pub(crate) store: Arc<dyn ObjectStore>,
     pub(crate) pages: Arc<dyn PaginatedListStore>,
+    pub(crate) renewal: Renews,
 }
 
 impl Cloud {
-    fn of<T: ObjectStore + PaginatedListStore>(store: T) -> Self {
+    fn of<T: ObjectStore + PaginatedListStore>(store: T, renewal: Renews) -> Self {
         let store = Arc::new(store);
-        Self { store: Arc::clone(&store) as Arc<dyn ObjectStore>, pages: store }
+        Self { store: Arc::clone(&store) as Arc<dyn ObjectStore>, pages: store, renewal }
     }
 }
 
@@ -46,6 +54,9 @@ const NO_RETRY: RetryConfig = RetryConfig {
     max_retries: 0,
     retry_timeout: Duration::ZERO,
 };
+
+/// The region of who says nothing.
+const REGION: &str = "us-east-1";
 
 impl Plan<'_> {
     /// Variables with a prefix that are set to something, as object_store's key names.
@@ -70,22 +81,32 @@ impl Plan<'_> {
         self.block.allow_http || endpoint.is_some_and(is_plain)
     }
 
-    /// Amazon S3.
+    /// Amazon S3. Of the AWS tools' profile only what neither block nor variables say counts.
     pub(crate) fn s3(self) -> object_store::Result<Cloud> {
+        let profiles = Profiles::of(self.env);
+        let profile = match profiles.read() {
+            Ok(profile) => profile.unwrap_or_default(),
+            Err(error @ CredentialError::NoProfile { .. }) => return Err(unusable(error)),
+            // It is told when a credential is looked for there.
+            Err(_) => Profile::default(),
+        };
         let from_env = self.first_var(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"]);
-        let endpoint = self.block.endpoint.as_deref().or(from_env);
+        let ignored = self.var("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS") == Some("true");
+        let from_profile = profile.endpoint().filter(|_| !ignored);
+        let endpoint = self.block.endpoint.as_deref().or(from_env).or(from_profile);
+        let region = self.block.region.as_deref();
+        let region = region.or_else(|| self.first_var(&["AWS_REGION", "AWS_DEFAULT_REGION"]));
+        let region = region.or_else(|| profile.region()).unwrap_or(REGION);
         let mut builder = self
             .vars("AWS_")
             .filter_map(|(name, value)| Some((name.parse::<AmazonS3ConfigKey>().ok()?, value)))
             .fold(AmazonS3Builder::new(), |builder, (key, value)| builder.with_config(key, value))
             .with_bucket_name(self.bucket)
+            .with_region(region)
             .with_retry(NO_RETRY);
         if let Some(endpoint) = endpoint {
             // The S3 endpoint is the one that wins in object_store.
             builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
-        }
-        if let Some(region) = &self.block.region {
-            builder = builder.with_region(region);
         }
         if self.block.anonymous {
             builder = builder.with_skip_signature(true);
@@ -93,7 +114,14 @@ impl Plan<'_> {
         if self.plain_http(endpoint) {
             builder = builder.with_allow_http(true);
         }
-        Ok(Cloud::of(builder.with_http_connector(self.transport).build()?))
+        let chain = Chain::new(self.env, region.to_owned(), &self.transport)?;
+        let signer = S3Signer::new(Keyring::new(Arc::new(chain)));
+        let credentials = Arc::clone(&signer) as Arc<_>;
+        let connector = SignedConnector { transport: self.transport, signer: Arc::clone(&signer) };
+        let builder = builder.with_credentials(credentials).with_http_connector(connector);
+        let signed = builder.get_config_value(&AmazonS3ConfigKey::SkipSignature);
+        let signed = signed.as_deref() != Some("true");
+        Ok(Cloud::of(builder.build()?, signed.then_some(signer as Arc<_>)))
     }
 
     /// Google Cloud Storage.
@@ -120,7 +148,15 @@ impl Plan<'_> {
             builder =
                 builder.with_config(GoogleConfigKey::Client(ClientConfigKey::AllowHttp), "true");
         }
-        Ok(Cloud::of(builder.with_http_connector(self.transport).build()?))
+        let listener = Listener::new(self.transport);
+        let builder = builder.with_http_connector(listener.clone());
+        let store = builder.clone().build()?;
+        let Some(limit) = listener.limit() else { return Ok(Cloud::of(store, None)) };
+        let grow = builder.clone();
+        let make = move || Ok(Arc::clone(grow.clone().build()?.credentials()));
+        let regrown = Arc::new(Regrown::new(Box::new(make), limit)?);
+        let credentials = Arc::clone(&regrown) as Arc<_>;
+        Ok(Cloud::of(builder.with_credentials(credentials).build()?, Some(regrown)))
     }
 
     /// Azure Blob Storage.
@@ -157,8 +193,20 @@ impl Plan<'_> {
         if self.plain_http(endpoint) {
             builder = builder.with_allow_http(true);
         }
-        Ok(Cloud::of(builder.with_http_connector(self.transport).build()?))
+        let listener = Listener::new(self.transport);
+        let builder = builder.with_http_connector(listener.clone());
+        let store = builder.clone().build()?;
+        let Some(limit) = listener.limit() else { return Ok(Cloud::of(store, None)) };
+        let grow = builder.clone();
+        let make = move || Ok(Arc::clone(grow.clone().build()?.credentials()));
+        let regrown = Arc::new(Regrown::new(Box::new(make), limit)?);
+        let credentials = Arc::clone(&regrown) as Arc<_>;
+        Ok(Cloud::of(builder.with_credentials(credentials).build()?, Some(regrown)))
     }
+}
+
+fn unusable(error: CredentialError) -> object_store::Error {
+    object_store::Error::Generic { store: "S3", source: Box::new(error) }
 }
 
 /// A web server. `http://` in the URI is leave enough to use it.

@@ -1,6 +1,7 @@
 //! The seam between Forebay and an object store: three calls, and what they say about themselves.
 
 use std::fmt::Debug;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -75,6 +76,8 @@ pub struct AttemptRecord {
     pub body: Duration,
     /// Body bytes received.
     pub bytes: u64,
+    /// The address that it went to, if it got as far.
+    pub address: Option<IpAddr>,
     /// What happened on its connection, where the kernel tells.
     pub tcp: Option<TcpDelta>,
     /// How it ended.

@@ -7,6 +7,7 @@
 //! dropped is accounted for like one that succeeds. Several reads may share terms; they count
 //! together.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -30,7 +31,12 @@ struct Shared {
     /// Reads whose turn has come: the origin is asked, or soon again.
     on_wire: AtomicU32,
     spent: Mutex<Spent>,
+    distrusted: Mutex<Option<Distrust>>,
 }
+
+/// Whose last answer had wrong bytes, if the address is known.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Distrust(pub(crate) Option<IpAddr>);
 
 /// What those who wait for a read want of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -80,6 +86,7 @@ impl ReadTerms {
             moved: AtomicU64::new(0),
             on_wire: AtomicU32::new(0),
             spent: Mutex::default(),
+            distrusted: Mutex::default(),
         }))
     }
 
@@ -126,6 +133,20 @@ impl ReadTerms {
         let asked = self.0.on_wire.load(Ordering::Relaxed) > 0;
         let moved = Duration::from_nanos(self.0.moved.load(Ordering::Relaxed));
         asked.then(|| self.0.epoch + moved)
+    }
+
+    /// What was read had wrong bytes: the next reads go over new connections, and to another address
+    /// than this if there is one.
+    pub fn distrust(&self, address: Option<IpAddr>) {
+        *self.distrusting() = Some(Distrust(address));
+    }
+
+    pub(crate) fn distrusted(&self) -> Option<Distrust> {
+        *self.distrusting()
+    }
+
+    fn distrusting(&self) -> MutexGuard<'_, Option<Distrust>> {
+        self.0.distrusted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the reads have cost so far.

@@ -10,9 +10,11 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::credentials::Renewal;
 use crate::engine::addresses::Deed;
+use crate::engine::book::Mark;
 use crate::engine::endpoint::{ATTEMPT_MIN, Call, Endpoint, Permit, Refused, Verdict, Want};
 use crate::engine::limiter::Load;
 use crate::engine::unit;
@@ -26,6 +28,8 @@ use crate::store::{AttemptOutcome, AttemptRecord, ReadRecord, ReadTerms};
 use crate::terms::OnWire;
 use crate::transport::probe::{Probe, ROUTE, Route, Seen};
 
+/// Below this a body drips.
+const STEADY_BYTES_PER_SECOND: f64 = 262_144.0;
 /// Bodies below this say nothing about the speed of an address.
 const SPEED_BYTES_MIN: u64 = 64 << 10;
 
@@ -44,6 +48,8 @@ pub(crate) struct Ground<'a> {
     pub(crate) counters: &'a Arc<Counters>,
     /// None for files.
     pub(crate) endpoint: Option<&'a Arc<Endpoint>>,
+    /// None for what has no credentials.
+    pub(crate) renewal: Option<&'a dyn Renewal>,
 }
 
 /// The attempts of one call.
@@ -59,9 +65,15 @@ pub(crate) struct Tries<'a> {
     wanted: u64,
     /// What the last retry cost.
     taken: Option<u32>,
+    /// Even the first attempt shall have a new connection.
+    fresh: bool,
     /// Where the last attempt failed, and how.
     avoid: Option<IpAddr>,
     last: Option<Fault>,
+    /// Which credentials the attempt under way is signed with.
+    generation: u64,
+    /// The call has had new ones: once is all there is.
+    renewed: bool,
 }
 
 /// One attempt under way.
@@ -112,13 +124,19 @@ impl Attempt {
         }
     }
 
-    /// Ends it in failure.
-    pub(crate) fn failed(self, fault: &Fault) {
+    /// Ends it in failure, having brought so many bytes.
+    pub(crate) fn failed(self, fault: &Fault, bytes: u64) {
         let seen = self.probe.seen();
+        let time = self.started.elapsed().saturating_sub(connecting(&seen));
         if let (Some(mark), Some(deed)) = (&seen.mark, deed(fault.kind)) {
             mark.did(deed, Instant::now());
         }
         if let Some(permit) = self.permit {
+            // Cut off for want of speed, and yet it moved: the whole origin may be that slow, and
+            // then the next attempt needs more time.
+            if fault.kind == OriginErrorKind::Timeout && is_steady(bytes, time) {
+                permit.teach(bytes, time);
+            }
             permit.settle(verdict(fault.kind, &seen));
         }
     }
@@ -126,6 +144,7 @@ impl Attempt {
 
 impl<'a> Tries<'a> {
     pub(crate) fn new(ground: Ground<'a>, subject: Subject<'a>, terms: ReadTerms) -> Self {
+        let distrusted = terms.distrusted();
         Self {
             ground,
             subject,
@@ -135,8 +154,11 @@ impl<'a> Tries<'a> {
             record: ReadRecord::default(),
             wanted: 0,
             taken: None,
-            avoid: None,
+            fresh: distrusted.is_some(),
+            avoid: distrusted.and_then(|distrust| distrust.0),
             last: None,
+            generation: 0,
+            renewed: false,
         }
     }
 
@@ -147,6 +169,9 @@ impl<'a> Tries<'a> {
         let since = Instant::now();
         self.wanted = bytes;
         self.on_wire = None;
+        if let Some(renewal) = self.ground.renewal {
+            renewal.ready().await;
+        }
         if let Some(endpoint) = self.ground.endpoint {
             let admitted = endpoint.admit(Want { retry, bytes }, &self.terms).await;
             permit = Some(admitted.map_err(|refused| self.refused(refused))?);
@@ -161,7 +186,8 @@ impl<'a> Tries<'a> {
             spent.attempts += 1;
             spent.retries += u32::from(retry);
         }
-        let route = Route { first: !retry, fresh: retry, avoid: self.avoid };
+        self.generation = self.ground.renewal.map_or(0, Renewal::generation);
+        let route = Route { first: !retry, fresh: retry || self.fresh, avoid: self.avoid };
         Ok(Attempt::new(route, self.ground.counters, permit))
     }
 
@@ -194,7 +220,7 @@ impl<'a> Tries<'a> {
         match why {
             Overtaken::Failed(fault) => {
                 self.ground.counters.failed();
-                attempt.failed(&fault);
+                attempt.failed(&fault, bytes);
             }
             Overtaken::Silent => attempt.left(Deed::Failed),
             Overtaken::Slow => {
@@ -219,8 +245,12 @@ impl<'a> Tries<'a> {
         self.note(&attempt, bytes, AttemptOutcome::Failed(fault.kind));
         let avoid = attempt.probe.seen().mark.map(|mark| mark.address());
         self.avoid = avoid.or(self.avoid);
-        attempt.failed(&fault);
+        attempt.failed(&fault, bytes);
         let made = self.record.attempts;
+        if self.renews(&mut fault).await {
+            self.last = Some(fault);
+            return Ok(());
+        }
         let Some(wait) = self.wait(&mut fault) else {
             return Err(self.error(fault));
         };
@@ -237,6 +267,29 @@ impl<'a> Tries<'a> {
         self.record.backoff += wait;
         self.terms.spending().backoff += wait;
         Ok(())
+    }
+
+    /// Whether the next attempt, which follows at once, is signed otherwise than the one that was
+    /// refused.
+    async fn renews(&mut self, fault: &mut Fault) -> bool {
+        let Some((renewal, refusal)) = self.ground.renewal.zip(fault.refusal) else { return false };
+        let may = !self.renewed && self.record.attempts < self.ground.policy.attempts;
+        let since = Instant::now();
+        let renewing = renewal.renew(refusal, self.generation);
+        let renewed = may
+            && match self.terms.deadline() {
+                Some(deadline) => timeout_at(deadline, renewing).await.unwrap_or(false),
+                None => renewing.await,
+            };
+        self.renewed |= renewed;
+        let waited = since.elapsed();
+        self.record.backoff += waited;
+        self.terms.spending().backoff += waited;
+        if let Some(cause) = renewal.says(refusal) {
+            let detail = fault.detail.take().map(|detail| format!("{detail}: {cause}"));
+            fault.detail = Some(detail.unwrap_or(cause));
+        }
+        renewed
     }
 
     /// How long to wait for the next attempt, which is then paid for; none if there is to be none.
@@ -279,6 +332,7 @@ impl<'a> Tries<'a> {
             first_byte: seen.first_byte,
             body: attempt.started.elapsed().saturating_sub(head),
             bytes,
+            address: seen.mark.as_ref().map(Mark::address),
             tcp: seen.tcp,
             outcome,
         });
@@ -329,6 +383,11 @@ impl<'a> Tries<'a> {
             source: None,
         })
     }
+}
+
+/// Whether a body came at a pace that a slow path has, and no body that only drips.
+fn is_steady(bytes: u64, time: Duration) -> bool {
+    bytes >= SPEED_BYTES_MIN && bytes as f64 >= STEADY_BYTES_PER_SECOND * time.as_secs_f64()
 }
 
 /// The time before there was a connection.

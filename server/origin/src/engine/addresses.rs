@@ -139,10 +139,11 @@ impl Addresses {
             Deed::Served { bytes, time } => {
                 known.well();
                 known.note_speed(bytes, time);
-                let crawls = self.slowness(address).is_some_and(|times| times >= CRAWLING);
-                let out = crawls && self.eject(address, now, unit);
-                let known = self.known.get_mut(&address);
-                known.into_iter().for_each(|known| known.slow_ejections += u64::from(out));
+                if self.slowness(address).is_some_and(|times| times >= CRAWLING) {
+                    let out = self.eject(address, now, unit);
+                    let known = self.known.get_mut(&address).filter(|_| out);
+                    known.into_iter().for_each(|known| known.slow_ejections += 1);
+                }
             }
             Deed::Failed => {
                 known.failures = known.failures.saturating_add(1);

@@ -136,12 +136,10 @@ impl Endpoint {
         loop {
             let Demand { lane, deadline } = *news.borrow_and_update();
             let start_by = deadline.map(|deadline| self.latest_start(want.bytes, deadline));
-            let too_late = start_by.is_some_and(|start_by| Instant::now() >= start_by);
-            if let Some(deadline) = deadline.filter(|_| too_late) {
-                match timeout_at(deadline, news.changed()).await {
-                    Ok(_) => continue,
-                    Err(_elapsed) => return Err(self.late()),
-                }
+            let late = start_by.is_some_and(|start_by| Instant::now() >= start_by);
+            if let Some(deadline) = deadline.filter(|_| late) {
+                self.more_time(deadline, &mut news).await?;
+                continue;
             }
             let (answer, answered) = oneshot::channel();
             if !self.lock().enter(Waiter { ticket, lane, want, since, answer }) {
@@ -154,9 +152,17 @@ impl Endpoint {
         }
     }
 
-    fn late(&self) -> Refused {
+    /// Waits for new terms until the deadline of the old ones.
+    async fn more_time(
+        &self,
+        deadline: Instant,
+        news: &mut watch::Receiver<Demand>,
+    ) -> Result<(), Refused> {
+        if timeout_at(deadline, news.changed()).await.is_ok() {
+            return Ok(());
+        }
         self.lock().counts.refused.late += 1;
-        Refused::Late
+        Err(Refused::Late)
     }
 
     /// Waits in the line until it is answered, the terms change or there is not enough time left.
@@ -284,6 +290,11 @@ impl Drop for Place<'_> {
 }
 
 impl Permit {
+    /// What so many bytes took, though the request did not go well.
+    pub(crate) fn teach(&self, bytes: u64, service: Duration) {
+        self.endpoint.lock().model.learn(bytes, service);
+    }
+
     pub(super) fn new(
         endpoint: &Arc<Endpoint>,
         (lane, class): (Lane, AttemptClass),

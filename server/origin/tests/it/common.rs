@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,6 +10,12 @@ use forebay_origin::{
     ObjectMeta, OriginSettings, OriginStore, OriginUri, Origins, ReadRequest, Resolve, RetryPolicy,
     SystemResolver,
 };
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+
+use crate::server::Shelf;
 
 /// Settings whose waits are short, for tests that retry.
 pub(crate) fn quick() -> OriginSettings {
@@ -57,4 +63,49 @@ impl Resolve for Names {
         let unknown = || io::Error::new(io::ErrorKind::NotFound, "no such name");
         found.map(|(_, addresses)| addresses.clone()).ok_or_else(unknown)
     }
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+pub(crate) struct Log(Shelf<Vec<u8>>);
+
+impl Log {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+/// Everything that any test of this binary logs, from now on. Not per thread: tracing decides about
+/// a line of code once for all threads.
+pub(crate) fn log() -> &'static Log {
+    static LOG: OnceLock<Log> = OnceLock::new();
+    LOG.get_or_init(|| {
+        let log = Log::default();
+        // The fake S3 tells what it was asked, signature and all: that is not ours to keep.
+        let ours =
+            Targets::new().with_default(LevelFilter::TRACE).with_target("s3s", LevelFilter::OFF);
+        let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(log.clone());
+        let subscriber = tracing_subscriber::registry().with(lines.with_filter(ours));
+        tracing::subscriber::set_global_default(subscriber).unwrap();
+        log
+    })
 }

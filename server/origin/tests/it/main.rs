@@ -5,6 +5,8 @@ mod cloud;
 #[cfg(test)]
 mod common;
 #[cfg(test)]
+mod credentials;
+#[cfg(test)]
 mod dns;
 #[cfg(test)]
 mod engine;
@@ -12,6 +14,7 @@ mod engine;
 mod faults;
 #[cfg(test)]
 mod files;
+mod landing;
 #[cfg(test)]
 mod server;
 #[cfg(test)]
@@ -22,4 +25,4 @@ mod tls;
 mod web;
 
 #[cfg(test)]
-use common::{Names, origins, pattern, quick, request, uri, whole};
+use common::{Names, log, origins, pattern, quick, request, uri, whole};

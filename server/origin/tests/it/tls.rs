@@ -17,12 +17,12 @@ use tokio_rustls::TlsAcceptor;
 use crate::server::response;
 use crate::{Names, quick, uri};
 
-fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/tls").join(name)
 }
 
-/// A server that shakes hands and answers every request with an empty object.
-async fn server() -> (u16, JoinSet<()>) {
+/// What shakes hands as origin.test.
+pub(crate) fn acceptor() -> TlsAcceptor {
     let certificate = CertificateDer::from_pem_file(fixture("server.pem")).unwrap();
     let key = PrivateKeyDer::from_pem_file(fixture("server.key")).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -32,7 +32,12 @@ async fn server() -> (u16, JoinSet<()>) {
         .with_no_client_auth()
         .with_single_cert(vec![certificate], key)
         .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// A server that shakes hands and answers every request with an empty object.
+async fn server() -> (u16, JoinSet<()>) {
+    let acceptor = acceptor();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let mut tasks = JoinSet::new();

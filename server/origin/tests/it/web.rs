@@ -1,13 +1,12 @@
 //! Web servers: listing without a listing, signed URLs, redirects, odd names.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use forebay_origin::{ObjectKey, OriginErrorKind};
-use tracing_subscriber::fmt::MakeWriter;
 
-use crate::server::{Act, Asked, Server, Shelf, Thing, response, status};
-use crate::{origins, pattern, quick, request, uri, whole};
+use crate::server::{Act, Asked, Server, Thing, response, status};
+use crate::{log, origins, pattern, quick, request, uri, whole};
 
 fn site(things: &[(&str, &[u8])]) -> impl Fn(&Asked) -> Vec<Act> + Send + Sync + 'static {
     let things: BTreeMap<String, Thing> = things
@@ -198,44 +197,6 @@ async fn redirects_are_followed_but_not_for_ever() {
     assert!(!format!("{error} {error:?}").contains("canary"));
 }
 
-/// What was logged.
-#[derive(Clone, Default)]
-struct Log(Shelf<Vec<u8>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Log {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
-    }
-}
-
-/// Everything that any test of this binary logs, from now on. Not per thread: tracing decides about
-/// a line of code once for all threads.
-fn log() -> &'static Log {
-    static LOG: OnceLock<Log> = OnceLock::new();
-    LOG.get_or_init(|| {
-        let log = Log::default();
-        let subscriber = tracing_subscriber::fmt()
-            .with_max_level(tracing::Level::TRACE)
-            .with_writer(log.clone())
-            .finish();
-        tracing::subscriber::set_global_default(subscriber).unwrap();
-        log
-    })
-}
-
 #[tokio::test]
 async fn a_signed_url_is_asked_for_as_signed_and_shown_nowhere() {
     let log = log();
@@ -266,7 +227,7 @@ async fn a_signed_url_is_asked_for_as_signed_and_shown_nowhere() {
     let sibling = uri.key().parent().join("sibling").unwrap();
     store.head(&sibling).await.unwrap_err();
     assert_eq!(server.asked().last().unwrap().target, "/dir/sibling?X-Sig=canary%2B&x=1");
-    shown.push_str(&String::from_utf8(log.0.lock().unwrap().clone()).unwrap());
+    shown.push_str(&log.text());
     assert!(shown.contains("attempt failed"), "nothing was logged");
-    assert!(!shown.contains("canary"));
+    assert!(!shown.contains("canary"), "{}", shown.lines().find(|l| l.contains("canary")).unwrap());
 }
