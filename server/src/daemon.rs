@@ -41,7 +41,7 @@ use crate::flight::Flights;
 use crate::handoff::Sessions;
 use crate::load::Stages;
 use crate::loads::Loads;
-use crate::metrics::{self, Metrics};
+use crate::metrics::{self, Metrics, PartMeters};
 use crate::ram::RamTier;
 use crate::ram::pool::{Pool, PoolSpec};
 use crate::resolve::Resolver;
@@ -357,7 +357,7 @@ fn build_stages(
     let stages = Stages {
         admission: Admission::new(limits, settings.no_progress),
         resolver: Resolver::new(Arc::clone(origins), Arc::clone(&cpu)),
-        fetcher: Fetcher::new(Arc::clone(origins), records.key()),
+        fetcher: Fetcher::new(Arc::clone(origins), records.key(), PartMeters::new()),
         verifier: Verifier::new(Arc::clone(&cpu), records),
         ram: Arc::new(RamTier::new(Arc::clone(pool), metrics::ram_evictions())),
         flights: Flights::new(flights.clone()),
