@@ -283,15 +283,15 @@ impl<'a> Tries<'a> {
 
     fn note(&mut self, attempt: &Attempt, bytes: u64, outcome: AttemptOutcome) {
         let seen = attempt.probe.seen();
-        let head = connecting(&seen) + seen.first_byte.unwrap_or_default();
+        let (first_byte, body) = waits(&seen, attempt.started.elapsed());
         self.record.bytes_received += bytes;
         self.record.attempt_log.push(AttemptRecord {
             started: attempt.started,
             dns: seen.dns,
             connect: seen.connect,
             tls: seen.tls,
-            first_byte: seen.first_byte,
-            body: attempt.started.elapsed().saturating_sub(head),
+            first_byte,
+            body,
             bytes,
             tcp: seen.tcp,
             outcome,
@@ -344,6 +344,16 @@ impl<'a> Tries<'a> {
 /// The time before there was a connection.
 fn connecting(seen: &Seen) -> Duration {
     [seen.dns, seen.connect, seen.tls].into_iter().flatten().sum()
+}
+
+/// How long an attempt waited for its first byte, and for its body: if no head came, all that was
+/// waited after there was a connection was for the first byte.
+fn waits(seen: &Seen, elapsed: Duration) -> (Option<Duration>, Duration) {
+    let connected = elapsed.saturating_sub(connecting(seen));
+    if seen.sent && seen.status.is_none() {
+        return (seen.mark.is_some().then_some(connected), Duration::ZERO);
+    }
+    (seen.first_byte, connected.saturating_sub(seen.first_byte.unwrap_or_default()))
 }
 
 /// What a failure says about the endpoint.
