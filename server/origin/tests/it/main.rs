@@ -15,6 +15,8 @@ mod faults;
 #[cfg(test)]
 mod files;
 #[cfg(test)]
+mod rows;
+#[cfg(test)]
 mod server;
 #[cfg(test)]
 mod storm;
