@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forebay_origin::{OriginBlock, OriginSettings, OriginUri, Timeouts};
+use forebay_origin::{EngineSettings, OriginBlock, OriginSettings, OriginUri, Timeouts};
 
 pub use flags::Flags;
 pub use raw::ConfigError;
@@ -32,8 +32,10 @@ const SLOTS_MIN: u64 = 2;
 /// Share of the host's memory the RAM tier takes by default.
 const RAM_DEFAULT: Size = Size::Percent(25);
 
-/// Parts on the wire: ceil(10 Gbit/s / 0.4 Gbit/s per connection) rounded down to a power of two.
-const CONNECTIONS: usize = 16;
+/// Requests that one origin may get at a time. How many it does get is found while loading; this is
+/// for a network of 100 Gbit/s at the 0.4 Gbit/s that a connection of an object store gives at least:
+/// ceil(100 / 0.4).
+const CONNECTIONS: usize = 250;
 
 /// Loads that run at one time.
 const LOADS_MAX: usize = 64;
@@ -82,7 +84,6 @@ pub struct Settings {
     pub(crate) lock_memory: bool,
     pub(crate) max_loads: usize,
     pub(crate) max_queue: usize,
-    pub(crate) connections: usize,
     pub(crate) deadline: Duration,
     pub(crate) deadline_max: Duration,
     pub(crate) no_progress: Duration,
@@ -139,6 +140,7 @@ impl Settings {
     ) -> Result<Self, ConfigError> {
         let mut take = Take { raw: &mut raw, env: &env, host };
         let chunk_bytes = take.chunk_bytes()?;
+        let connections = take.count("connections", CONNECTIONS)?;
         let settings = Self {
             sockets: take.sockets()?,
             cache_dir: take.cache_dir(),
@@ -151,12 +153,11 @@ impl Settings {
             lock_memory: take.truth("lock_memory", true)?,
             max_loads: take.count("max_loads", LOADS_MAX)?,
             max_queue: take.count("max_queue", QUEUE_MAX)?,
-            connections: take.count("connections", CONNECTIONS)?,
             deadline: take.duration("deadline", DEADLINE)?,
             deadline_max: take.duration("deadline_max", DEADLINE_MAX)?,
             no_progress: take.duration("no_progress", NO_PROGRESS)?,
             drain: take.duration("drain", DRAIN)?,
-            origins: take.origins()?,
+            origins: take.origins(connections)?,
             notify_socket: env.get("NOTIFY_SOCKET").map(PathBuf::from),
         };
         debug_assert!(raw.values.is_empty(), "a known key that nothing takes: {:?}", raw.values);
@@ -364,7 +365,7 @@ impl Take<'_> {
         })
     }
 
-    fn origins(&mut self) -> Result<OriginSettings, ConfigError> {
+    fn origins(&mut self, connections: usize) -> Result<OriginSettings, ConfigError> {
         let blocks = std::mem::take(&mut self.raw.origins);
         let origins = blocks.into_iter().map(origin_block).collect::<Result<_, _>>()?;
         let mut timeouts = Timeouts::default();
@@ -381,7 +382,8 @@ impl Take<'_> {
             .filter(|(name, _)| of_a_cloud(name))
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
-        Ok(OriginSettings { origins, env, timeouts, ..OriginSettings::default() })
+        let engine = EngineSettings { limit_max: connections, ..EngineSettings::default() };
+        Ok(OriginSettings { origins, env, timeouts, engine, ..OriginSettings::default() })
     }
 }
 
@@ -485,7 +487,7 @@ impl fmt::Display for Settings {
         writeln!(f, "lock_memory = {}", self.lock_memory)?;
         writeln!(f, "max_loads = {}", self.max_loads)?;
         writeln!(f, "max_queue = {}", self.max_queue)?;
-        writeln!(f, "connections = {}", self.connections)?;
+        writeln!(f, "connections = {}", self.origins.engine.limit_max)?;
         let durations = [
             ("deadline", self.deadline),
             ("deadline_max", self.deadline_max),
@@ -561,6 +563,7 @@ mod tests {
         assert_eq!(settings.allow_uids, [0, 1000]);
         assert_eq!(settings.cache_dir, Some(PathBuf::from("/h/.cache/forebay")));
         assert_eq!(settings.drain, Duration::from_secs(30));
+        assert_eq!(settings.origins.engine.limit_max, 250);
     }
 
     #[test]

@@ -355,7 +355,7 @@ fn build_stages(
     let stages = Stages {
         admission: Admission::new(limits, settings.no_progress),
         resolver: Resolver::new(Arc::clone(origins), Arc::clone(&cpu)),
-        fetcher: Fetcher::new(settings.connections, records.key()),
+        fetcher: Fetcher::new(Arc::clone(origins), records.key()),
         verifier: Verifier::new(Arc::clone(&cpu), records),
         ram: Arc::new(RamTier::new(Arc::clone(pool), metrics::ram_evictions())),
         flights: Flights::new(flights.clone()),

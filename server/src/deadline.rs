@@ -25,6 +25,11 @@ impl Deadline {
         Self { at: now + budget }
     }
 
+    /// When it passes.
+    pub(crate) fn at(self) -> Instant {
+        self.at
+    }
+
     /// What is left of it; zero once it has passed.
     pub(crate) fn remaining(self, now: Instant) -> Duration {
         self.at.saturating_duration_since(now)

@@ -108,6 +108,27 @@ mod tests {
         assert!(!format!("{KEY:?}").contains('7'));
     }
 
+    /// One bit of each of very many bodies.
+    #[test]
+    fn no_flipped_bit_is_missed() {
+        let slow = std::env::var_os("FOREBAY_SLOW_TESTS").is_some_and(|value| value == "1");
+        let bodies: u64 = if slow { 100_000 } else { 2_000 };
+        println!("{bodies} bodies of 64 KiB, seed 1 (100,000 with FOREBAY_SLOW_TESTS=1)");
+        let mut state = 1_u64;
+        let mut random = move || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            usize::try_from(state >> 33).unwrap()
+        };
+        let mut body: Vec<u8> = (0..64 << 10).map(|_| random().to_le_bytes()[1]).collect();
+        let right = digest(KEY, &[&body]);
+        for _ in 0..bodies {
+            let (at, bit) = (random() % body.len(), random() % 8);
+            body[at] ^= 1 << bit;
+            assert_ne!(digest(KEY, &[&body]), right, "bit {bit} of byte {at}");
+            body[at] ^= 1 << bit;
+        }
+    }
+
     proptest! {
         /// However the bytes arrive, and whatever was there before a restart; any flipped bit shows.
         #[test]

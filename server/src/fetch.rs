@@ -1,29 +1,30 @@
 //! Fetch: runs the parts of a chunk and writes their bytes where they will be served from.
 //!
-//! The caller brings a claimed slot; this stage then takes a connection permit per part. Slot
-//! first, connection second, nothing held while waiting for a third: the order that cannot
-//! dead-lock. Parts of a chunk that holds several objects run side by side. The origin's
+//! The caller brings a claimed slot; each part then waits for leave of its origin's endpoint, which is
+//! the one limit on connections. Slot first, connection second, nothing held while waiting for a
+//! third: the order that cannot dead-lock. Parts of a chunk that holds several objects run side by side. The origin's
 //! [`OriginStore::read`](forebay_origin::OriginStore::read) checks version, range and length, and
 //! is the only place that retries. The digest is taken while the bytes land (see [`crate::digest`]).
 //!
 //! [`FetchedChunk`] has one constructor, here, and exists only when every byte of every extent was
 //! written.
 
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use forebay_origin::{
-    AttemptOutcome, Destination, OriginError, ReadRecord, ReadRequest, ReadTerms,
+    AttemptOutcome, AttemptRecord, Destination, EndpointView, OriginError, OriginErrorKind,
+    OriginUri, Origins, ReadRequest, ReadTerms,
 };
 use forebay_proto::{Failure, Reason};
 use futures::TryStreamExt;
 use futures::stream::FuturesUnordered;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::admission::Lane;
-use crate::cost::FetchCost;
 use crate::digest::{ChunkDigest, DigestKey, ExtentDigest};
 use crate::error::origin_failure;
+use crate::metrics;
 use crate::plan::{ChunkSpec, Extent};
 use crate::ram::pool::ClaimedSlot;
 use crate::resolve::Manifest;
@@ -41,9 +42,6 @@ pub(crate) enum FetchError {
         /// Which chunk.
         chunk: usize,
     },
-    /// The daemon is going away.
-    #[error("the fetch stage has stopped")]
-    Stopped,
 }
 
 impl From<FetchError> for Failure {
@@ -51,7 +49,6 @@ impl From<FetchError> for Failure {
         match error {
             FetchError::Origin(error) => origin_failure(error),
             FetchError::Plan { .. } => Self::new(Reason::Internal, error.to_string()),
-            FetchError::Stopped => Self::new(Reason::Draining, error.to_string()),
         }
         .at_stage("fetch")
     }
@@ -65,9 +62,15 @@ pub(crate) struct FetchedChunk {
     first_object: String,
     pinned: bool,
     digest: ChunkDigest,
+    address: Option<IpAddr>,
 }
 
 impl FetchedChunk {
+    /// The address that its last bytes came from.
+    pub(crate) fn address(&self) -> Option<IpAddr> {
+        self.address
+    }
+
     /// The digest of its bytes.
     pub(crate) fn digest(&self) -> ChunkDigest {
         self.digest
@@ -92,7 +95,7 @@ impl FetchedChunk {
 /// The fetch stage.
 #[derive(Debug)]
 pub(crate) struct Fetcher {
-    connections: Semaphore,
+    origins: Arc<Origins>,
     digest_key: DigestKey,
 }
 
@@ -100,19 +103,19 @@ pub(crate) struct Fetcher {
 struct Part {
     number: usize,
     digest: ChunkDigest,
+    address: Option<IpAddr>,
     spans: Vec<Span>,
-    cost: FetchCost,
 }
 
 impl Fetcher {
-    /// A stage with at most `connections` parts on the wire, that takes digests under a key.
-    pub(crate) fn new(connections: usize, digest_key: DigestKey) -> Self {
-        Self { connections: Semaphore::new(connections), digest_key }
+    /// A stage that takes digests under a key.
+    pub(crate) fn new(origins: Arc<Origins>, digest_key: DigestKey) -> Self {
+        Self { origins, digest_key }
     }
 
-    /// Parts that could start now.
-    pub(crate) fn free_connections(&self) -> usize {
-        self.connections.available_permits()
+    /// The endpoint that a checkpoint is read from. Files have none.
+    pub(crate) fn endpoint(&self, manifest: &Manifest) -> Option<EndpointView> {
+        self.origins.endpoint(&OriginUri::parse(manifest.uri()).ok()?)
     }
 
     /// Fills `slot` with what `spec` says. The spans are those of the part that ended last.
@@ -120,27 +123,25 @@ impl Fetcher {
         &self,
         manifest: &Manifest,
         spec: &Arc<ChunkSpec>,
-        lane: Lane,
+        terms: &ReadTerms,
         mut slot: ClaimedSlot,
-    ) -> Result<(FetchedChunk, Vec<Span>, FetchCost), FetchError> {
+    ) -> Result<(FetchedChunk, Vec<Span>), FetchError> {
         let offered = Instant::now();
         let parts = split(slot.as_mut_slice(), spec)?;
         let mut running: FuturesUnordered<_> = parts
             .into_iter()
             .enumerate()
-            .map(|part| self.part(manifest, part, (lane, offered)))
+            .map(|part| self.part(manifest, part, (terms, offered)))
             .collect();
         let mut digests = vec![(0, ChunkDigest::default()); spec.extents.len()];
-        let mut spans = Vec::new();
-        let mut cost = FetchCost::default();
+        let (mut spans, mut address) = (Vec::new(), None);
         while let Some(part) = running.try_next().await? {
-            cost = cost.plus(part.cost);
             if let (Some(place), Some(extent)) =
                 (digests.get_mut(part.number), spec.extents.get(part.number))
             {
                 *place = (extent.bytes, part.digest);
             }
-            spans = part.spans;
+            (spans, address) = (part.spans, part.address);
         }
         drop(running);
         let objects = || spec.extents.iter().filter_map(|e| manifest.objects().get(e.object));
@@ -148,44 +149,37 @@ impl Fetcher {
         let pinned = objects().all(|object| object.pinned);
         let digest = self.digest_key.of_chunk(digests);
         let spec = Arc::clone(spec);
-        Ok((FetchedChunk { slot, spec, first_object, pinned, digest }, spans, cost))
+        Ok((FetchedChunk { slot, spec, first_object, pinned, digest, address }, spans))
     }
 
     async fn part(
         &self,
         manifest: &Manifest,
         (number, (extent, into)): (usize, (&Extent, &mut [u8])),
-        (lane, offered): (Lane, Instant),
+        (terms, offered): (&ReadTerms, Instant),
     ) -> Result<Part, FetchError> {
         let object = manifest
             .objects()
             .get(extent.object)
             .ok_or(FetchError::Plan { chunk: extent.object })?;
-        let _connection =
-            self.connections.acquire().await.map_err(|_closed| FetchError::Stopped)?;
-        let started = Instant::now();
         let request = ReadRequest {
             key: object.key.clone(),
             pin: object.pin.clone(),
             object_bytes: object.bytes,
             range: extent.object_offset..extent.object_offset + extent.bytes,
         };
-        // A flight has no deadline of its own: its waiters leave when theirs passes.
-        let terms = ReadTerms { lane: origin_lane(lane), deadline: None };
         let mut digest = ExtentDigest::new(self.digest_key);
         let to = Destination { into, landing: Some(&mut digest) };
-        let record = manifest.store().read_on(&request, terms, to).await?;
-        let mut spans = vec![Span::new(Stage::ConnAcquire, Kind::Queue, offered, started)];
-        attempt_spans(&record, started, Instant::now(), &mut spans);
-        Ok(Part { number, digest: digest.finish(), spans, cost: FetchCost::of(&record) })
-    }
-}
-
-/// Prefetches yield to loads that someone waits for, at the endpoint too.
-fn origin_lane(lane: Lane) -> forebay_origin::Lane {
-    match lane {
-        Lane::Interactive => forebay_origin::Lane::Interactive,
-        Lane::Prefetch => forebay_origin::Lane::Prefetch,
+        let read = manifest.store().read_on(&request, terms.clone(), to).await;
+        let log = match &read {
+            Ok(record) => &record.attempt_log,
+            Err(error) => &error.attempt_log,
+        };
+        metrics::part_ended(log.len(), retry_delays(log));
+        let spans = attempt_spans(log, offered, Instant::now());
+        let address = log.last().and_then(|attempt| attempt.address);
+        read?;
+        Ok(Part { number, digest: digest.finish(), address, spans })
     }
 }
 
@@ -211,49 +205,50 @@ fn split<'a>(
 }
 
 /// The phases of every attempt, one after the other; what lies between two attempts is backoff.
-fn attempt_spans(record: &ReadRecord, started: Instant, ended: Instant, spans: &mut Vec<Span>) {
-    let mut at = started;
-    for (n, attempt) in record.attempt_log.iter().enumerate() {
+fn attempt_spans(log: &[AttemptRecord], offered: Instant, ended: Instant) -> Vec<Span> {
+    let mut spans = Vec::new();
+    let mut at = offered;
+    for (n, attempt) in log.iter().enumerate() {
         if attempt.started > at {
-            // Before the first attempt the part waits for the endpoint's own limit.
+            // Before the first attempt the part waits for leave of the endpoint.
             let stage = if n == 0 { Stage::ConnAcquire } else { Stage::Backoff };
             spans.push(Span::new(stage, Kind::Queue, at, attempt.started));
         }
         at = at.max(attempt.started);
-        let ttfb_start = at;
         let phases = [
             (Stage::Dns, attempt.dns),
             (Stage::Connect, attempt.connect),
             (Stage::Tls, attempt.tls),
+            (Stage::Ttfb, attempt.first_byte),
+            (Stage::Body, Some(attempt.body)),
         ];
-        for (stage, length) in phases {
-            if let Some(length) = length {
-                spans.push(Span::new(stage, Kind::Service, at, at + length));
-                at += length;
-            }
+        for (stage, length) in phases.into_iter().filter_map(|(stage, time)| Some((stage, time?))) {
+            spans.push(Span::new(stage, Kind::Service, at, at + length));
+            at += length;
         }
-        // `first_byte` counts from the start of the attempt and so includes the phases above.
-        let first_byte = attempt.first_byte.map_or(at, |length| (ttfb_start + length).max(at));
-        spans.push(Span::new(Stage::Ttfb, Kind::Service, at, first_byte));
-        at = first_byte + attempt.body;
-        spans.push(Span::new(Stage::Body, Kind::Service, first_byte, at));
-        debug_assert!(
-            attempt.outcome == AttemptOutcome::Done || attempt.bytes <= record.bytes_received
-        );
     }
     // The last attempt's body ends when the read returned: rounding between the two clocks' reads
     // belongs to it.
     if let Some(last) = spans.last_mut() {
         last.end = ended.max(last.start);
     }
+    spans
+}
+
+/// The times without an attempt before each later one, and whether a throttle was the reason.
+fn retry_delays(log: &[AttemptRecord]) -> impl Iterator<Item = (bool, Duration)> {
+    log.windows(2).filter_map(|pair| {
+        let [failed, next] = pair else { return None };
+        let phases = [failed.dns, failed.connect, failed.tls, failed.first_byte];
+        let time: Duration = phases.into_iter().flatten().sum();
+        let ended = failed.started + time + failed.body;
+        let throttled = failed.outcome == AttemptOutcome::Failed(OriginErrorKind::Throttled);
+        Some((throttled, next.started.saturating_duration_since(ended)))
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use forebay_origin::AttemptRecord;
-
     use super::*;
     use crate::plan::ChunkKey;
 
@@ -296,18 +291,15 @@ mod tests {
                 first_byte: first_byte.map(ms),
                 body: ms(body),
                 bytes: 0,
+                address: None,
                 tcp: None,
                 outcome: AttemptOutcome::Done,
             };
-        let record = ReadRecord {
-            attempts: 2,
-            bytes_received: 10,
-            attempt_log: vec![attempt(0, Some(5), Some(20), 30), attempt(70, None, Some(10), 20)],
-            backoff: ms(20),
-            ..ReadRecord::default()
-        };
-        let mut spans = Vec::new();
-        attempt_spans(&record, start, start + ms(101), &mut spans);
+        let mut log = [attempt(10, Some(5), Some(20), 30), attempt(85, None, Some(10), 20)];
+        log[0].outcome = AttemptOutcome::Failed(OriginErrorKind::Throttled);
+        let spans = attempt_spans(&log, start, start + ms(116));
+        let delays: Vec<_> = retry_delays(&log).collect();
+        assert_eq!(delays, [(true, ms(20))]);
         let seen: Vec<_> = spans
             .iter()
             .map(|span| {
@@ -317,12 +309,13 @@ mod tests {
         assert_eq!(
             seen,
             [
-                (Stage::Connect, 0, 5),
-                (Stage::Ttfb, 5, 20),
-                (Stage::Body, 20, 50),
-                (Stage::Backoff, 50, 70),
-                (Stage::Ttfb, 70, 80),
-                (Stage::Body, 80, 101),
+                (Stage::ConnAcquire, 0, 10),
+                (Stage::Connect, 10, 15),
+                (Stage::Ttfb, 15, 35),
+                (Stage::Body, 35, 65),
+                (Stage::Backoff, 65, 85),
+                (Stage::Ttfb, 85, 95),
+                (Stage::Body, 95, 116),
             ]
         );
     }

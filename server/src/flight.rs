@@ -1,40 +1,59 @@
 //! Single flight: one fetch per chunk, however many loads wait for it.
 //!
-//! A flight is a task that fills one chunk. It belongs to those who wait: each holds an
-//! `Arc<Flight>`, the registry only a weak reference. When the last of them leaves, the task is
-//! aborted, and with it its connection, within one turn of the scheduler. A flight has no deadline
-//! of its own: a waiter that runs out of time leaves, and the others go on.
+//! A flight is a task that fills one chunk. It belongs to those who wait: each holds a [`Seat`], the
+//! registry only a weak reference. When the last of them leaves, the task is aborted, and with it its
+//! connection, within one turn of the scheduler.
+//!
+//! What a flight wants of the origin follows from who is on it: it is interactive as long as one of
+//! them is, and its deadline is the latest of theirs. Each who boards or leaves sets the terms of its
+//! reads anew. A waiter that runs out of time leaves, and the others go on.
 //!
 //! A failed flight fails everyone who waits for it; whoever comes later starts a new one. A flight
 //! that succeeded has put its chunk into the RAM tier before its waiters hear of it, so that a
 //! newcomer finds either the flight or the chunk.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use forebay_origin::ReadTerms;
 use forebay_proto::{Failure, Reason};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use crate::cost::FetchCost;
+use crate::admission::Lane;
+use crate::deadline::Deadline;
 use crate::plan::ChunkKey;
 use crate::ram::PinnedChunk;
 use crate::timeline::{Kind, Span, Stage};
 
-/// What a flight brought.
-#[derive(Debug, Clone)]
-pub(crate) struct Filled {
-    /// The chunk.
-    pub(crate) pinned: PinnedChunk,
-    /// What it cost.
-    pub(crate) cost: FetchCost,
+/// Who waits for a flight.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Waiter {
+    /// Whose work it is.
+    pub(crate) lane: Lane,
+    /// Until when it is of use.
+    pub(crate) deadline: Deadline,
 }
 
-type Outcome = Result<Filled, Failure>;
+impl Waiter {
+    /// Terms for reads that are for this one alone.
+    pub(crate) fn terms(self) -> ReadTerms {
+        ReadTerms::new(origin_lane(self.lane), Some(self.deadline.at()))
+    }
+}
+
+/// Prefetches yield to loads that someone waits for, at the endpoint too.
+fn origin_lane(lane: Lane) -> forebay_origin::Lane {
+    match lane {
+        Lane::Interactive => forebay_origin::Lane::Interactive,
+        Lane::Prefetch => forebay_origin::Lane::Prefetch,
+    }
+}
+
+type Outcome = Result<PinnedChunk, Failure>;
 
 /// What a flight was at, and since when.
 #[derive(Debug, Default)]
@@ -83,9 +102,41 @@ pub(crate) struct Flight {
     key: ChunkKey,
     outcome: watch::Receiver<Option<Outcome>>,
     log: Arc<FlightLog>,
-    cost_taken: AtomicBool,
+    terms: ReadTerms,
+    waiters: Mutex<Waiters>,
     task: AbortHandle,
     registry: Arc<Registry>,
+}
+
+/// Who is on a flight, by the number of the seat.
+#[derive(Debug, Default)]
+struct Waiters {
+    next_seat: u64,
+    seated: BTreeMap<u64, Waiter>,
+}
+
+/// A place on a flight: as long as someone has one, it flies.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    flight: Arc<Flight>,
+    number: u64,
+    /// Whoever boarded first started it.
+    pub(crate) started_it: bool,
+}
+
+impl Seat {
+    /// What it is a place on.
+    pub(crate) fn flight(&self) -> &Flight {
+        &self.flight
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.flight.seat(|waiters| {
+            waiters.seated.remove(&self.number);
+        });
+    }
 }
 
 type Registry = Mutex<HashMap<ChunkKey, Weak<Flight>>>;
@@ -96,9 +147,32 @@ impl Flight {
         &self.log
     }
 
-    /// True for the one waiter that accounts for what the flight cost.
-    pub(crate) fn take_cost(&self) -> bool {
-        !self.cost_taken.swap(true, Ordering::Relaxed)
+    /// The terms of its reads.
+    pub(crate) fn terms(&self) -> &ReadTerms {
+        &self.terms
+    }
+
+    fn board(self: Arc<Self>, waiter: Waiter, started_it: bool) -> Seat {
+        let number = self.seat(|waiters| {
+            waiters.next_seat += 1;
+            waiters.seated.insert(waiters.next_seat, waiter);
+            waiters.next_seat
+        });
+        Seat { flight: self, number, started_it }
+    }
+
+    /// Changes who is on it, and the terms with that. Under the lock, so that the terms of the last
+    /// change are those that stay.
+    fn seat<T>(&self, change: impl FnOnce(&mut Waiters) -> T) -> T {
+        let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = change(&mut waiters);
+        let seated = || waiters.seated.values();
+        let interactive = seated().any(|waiter| waiter.lane == Lane::Interactive);
+        let lane = if interactive { Lane::Interactive } else { Lane::Prefetch };
+        if let Some(deadline) = seated().map(|waiter| waiter.deadline.at()).max() {
+            self.terms.set(origin_lane(lane), Some(deadline));
+        }
+        changed
     }
 
     /// Waits for the end of the flight.
@@ -130,7 +204,7 @@ pub(crate) enum Boarded {
     /// The chunk is here.
     Hit(PinnedChunk),
     /// It is being fetched, for this load alone or for others too.
-    Flight(Arc<Flight>),
+    Flight(Seat),
 }
 
 /// The flights of one daemon.
@@ -146,12 +220,13 @@ impl Flights {
         Self { registry: Arc::default(), tasks }
     }
 
-    /// The chunk if `lookup` finds it, else its flight, started with `fill` if there is none.
+    /// The chunk if `lookup` finds it, else a seat on its flight, started with `fill` if there is none.
     pub(crate) fn board<F>(
         &self,
         key: ChunkKey,
+        waiter: Waiter,
         lookup: impl FnOnce() -> Option<PinnedChunk>,
-        fill: impl FnOnce(Arc<FlightLog>) -> F,
+        fill: impl FnOnce(Arc<FlightLog>, ReadTerms) -> F,
     ) -> Boarded
     where
         F: Future<Output = Outcome> + Send + 'static,
@@ -159,7 +234,7 @@ impl Flights {
         let mut registry = lock(&self.registry);
         if let Some(flight) = registry.get(&key).and_then(Weak::upgrade) {
             drop(registry);
-            return Boarded::Flight(flight);
+            return Boarded::Flight(flight.board(waiter, false));
         }
         // Under the registry's lock: a flight that landed since the caller last looked is found.
         if let Some(pinned) = lookup() {
@@ -167,7 +242,8 @@ impl Flights {
         }
         let (sender, outcome) = watch::channel(None);
         let log = Arc::new(FlightLog::default());
-        let filling = fill(Arc::clone(&log));
+        let terms = waiter.terms();
+        let filling = fill(Arc::clone(&log), terms.clone());
         let task = self.tasks.spawn(async move {
             let landed = filling.await;
             sender.send_replace(Some(landed));
@@ -176,12 +252,13 @@ impl Flights {
             key,
             outcome,
             log,
-            cost_taken: AtomicBool::new(false),
+            terms,
+            waiters: Mutex::default(),
             task: task.abort_handle(),
             registry: Arc::clone(&self.registry),
         });
         registry.insert(key, Arc::downgrade(&flight));
-        Boarded::Flight(flight)
+        Boarded::Flight(flight.board(waiter, true))
     }
 
     /// Flights in the air.
@@ -196,7 +273,8 @@ fn lock(registry: &Registry) -> MutexGuard<'_, HashMap<ChunkKey, Weak<Flight>>> 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
 
     use super::*;
 
@@ -213,9 +291,18 @@ mod tests {
         }
     }
 
+    fn waiter(lane: Lane, seconds: u64) -> Waiter {
+        let deadline = Deadline::after(Instant::now(), Duration::from_secs(seconds));
+        Waiter { lane, deadline }
+    }
+
+    fn anyone() -> Waiter {
+        waiter(Lane::Interactive, 60)
+    }
+
     async fn landing(boarded: Boarded) -> Outcome {
         match boarded {
-            Boarded::Flight(flight) => flight.landed().await,
+            Boarded::Flight(seat) => seat.flight().landed().await,
             Boarded::Hit(_) => panic!("nothing is cached here"),
         }
     }
@@ -225,14 +312,14 @@ mod tests {
         let flights = flights();
         let count = Arc::default();
         let boarded: Vec<_> = (0..1000)
-            .map(|_| flights.board(ChunkKey([1; 32]), || None, |_| failing(&count)))
+            .map(|_| flights.board(ChunkKey([1; 32]), anyone(), || None, |_, _| failing(&count)))
             .collect();
         for boarded in boarded {
             assert_eq!(landing(boarded).await.unwrap_err().reason, Reason::OriginFailed);
         }
         assert_eq!(count.load(Ordering::SeqCst), 1);
         assert_eq!(flights.len(), 0);
-        let again = flights.board(ChunkKey([1; 32]), || None, |_| failing(&count));
+        let again = flights.board(ChunkKey([1; 32]), anyone(), || None, |_, _| failing(&count));
         landing(again).await.unwrap_err();
         assert_eq!(count.load(Ordering::SeqCst), 2, "a failure is not kept");
     }
@@ -241,18 +328,49 @@ mod tests {
     async fn a_flight_that_nobody_waits_for_is_dropped() {
         let flights = flights();
         let (guard, dropped) = tokio::sync::oneshot::channel::<()>();
-        let fill = |_| async move {
+        let fill = |_, _| async move {
             let _guard = guard;
             std::future::pending::<()>().await;
             Err(Failure::new(Reason::Internal, "never"))
         };
-        let first = flights.board(ChunkKey([2; 32]), || None, fill);
-        let second = flights.board(ChunkKey([2; 32]), || None, |_| async { unreachable!() });
+        let first = flights.board(ChunkKey([2; 32]), anyone(), || None, fill);
+        let second =
+            flights.board(ChunkKey([2; 32]), anyone(), || None, |_, _| async { unreachable!() });
         drop(first);
         tokio::task::yield_now().await;
         assert_eq!(flights.len(), 1, "someone still waits");
         drop(second);
         dropped.await.unwrap_err();
         assert_eq!(flights.len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_terms_are_those_of_who_is_on_it() {
+        use forebay_origin::Lane as L;
+        let flights = flights();
+        let begun = Instant::now();
+        let board = |waiter| {
+            let fill = |_, _| std::future::pending();
+            match flights.board(ChunkKey([3; 32]), waiter, || None, fill) {
+                Boarded::Flight(seat) => seat,
+                Boarded::Hit(_) => panic!("nothing is cached here"),
+            }
+        };
+        let first = board(waiter(Lane::Prefetch, 60));
+        let terms = first.flight().terms().clone();
+        let seen = || (terms.lane(), terms.deadline().map(|deadline| (deadline - begun).as_secs()));
+        assert_eq!(seen(), (L::Prefetch, Some(60)));
+        assert!(first.started_it);
+        let hurried = board(waiter(Lane::Interactive, 5));
+        assert!(!hurried.started_it);
+        assert_eq!(seen(), (L::Interactive, Some(60)));
+        let patient = board(waiter(Lane::Prefetch, 90));
+        assert_eq!(seen(), (L::Interactive, Some(90)));
+        drop(hurried);
+        assert_eq!(seen(), (L::Prefetch, Some(90)));
+        drop(patient);
+        assert_eq!(seen(), (L::Prefetch, Some(60)));
+        drop(first);
+        assert_eq!((seen(), flights.len()), ((L::Prefetch, Some(60)), 0));
     }
 }

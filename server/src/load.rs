@@ -15,24 +15,24 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use forebay_origin::ReadTerms;
 use forebay_proto::{Failure, Reason};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::admission::{Admission, AdmissionPermit, Holder, Lane};
-use crate::cost::FetchCost;
 use crate::cpu::Workers;
 use crate::deadline::{Deadline, Expired};
 use crate::fetch::Fetcher;
-use crate::flight::{Filled, FlightLog, Flights};
+use crate::flight::{FlightLog, Flights, Waiter};
 use crate::handoff::{Peer, SessionStay};
 use crate::loads::{Entry, LoadState, Loads};
 use crate::plan::{ChunkSpec, FetchPlan, PlanError, Selection, plan};
-use crate::ram::{RamTier, RevisionUse};
+use crate::ram::{PinnedChunk, RamTier, RevisionUse};
 use crate::report::{Report, Subject, Tally, close};
 use crate::resolve::{Manifest, Resolver};
 use crate::timeline::{Kind, Stage, Timeline};
-use crate::verify::Verifier;
+use crate::verify::{Verifier, VerifyError};
 use conversation::{ClientEvent, Conversation, LoadEvent};
 use filler::Filler;
 
@@ -83,6 +83,13 @@ pub(crate) struct LoadRequest {
     pub(crate) deadline: Deadline,
 }
 
+impl LoadRequest {
+    /// As one who waits for reads.
+    fn waiter(&self) -> Waiter {
+        Waiter { lane: self.lane, deadline: self.deadline }
+    }
+}
+
 /// How far a [`keep`] is.
 #[derive(Debug, Clone)]
 pub(crate) struct Progress {
@@ -111,11 +118,11 @@ pub(crate) async fn lend(
     let lending = async {
         let deadline = request.deadline;
         let opening = open(stages, request, timeline, &entry);
-        let (head, permit) = deadline.cut(opening).await.map_err(expired)??;
+        let (head, permit) = in_time(deadline, opening).await?;
         let mut conversation = Conversation::new(&head, &stay, timeline, talk);
-        let mut filler = Filler::new(stages, &head, &permit, timeline);
+        let mut filler = Filler::new(stages, &head, &permit, request, timeline);
         let streaming = conversation.stream(&mut filler, &permit, request);
-        deadline.cut(streaming).await.map_err(expired)??;
+        in_time(deadline, streaming).await?;
         let tally = Tally { peak_slots: permit.peak_slots(), ..filler.tally() };
         drop(filler);
         drop(permit);
@@ -147,7 +154,7 @@ pub(crate) async fn keep(
     let state = Arc::clone(entry.state());
     let keeping = keep_all(stages, request, timeline, &entry, &progress);
     let kept = tokio::select! {
-        kept = request.deadline.cut(keeping) => kept.map_err(expired).and_then(|kept| kept),
+        kept = in_time(request.deadline, keeping) => kept,
         () = state.superseded.cancelled() => Err(superseded(request)),
     };
     answered(stages, request, &kept);
@@ -186,9 +193,15 @@ async fn keep_all(
             "the checkpoint takes {needed} bytes of slots and the RAM tier has {budget}"
         )));
     }
-    let mut filler = Filler::new(stages, &head, &permit, timeline);
+    let mut filler = Filler::new(stages, &head, &permit, request, timeline);
     let mut done_bytes = 0;
-    while let Some(ready) = filler.next().await? {
+    loop {
+        let look_again = filler.quiet(stages.no_progress)?;
+        let ready = tokio::select! {
+            ready = filler.next() => ready?,
+            () = tokio::time::sleep_until(look_again) => continue,
+        };
+        let Some(ready) = ready else { break };
         done_bytes += ready.spec.bytes;
         filler.granted(&ready);
         // Progress is a courtesy: a reader that is behind misses steps, not the report.
@@ -214,8 +227,6 @@ fn not_kept(message: String) -> Failure {
 struct Head<'a> {
     plan: Arc<FetchPlan>,
     entry: &'a Entry<'a>,
-    lane: Lane,
-    resolve_cost: FetchCost,
     _in_use: RevisionUse,
 }
 
@@ -244,9 +255,13 @@ async fn open<'a>(
     drop(waiting);
 
     let resolving = timeline.begin(Stage::Resolve, Kind::Service);
-    let (manifest, resolve_cost) = match attached {
-        Some(manifest) => (manifest, FetchCost::default()),
-        None => stages.resolver.resolve(&permit, &request.uri).await?,
+    let manifest = match attached {
+        Some(manifest) => manifest,
+        None => {
+            let terms = request.waiter().terms();
+            let _spending = timeline.spending(&terms);
+            stages.resolver.resolve(&permit, &request.uri, &terms).await?
+        }
     };
     drop(resolving);
 
@@ -260,10 +275,7 @@ async fn open<'a>(
     stages.loads.remember(uid, load_id, &manifest);
     entry.supersede_others();
     let in_use = stages.ram.use_revision(&manifest);
-    Ok((
-        Head { plan: Arc::new(plan), entry, lane: request.lane, resolve_cost, _in_use: in_use },
-        permit,
-    ))
+    Ok((Head { plan: Arc::new(plan), entry, _in_use: in_use }, permit))
 }
 
 fn state_of(request: &LoadRequest, timeline: &Timeline) -> LoadState {
@@ -294,8 +306,19 @@ impl From<PlanError> for Failure {
     }
 }
 
-fn expired(_: Expired) -> Failure {
-    Failure::new(Reason::Deadline, "the deadline passed before everything was handed over")
+/// Runs a part of a load until its deadline. What fails because no time was left fails with it.
+async fn in_time<T>(
+    deadline: Deadline,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    match deadline.cut(work).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(failure)) if !deadline.remaining(Instant::now()).is_zero() => Err(failure),
+        Ok(Err(_)) | Err(Expired) => {
+            let message = "the deadline passed before everything was handed over";
+            Err(Failure::new(Reason::Deadline, message))
+        }
+    }
 }
 
 fn lost() -> Failure {
@@ -317,6 +340,7 @@ fn report(
         revision: &revision,
         lane: request.lane.as_str(),
     };
+    let tally = Tally { cost: timeline.cost(), ..tally };
     close(subject, timeline, tally, copies, Instant::now())
 }
 
@@ -326,18 +350,29 @@ async fn fill(
     stages: Arc<Stages>,
     manifest: Arc<Manifest>,
     spec: Arc<ChunkSpec>,
-    lane: Lane,
+    terms: ReadTerms,
     log: Arc<FlightLog>,
-) -> Result<Filled, Failure> {
-    log.at(Stage::LeaseAlloc, Kind::Service);
-    let slot = stages.ram.claim().await?;
-    log.at(Stage::Fetch, Kind::Service);
-    let (fetched, fetch_spans, cost) = stages.fetcher.fetch(&manifest, &spec, lane, slot).await?;
-    // Now the phases are known.
-    log.replace_last(fetch_spans);
-    log.at(Stage::VerifyPart, Kind::Service);
-    let (verified, verify_spans) = stages.verifier.verify(fetched).await?;
-    log.replace_last(verify_spans.to_vec());
-    let pinned = stages.ram.insert(verified, manifest.revision());
-    Ok(Filled { pinned, cost })
+) -> Result<PinnedChunk, Failure> {
+    let mut again = true;
+    loop {
+        log.at(Stage::LeaseAlloc, Kind::Service);
+        let slot = stages.ram.claim().await?;
+        log.at(Stage::Fetch, Kind::Service);
+        let (fetched, spans) = stages.fetcher.fetch(&manifest, &spec, &terms, slot).await?;
+        // Now the phases are known.
+        log.replace_last(spans);
+        log.at(Stage::VerifyPart, Kind::Service);
+        match stages.verifier.verify(fetched).await {
+            Ok((verified, spans)) => {
+                log.replace_last(spans.to_vec());
+                return Ok(stages.ram.insert(verified, manifest.revision()));
+            }
+            // The way here may have done it, so the bytes are asked for once more, another way.
+            Err(VerifyError::Mismatch { address, .. }) if again => {
+                again = false;
+                terms.distrust(address);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }

@@ -5,10 +5,11 @@
 //! they cannot drift: see [`Metrics::render`]. Labels come from closed sets: never a key, a URI, a
 //! uid or an address.
 
+mod origin;
+
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use forebay_origin::DnsCounters;
 use forebay_proto::{Failure, Reason, StageSeconds};
 use metrics::{
     Counter, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
@@ -16,6 +17,8 @@ use metrics::{
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::report::{Report, Tally};
+
+pub(crate) use origin::{addresses, dns_lookups, endpoints};
 
 /// What a metric counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +68,23 @@ table! {
     STAGE_QUEUE_SECONDS "forebay_stage_queue_seconds" Histogram Seconds ["stage"] "Time per load between being handed to a stage and being taken up, summed over its chunks";
     STAGE_SERVICE_SECONDS "forebay_stage_service_seconds" Histogram Seconds ["stage"] "Time per load being worked on in a stage, summed over its chunks";
     STAGE_BYTES "forebay_load_bytes_total" Counter Bytes ["tier"] "Bytes handed over or kept, by the tier they came from";
-    ATTEMPTS "forebay_origin_attempts_total" Counter Count ["class"] "Requests to origins by finished loads: first or retry";
+    ATTEMPTS "forebay_origin_attempts_total" Counter Count ["class" "outcome" "reason"] "Requests to origins that are over: first, retry or hedge; ok, error or cancelled";
+    ATTEMPTS_PER_PART "forebay_origin_attempts_per_part" Histogram Count [] "Requests that one part took, without hedges";
+    RETRY_DELAY_SECONDS "forebay_retry_delay_seconds" Histogram Seconds ["class"] "Time without a request before a retry: transient or throttle";
+    RETRY_TOKENS "forebay_retry_budget_tokens" Gauge Count ["endpoint"] "Tokens left for retries and hedges; of several endpoints the least";
+    RETRIES_DENIED "forebay_retry_budget_exhausted_total" Counter Count ["endpoint"] "Retries that were not made for want of tokens";
+    HEDGE_WINS "forebay_hedge_wins_total" Counter Count [] "Second copies that were faster than the first";
+    HEDGE_WASTED_BYTES "forebay_hedge_wasted_bytes_total" Counter Bytes [] "Body bytes that two copies brought";
+    BREAKER_STATE "forebay_breaker_state" Gauge Count ["endpoint"] "0 closed, 1 half open, 2 open; of several endpoints the most";
+    BREAKER_TURNS "forebay_breaker_transitions_total" Counter Count ["endpoint" "to"] "Changes of breakers to closed, half_open or open";
+    LIMITER_LIMIT "forebay_limiter_limit" Gauge Count ["limiter"] "Requests that may be under way";
+    LIMITER_INFLIGHT "forebay_limiter_inflight" Gauge Count ["limiter"] "Requests under way";
+    LIMITER_WAITING "forebay_limiter_waiting" Gauge Count ["limiter"] "Requests that wait for their turn";
+    LIMITER_OLDEST_SECONDS "forebay_limiter_oldest_wait_seconds" Gauge Seconds ["limiter"] "Age of the oldest request that waits for its turn";
+    LIMITER_DROPS "forebay_limiter_drops_total" Counter Count ["limiter" "reason"] "Signs of overload (throttled, timeout) and requests not sent (breaker_open, queue_full, late)";
+    POOL_SIZE "forebay_address_pool_size" Gauge Count [] "Addresses of origins that are known";
+    POOL_EJECTED "forebay_address_ejected" Gauge Count [] "Those that are left out now";
+    POOL_EJECTIONS "forebay_address_ejections_total" Counter Count ["reason"] "Times that an address was left out: failing or slow";
     ORIGIN_BYTES "forebay_origin_bytes_total" Counter Bytes [] "Body bytes received from origins by finished loads, failed attempts included";
     REJECTED "forebay_admission_rejected_total" Counter Count ["reason"] "Loads refused by admission";
     EVICTIONS "forebay_cache_evictions_total" Counter Count ["tier"] "Chunks given up to make room";
@@ -75,7 +94,7 @@ table! {
     OLDEST_WAIT_SECONDS "forebay_admission_oldest_wait_seconds" Gauge Seconds ["lane"] "Age of the oldest load waiting for admission";
     ACTIVE_LOADS "forebay_loads_active" Gauge Count [] "Loads that run";
     FLIGHTS "forebay_flights" Gauge Count [] "Chunks being fetched";
-    FREE_CONNECTIONS "forebay_origin_connections_free" Gauge Count [] "Parts that could start now";
+    FREE_CONNECTIONS "forebay_origin_connections_free" Gauge Count [] "Requests that could be sent now, over the endpoints in use";
     PINNED_BYTES "forebay_pinned_bytes" Gauge Bytes ["state"] "Slots of the RAM tier: free, filling, cached, leased";
     POPULATED_BYTES "forebay_ram_populated_bytes" Gauge Bytes [] "Slots in segments so far";
     BUDGET_BYTES "forebay_ram_budget_bytes" Gauge Bytes [] "Size of the RAM tier as configured";
@@ -87,6 +106,9 @@ table! {
     DNS_AGE_SECONDS "forebay_dns_age_seconds" Gauge Seconds [] "Age of the oldest answer in use";
     DEGRADED "forebay_degraded" Gauge Count ["what"] "1 where something asked for could not be had";
 }
+
+/// Bounds of the attempts that a part may take: at most 5.
+const ATTEMPTS_BOUNDS: [f64; 5] = [1.0, 2.0, 3.0, 4.0, 5.0];
 
 /// Bounds of all `_seconds` histograms: small enough to see that nothing waited.
 const SECONDS_BOUNDS: [f64; 20] = [
@@ -109,6 +131,7 @@ impl Metrics {
         }
         let handle = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS_BOUNDS)?
+            .set_buckets_for_metric(Matcher::Full(ATTEMPTS_PER_PART.into()), &ATTEMPTS_BOUNDS)?
             .install_recorder()?;
         for row in TABLE {
             let text = match row.labels {
@@ -147,10 +170,14 @@ pub(crate) fn failed(failure: &Failure) {
         | Reason::DeadlineInfeasible => {
             counter!(REJECTED, "reason" => failure.reason.as_str()).increment(1);
         }
-        Reason::DigestMismatch => counter!(DIGEST_MISMATCHES).increment(1),
         _ => {}
     }
     stages(&failure.stages);
+}
+
+/// A chunk's bytes differ from their digest.
+pub(crate) fn digest_mismatch() {
+    counter!(DIGEST_MISMATCHES).increment(1);
 }
 
 /// A load has ended.
@@ -158,11 +185,21 @@ pub(crate) fn load_ended(report: &Report) {
     let Tally { tiers, cost, .. } = report.tally;
     counter!(STAGE_BYTES, "tier" => "ram").increment(tiers.ram);
     counter!(STAGE_BYTES, "tier" => "origin").increment(tiers.origin);
-    counter!(ATTEMPTS, "class" => "first").increment(cost.attempts - cost.retries);
-    counter!(ATTEMPTS, "class" => "retry").increment(cost.retries);
     counter!(ORIGIN_BYTES).increment(cost.bytes);
     histogram!(UNATTRIBUTED_SECONDS).record(report.unattributed.as_secs_f64());
     stages(&report.stages);
+}
+
+/// A part was read, or given up, after so many attempts. A delay comes with whether a throttle was
+/// the reason.
+pub(crate) fn part_ended(attempts: usize, delays: impl Iterator<Item = (bool, Duration)>) {
+    if attempts > 0 {
+        histogram!(ATTEMPTS_PER_PART).record(as_f64(attempts as u64));
+    }
+    for (throttled, delay) in delays {
+        let class = if throttled { "throttle" } else { "transient" };
+        histogram!(RETRY_DELAY_SECONDS, "class" => class).record(delay.as_secs_f64());
+    }
 }
 
 /// The counter of chunks given up by the RAM tier.
@@ -175,20 +212,6 @@ fn stages(stages: &[StageSeconds]) {
         let name = stage.stage.clone();
         histogram!(STAGE_QUEUE_SECONDS, "stage" => name.clone()).record(stage.queue.as_secs_f64());
         histogram!(STAGE_SERVICE_SECONDS, "stage" => name).record(stage.service.as_secs_f64());
-    }
-}
-
-/// Look-ups so far, by result.
-pub(crate) fn dns_lookups(counters: &DnsCounters) {
-    let by_result = [
-        ("ok", counters.ok),
-        ("nxdomain", counters.nxdomain),
-        ("servfail", counters.servfail),
-        ("timeout", counters.timeout),
-        ("stale", counters.stale),
-    ];
-    for (result, count) in by_result {
-        counter!(DNS_LOOKUPS, "result" => result).absolute(count);
     }
 }
 

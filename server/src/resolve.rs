@@ -17,14 +17,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use forebay_origin::{
     ObjectKey, ObjectMeta, OriginError, OriginErrorKind, OriginStore, OriginUri, Origins,
-    ReadRequest, UriError,
+    ReadRequest, ReadTerms, UriError,
 };
 use forebay_proto::{Failure, Reason};
 use futures::{StreamExt, TryStreamExt};
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::admission::AdmissionPermit;
-use crate::cost::FetchCost;
 use crate::cpu::{Stopped, Workers};
 use crate::error::origin_failure;
 use manifest::Found;
@@ -145,16 +144,17 @@ impl Resolver {
         Self { origins, cpu, header_mib, indexes: Mutex::default() }
     }
 
-    /// Resolves `uri` as it is now; also what its reads cost. The permit bounds how many do so at a
+    /// Resolves `uri` as it is now, with reads on these terms. The permit bounds how many do so at a
     /// time.
     pub(crate) async fn resolve(
         &self,
         _permit: &AdmissionPermit,
         uri: &str,
-    ) -> Result<(Arc<Manifest>, FetchCost), ResolveError> {
+        terms: &ReadTerms,
+    ) -> Result<Arc<Manifest>, ResolveError> {
         let uri = OriginUri::parse(uri)?;
         let store = self.origins.open(&uri)?;
-        let listing = Listing { resolver: self, uri: &uri, store: &*store, cost: Mutex::default() };
+        let listing = Listing { resolver: self, uri: &uri, store: &*store, terms };
         let mut objects = listing.objects().await?;
         objects.sort_by(|a, b| a.name.cmp(&b.name));
         objects.dedup_by(|a, b| a.name == b.name);
@@ -168,7 +168,7 @@ impl Resolver {
         let manifest =
             Manifest::new(uri.to_string(), objects, Arc::clone(tensors), Arc::clone(&store));
         self.trim_indexes();
-        Ok((Arc::new(manifest), listing.cost()))
+        Ok(Arc::new(manifest))
     }
 
     /// The place of a revision's tensor index; the most recently used ones are kept.
@@ -209,7 +209,7 @@ struct Listing<'a> {
     resolver: &'a Resolver,
     uri: &'a OriginUri,
     store: &'a dyn OriginStore,
-    cost: Mutex<FetchCost>,
+    terms: &'a ReadTerms,
 }
 
 impl Listing<'_> {
@@ -346,15 +346,9 @@ impl Listing<'_> {
                 object_bytes: object.bytes,
                 range: begin..end,
             };
-            let record = self.store.read(&request, &mut bytes).await?;
-            let mut cost = self.cost.lock().unwrap_or_else(PoisonError::into_inner);
-            *cost = cost.plus(FetchCost::of(&record));
+            self.store.read_on(&request, self.terms.clone(), bytes.as_mut_slice().into()).await?;
         }
         Ok(bytes)
-    }
-
-    fn cost(&self) -> FetchCost {
-        *self.cost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn limit(&self, what: &'static str, limit: u64) -> ResolveError {

@@ -263,7 +263,7 @@ impl Forebay for Service {
         let shared = Arc::clone(&self.shared);
         let uri = request.into_inner().uri;
         self.shared.tasks.spawn(async move {
-            let answering = context.deadline.cut(stream::stat(&shared, &uri, &out));
+            let answering = context.deadline.cut(stream::stat(&shared, context, &uri, &out));
             let outcome = tokio::select! {
                 outcome = answering => outcome.map_err(|_expired| deadline()).and_then(|done| done),
                 () = gone.cancelled() => Err(shared.ended()),

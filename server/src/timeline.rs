@@ -1,4 +1,4 @@
-//! Where the time of one load went.
+//! Where the time of one load went, and what its reads cost.
 //!
 //! Every load owns a [`Timeline`]. The stages' shells write spans into it: load-wide ones (waiting
 //! for admission, resolving, planning) and, per chunk, the chain from waiting for a window slot to
@@ -6,6 +6,8 @@
 //! (being worked on). Spans of one chunk never overlap, so sums are honest; chunks do overlap each
 //! other, so stage sums may exceed the wall time, which is why the report also has the critical
 //! path (see [`path`]): the chain of spans that ended last, walked backwards.
+//!
+//! Costs are booked when a [`Spending`] ends, so what is cut off or fails is booked too.
 //!
 //! A timeline holds at most one trace per chunk of the plan; the plan is bounded by resolve's limits.
 
@@ -15,8 +17,11 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use forebay_origin::ReadTerms;
 use forebay_proto::StageSeconds;
 use tokio::time::Instant;
+
+use crate::cost::FetchCost;
 
 /// The stages a load's time is split into; names as in metrics and reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -175,6 +180,22 @@ impl Drop for OpenSpan<'_> {
 struct Inner {
     load: Vec<Span>,
     chunks: BTreeMap<usize, ChunkTrace>,
+    cost: FetchCost,
+}
+
+/// Reads that this load pays for; booked when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Spending<'a> {
+    timeline: &'a Timeline,
+    terms: ReadTerms,
+}
+
+impl Drop for Spending<'_> {
+    fn drop(&mut self) {
+        let cost = FetchCost::of(&self.terms);
+        let mut inner = self.timeline.lock();
+        inner.cost = inner.cost.plus(cost);
+    }
 }
 
 impl Timeline {
@@ -197,6 +218,16 @@ impl Timeline {
     /// Begins the first span: the time since the load was opened is part of it.
     pub(crate) fn begin_first(&self, stage: Stage, kind: Kind) -> OpenSpan<'_> {
         OpenSpan { timeline: self, stage, kind, start: self.opened }
+    }
+
+    /// The reads on these terms are for this load to pay.
+    pub(crate) fn spending(&self, terms: &ReadTerms) -> Spending<'_> {
+        Spending { timeline: self, terms: terms.clone() }
+    }
+
+    /// What was booked so far.
+    pub(crate) fn cost(&self) -> FetchCost {
+        self.lock().cost
     }
 
     /// Adds a load-wide span.

@@ -7,6 +7,7 @@
 
 pub(crate) mod record;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use forebay_proto::{Failure, Reason};
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::cpu::{Stopped, Workers};
 use crate::fetch::FetchedChunk;
+use crate::metrics;
 use crate::plan::ChunkSpec;
 use crate::ram::pool::ClaimedSlot;
 use crate::timeline::{Kind, Span, Stage};
@@ -27,6 +29,8 @@ pub(crate) enum VerifyError {
     Mismatch {
         /// First object of the chunk.
         object: String,
+        /// The address that the bytes came from.
+        address: Option<IpAddr>,
     },
     /// The daemon is going away.
     #[error(transparent)]
@@ -37,7 +41,7 @@ impl From<VerifyError> for Failure {
     fn from(error: VerifyError) -> Self {
         let message = error.to_string();
         match error {
-            VerifyError::Mismatch { object } => {
+            VerifyError::Mismatch { object, .. } => {
                 Self::new(Reason::DigestMismatch, message).for_object(&object)
             }
             VerifyError::Stopped(_) => Self::new(Reason::Draining, message),
@@ -81,7 +85,7 @@ impl Verifier {
         let offered = Instant::now();
         let records = Arc::clone(&self.records);
         let (first_object, pinned) = (fetched.first_object().to_owned(), fetched.is_pinned());
-        let digest = fetched.digest();
+        let (digest, address) = (fetched.digest(), fetched.address());
         let (slot, spec) = fetched.into_parts();
         self.workers
             .run(move || {
@@ -94,7 +98,10 @@ impl Verifier {
                 ];
                 match verdict {
                     Verdict::First | Verdict::Same => Ok((VerifiedChunk { slot, spec }, spans)),
-                    Verdict::Different => Err(VerifyError::Mismatch { object: first_object }),
+                    Verdict::Different => {
+                        metrics::digest_mismatch();
+                        Err(VerifyError::Mismatch { object: first_object, address })
+                    }
                 }
             })
             .await?

@@ -58,22 +58,25 @@ enum Eighth {
     Hole(#[expect(dead_code, reason = "it swallows connections while it lives")] BlackHole),
 }
 
-/// Seven good addresses, and the place of the eighth.
-struct Site {
-    files: RawFiles,
+/// Seven good addresses, and the place of the eighth. Every run has a port of its own: connections
+/// that ended a moment ago would keep the black hole from the old one.
+struct Site<'a> {
+    files: &'a RawFiles,
     port: u16,
     _good: Vec<RawOrigin>,
 }
 
 pub(super) fn run(options: &OriginOptions) -> Outcome<Vec<Row>> {
     let parts = if options.quick { PARTS_QUICK } else { PARTS };
-    let site = Site::start()?;
+    let content = Content::synthetic(1, OBJECT_BYTES);
+    let files = RawFiles::make([(KEY.to_owned(), &content)])?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let mut buffers = Buffers::touched(CALLERS);
     let variants = [Last::Well, Last::BlackHole, Last::Slow];
     let mut found: [Vec<P99>; 3] = Default::default();
     for number in 1..=options.runs {
         for (last, found) in variants.iter().zip(&mut found) {
+            let site = Site::start(&files)?;
             let ran = runtime.block_on(site.measure(*last, parts, &mut buffers))?;
             progress(format_args!(
                 "addresses {number}, {last:?}: p99 {:.0} ms of {} parts, {:.0} ms of all",
@@ -120,14 +123,12 @@ fn ip(last: u8) -> IpAddr {
     Ipv4Addr::new(127, 0, 0, last).into()
 }
 
-impl Site {
-    fn start() -> Outcome<Self> {
-        let content = Content::synthetic(1, OBJECT_BYTES);
-        let files = RawFiles::make([(KEY.to_owned(), &content)])?;
+impl<'a> Site<'a> {
+    fn start(files: &'a RawFiles) -> Outcome<Self> {
         for _ in 0..PORTS_MAX {
-            let first = serve(&files, address(1, 0), RATE)?;
+            let first = serve(files, address(1, 0), RATE)?;
             let port = first.address().port();
-            let others = (2..ADDRESSES).map(|last| serve(&files, address(last, port), RATE));
+            let others = (2..ADDRESSES).map(|last| serve(files, address(last, port), RATE));
             if let Ok(mut good) = others.collect::<io::Result<Vec<_>>>() {
                 good.push(first);
                 return Ok(Self { files, port, _good: good });
@@ -139,8 +140,8 @@ impl Site {
     fn eighth(&self, last: Last) -> io::Result<Eighth> {
         let at = address(ADDRESSES, self.port);
         Ok(match last {
-            Last::Well => Eighth::Origin(serve(&self.files, at, RATE)?),
-            Last::Slow => Eighth::Origin(serve(&self.files, at, RATE / SLOWER)?),
+            Last::Well => Eighth::Origin(serve(self.files, at, RATE)?),
+            Last::Slow => Eighth::Origin(serve(self.files, at, RATE / SLOWER)?),
             Last::BlackHole => Eighth::Hole(BlackHole::open_at(at)?),
         })
     }

@@ -95,18 +95,8 @@ impl Engine {
     ) -> Outcome<Vec<PartTime>> {
         let next = Arc::new(AtomicU64::new(0));
         let mut callers = JoinSet::new();
-        for mut buffer in buffers.0.drain(..) {
-            let (engine, next) = (Arc::clone(self), Arc::clone(&next));
-            callers.spawn(async move {
-                let mut times = Vec::new();
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= parts {
-                        return Ok::<_, OriginError>((buffer, times));
-                    }
-                    times.push(engine.read(number, &mut buffer).await?);
-                }
-            });
+        for buffer in buffers.0.drain(..) {
+            callers.spawn(Arc::clone(self).read_some(Arc::clone(&next), parts, buffer));
         }
         let mut all = Vec::new();
         while let Some(ended) = callers.join_next().await {
@@ -115,5 +105,22 @@ impl Engine {
             all.extend(times);
         }
         Ok(all)
+    }
+
+    /// One caller: takes the next part until there is none; gives its memory back.
+    async fn read_some(
+        self: Arc<Self>,
+        next: Arc<AtomicU64>,
+        parts: u64,
+        mut buffer: Vec<u8>,
+    ) -> Result<(Vec<u8>, Vec<PartTime>), OriginError> {
+        let mut times = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= parts {
+                return Ok((buffer, times));
+            }
+            times.push(self.read(number, &mut buffer).await?);
+        }
     }
 }

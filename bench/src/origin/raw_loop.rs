@@ -69,15 +69,7 @@ impl RawLoop {
         }
         let queue = Mutex::new(places.into_iter());
         let address = self.address;
-        let reader = || -> io::Result<()> {
-            let mut stream = TcpStream::connect(address)?;
-            stream.set_nodelay(true)?;
-            loop {
-                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let Some((part, place)) = next else { return Ok(()) };
-                read_part(&mut stream, part, place)?;
-            }
-        };
+        let reader = || read_parts(address, &queue);
         std::thread::scope(|scope| {
             let readers: Vec<_> = (0..connections).map(|_| scope.spawn(reader)).collect();
             let ended = |thread: std::thread::ScopedJoinHandle<'_, io::Result<()>>| {
@@ -98,6 +90,20 @@ fn parts(path: &str, bytes: u64, part_bytes: u32) -> Vec<Part> {
         Part { path: path.to_owned(), first, bytes }
     };
     firsts.map(part).collect()
+}
+
+/// One connection: takes the next part until there is none.
+fn read_parts<'a>(
+    address: SocketAddr,
+    queue: &Mutex<impl Iterator<Item = (&'a Part, &'a mut [u8])>>,
+) -> io::Result<()> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    loop {
+        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let Some((part, place)) = next else { return Ok(()) };
+        read_part(&mut stream, part, place)?;
+    }
 }
 
 fn read_part(stream: &mut TcpStream, part: &Part, place: &mut [u8]) -> io::Result<()> {

@@ -9,6 +9,8 @@
 #[cfg(test)]
 mod binaries;
 #[cfg(test)]
+mod bits;
+#[cfg(test)]
 mod clients;
 #[cfg(test)]
 mod command;

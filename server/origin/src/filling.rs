@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::OriginErrorKind;
 use crate::fault::Fault;
-use crate::store::{Destination, Landing};
+use crate::store::{Destination, Landing, ReadTerms};
 use crate::transport::probe::Seen;
 
 /// A destination and how far it is filled.
@@ -18,6 +18,7 @@ pub(crate) struct Filling<'a> {
     /// How far it is filled, for who watches an attempt that has the rest.
     pub(crate) progress: Arc<AtomicUsize>,
     landing: Option<&'a mut dyn Landing>,
+    terms: Option<ReadTerms>,
 }
 
 impl fmt::Debug for Filling<'_> {
@@ -33,7 +34,12 @@ impl<'a> Filling<'a> {
 
     pub(crate) fn of(to: Destination<'a>) -> Self {
         let Destination { into, landing } = to;
-        Self { into, filled: 0, received: 0, progress: Arc::default(), landing }
+        Self { into, filled: 0, received: 0, progress: Arc::default(), landing, terms: None }
+    }
+
+    /// Tells the terms of its read of every byte that lands.
+    pub(crate) fn counted_by(self, terms: &ReadTerms) -> Self {
+        Self { terms: Some(terms.clone()), ..self }
     }
 
     /// Bytes that are still to come.
@@ -55,6 +61,9 @@ impl<'a> Filling<'a> {
         }
         self.filled = end;
         self.received += length(bytes);
+        if let Some(terms) = &self.terms {
+            terms.landed(length(bytes));
+        }
         self.progress.store(end, Ordering::Relaxed);
     }
 

@@ -139,7 +139,7 @@ impl ObjectOrigin {
             }
             (Some(Err(fault)), failed) => {
                 self.counters.failed();
-                copy.failed(&fault);
+                copy.failed(&fault, received);
                 match failed {
                     Some(failed) => Race::Failed(failed),
                     None => Race::of(first.await),

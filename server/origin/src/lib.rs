@@ -37,6 +37,7 @@ mod schedule;
 mod settings;
 mod stats;
 mod store;
+mod terms;
 mod transport;
 mod tries;
 mod uri;
@@ -46,12 +47,12 @@ pub use dns::{
     AheadResolver, DnsAddress, DnsCounters, DnsFailure, DnsName, DnsSettings, DnsSnapshot, DnsState,
 };
 pub use engine::addresses::AddressStats;
-pub use engine::breaker::BreakerState;
-pub use engine::endpoint::EndpointStats;
+pub use engine::breaker::{BreakerState, BreakerTurns};
+pub use engine::standing::{AttemptClass, AttemptCount, AttemptEnd, EndpointStats, RefusedCounts};
 pub use error::{OriginError, OriginErrorKind, OriginFailure};
 pub use evidence::{NoEvidence, SocketEvidence, TcpDelta, TcpSnapshot};
 pub use key::{KEY_BYTES_MAX, KeyError, ObjectKey};
-pub use origins::Origins;
+pub use origins::{EndpointView, Origins};
 pub use pin::Pin;
 pub use resolve::{Resolve, SystemResolver};
 pub use schedule::RetryPolicy;
@@ -61,4 +62,5 @@ pub use store::{
     AttemptOutcome, AttemptRecord, Destination, Landing, Lane, ObjectMeta, OriginStore, ReadRecord,
     ReadRequest, ReadTerms,
 };
+pub use terms::Spent;
 pub use uri::{OriginUri, Scheme, UriError};

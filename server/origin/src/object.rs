@@ -127,12 +127,12 @@ impl OriginStore for ObjectOrigin {
         if to.into.is_empty() {
             return Ok(ReadRecord::default());
         }
-        let mut tries = self.tries_on(&request.key, Some(range.clone()), terms);
-        let mut filling = Filling::of(to);
+        let mut tries = self.tries_on(&request.key, Some(range.clone()), terms.clone());
+        let mut filling = Filling::of(to).counted_by(&terms);
         loop {
             let attempt = tries.begin(length(filling.missing())).await?;
             filling.received = 0;
-            let subject = Subject { request, path: &path, lane: terms.lane };
+            let subject = Subject { request, path: &path, lane: terms.lane() };
             let (race, copy) = self.race(subject, &mut filling, &attempt).await;
             tries.copied(copy);
             match race {

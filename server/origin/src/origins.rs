@@ -13,7 +13,8 @@ use tokio::time::Instant;
 
 use crate::engine::addresses::AddressStats;
 use crate::engine::book::Book;
-use crate::engine::endpoint::{Endpoint, EndpointStats};
+use crate::engine::endpoint::{Endpoint, EndpointSpec};
+use crate::engine::standing::EndpointStats;
 use crate::error::{OriginError, OriginErrorKind};
 use crate::evidence::{NoEvidence, SocketEvidence};
 use crate::fault::detail_of;
@@ -64,6 +65,25 @@ struct StoreKey {
     origin: String,
     block: Option<String>,
     signed: Option<WebTarget>,
+}
+
+/// One endpoint, for those who plan what to ask of it.
+#[derive(Debug, Clone)]
+pub struct EndpointView(Arc<Endpoint>);
+
+impl EndpointView {
+    /// Requests that may be under way now.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.0.limit()
+    }
+
+    /// Bytes per second that it brought lately while it was asked for all it could; none before
+    /// enough was measured. More than that cannot be counted on.
+    #[must_use]
+    pub fn sustained(&self) -> Option<f64> {
+        self.0.sustained()
+    }
 }
 
 impl Origins {
@@ -128,6 +148,14 @@ impl Origins {
     pub fn endpoints(&self) -> Vec<EndpointStats> {
         let endpoints: Vec<Arc<Endpoint>> = self.lock().endpoints.values().cloned().collect();
         endpoints.iter().map(|endpoint| endpoint.stats()).collect()
+    }
+
+    /// The endpoint of a URI, if it has one and it was opened.
+    #[must_use]
+    pub fn endpoint(&self, uri: &OriginUri) -> Option<EndpointView> {
+        let prefix = self.settings.block_for(uri).map(|block| block.prefix.clone());
+        let open = self.lock();
+        open.endpoints.get(&(uri.origin(), prefix)).cloned().map(EndpointView)
     }
 
     /// What is known of each address of each host that was connected to.
@@ -246,8 +274,15 @@ impl Open {
         if self.endpoints.len() >= COUNTED_MAX {
             self.endpoints.retain(|_, endpoint| Arc::strong_count(endpoint) > 1);
         }
-        let (connections, rate) = (block.max_connections, block.max_bytes_per_second);
-        let endpoint = Endpoint::new(origin, engine, connections, rate);
+        let scheme = origin.split("://").next().unwrap_or_default();
+        let spec = EndpointSpec {
+            origin,
+            alias: key.1.as_deref().unwrap_or(scheme),
+            max_connections: block.max_connections,
+            max_bytes_per_second: block.max_bytes_per_second,
+            counters: self.counters_of(origin),
+        };
+        let endpoint = Endpoint::new(spec, engine);
         self.endpoints.insert(key, Arc::clone(&endpoint));
         endpoint
     }

@@ -40,6 +40,10 @@ impl Counters {
         self.bytes.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
+    pub(crate) fn received_bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn failed(&self) {
         self.errors.fetch_add(1, Ordering::Relaxed);
     }

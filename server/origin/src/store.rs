@@ -1,6 +1,7 @@
 //! The seam between Forebay and an object store: three calls, and what they say about themselves.
 
 use std::fmt::Debug;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use crate::error::{OriginError, OriginErrorKind};
 use crate::evidence::TcpDelta;
 use crate::key::ObjectKey;
 use crate::pin::Pin;
+pub use crate::terms::ReadTerms;
 
 /// What is known of an object before it is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,16 +48,6 @@ pub enum Lane {
     Prefetch,
 }
 
-/// On what terms a read is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ReadTerms {
-    /// Who it is for.
-    pub lane: Lane,
-    /// When it has to be done. No attempt begins that is to end later, and a read that has one may
-    /// have more attempts; it is not cut off.
-    pub deadline: Option<Instant>,
-}
-
 /// How an attempt ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttemptOutcome {
@@ -84,6 +76,8 @@ pub struct AttemptRecord {
     pub body: Duration,
     /// Body bytes received.
     pub bytes: u64,
+    /// The address that it went to, if it got as far.
+    pub address: Option<IpAddr>,
     /// What happened on its connection, where the kernel tells.
     pub tcp: Option<TcpDelta>,
     /// How it ended.

@@ -14,7 +14,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::credentials::Renewal;
 use crate::engine::addresses::Deed;
-use crate::engine::endpoint::{Call, Endpoint, Permit, Refused, Verdict, Want};
+use crate::engine::book::Mark;
+use crate::engine::endpoint::{ATTEMPT_MIN, Call, Endpoint, Permit, Refused, Verdict, Want};
 use crate::engine::limiter::Load;
 use crate::engine::unit;
 use crate::error::{OriginError, OriginErrorKind, OriginFailure};
@@ -24,12 +25,13 @@ use crate::key::ObjectKey;
 use crate::schedule::{RetryPolicy, next_wait};
 use crate::stats::{Counters, InFlight};
 use crate::store::{AttemptOutcome, AttemptRecord, ReadRecord, ReadTerms};
+use crate::terms::OnWire;
 use crate::transport::probe::{Probe, ROUTE, Route, Seen};
 
+/// Below this a body drips.
+const STEADY_BYTES_PER_SECOND: f64 = 262_144.0;
 /// Bodies below this say nothing about the speed of an address.
 const SPEED_BYTES_MIN: u64 = 64 << 10;
-/// No attempt begins with less time than this.
-const ATTEMPT_MIN: Duration = Duration::from_millis(50);
 
 /// What a call is about, for its error.
 #[derive(Debug, Clone)]
@@ -57,9 +59,14 @@ pub(crate) struct Tries<'a> {
     subject: Subject<'a>,
     terms: ReadTerms,
     _call: Option<Call>,
+    on_wire: Option<OnWire>,
     record: ReadRecord,
+    /// What the last attempt was to bring.
+    wanted: u64,
     /// What the last retry cost.
     taken: Option<u32>,
+    /// Even the first attempt shall have a new connection.
+    fresh: bool,
     /// Where the last attempt failed, and how.
     avoid: Option<IpAddr>,
     last: Option<Fault>,
@@ -117,13 +124,19 @@ impl Attempt {
         }
     }
 
-    /// Ends it in failure.
-    pub(crate) fn failed(self, fault: &Fault) {
+    /// Ends it in failure, having brought so many bytes.
+    pub(crate) fn failed(self, fault: &Fault, bytes: u64) {
         let seen = self.probe.seen();
+        let time = self.started.elapsed().saturating_sub(connecting(&seen));
         if let (Some(mark), Some(deed)) = (&seen.mark, deed(fault.kind)) {
             mark.did(deed, Instant::now());
         }
         if let Some(permit) = self.permit {
+            // Cut off for want of speed, and yet it moved: the whole origin may be that slow, and
+            // then the next attempt needs more time.
+            if fault.kind == OriginErrorKind::Timeout && is_steady(bytes, time) {
+                permit.teach(bytes, time);
+            }
             permit.settle(verdict(fault.kind, &seen));
         }
     }
@@ -131,14 +144,18 @@ impl Attempt {
 
 impl<'a> Tries<'a> {
     pub(crate) fn new(ground: Ground<'a>, subject: Subject<'a>, terms: ReadTerms) -> Self {
+        let distrusted = terms.distrusted();
         Self {
             ground,
             subject,
             terms,
             _call: ground.endpoint.map(Endpoint::call),
+            on_wire: None,
             record: ReadRecord::default(),
+            wanted: 0,
             taken: None,
-            avoid: None,
+            fresh: distrusted.is_some(),
+            avoid: distrusted.and_then(|distrust| distrust.0),
             last: None,
             generation: 0,
             renewed: false,
@@ -149,21 +166,28 @@ impl<'a> Tries<'a> {
     pub(crate) async fn begin(&mut self, bytes: u64) -> Result<Attempt, OriginError> {
         let retry = self.record.attempts > 0;
         let mut permit = None;
+        let since = Instant::now();
+        self.wanted = bytes;
+        self.on_wire = None;
         if let Some(renewal) = self.ground.renewal {
-            let since = Instant::now();
             renewal.ready().await;
-            self.record.queued += since.elapsed();
         }
         if let Some(endpoint) = self.ground.endpoint {
-            let since = Instant::now();
-            let want = Want { lane: self.terms.lane, retry, bytes };
-            let admitted = endpoint.admit(want).await;
-            self.record.queued += since.elapsed();
+            let admitted = endpoint.admit(Want { retry, bytes }, &self.terms).await;
             permit = Some(admitted.map_err(|refused| self.refused(refused))?);
         }
+        let queued = since.elapsed();
+        self.on_wire = Some(self.terms.on_wire(queued));
+        self.record.queued += queued;
         self.record.attempts += 1;
+        {
+            let mut spent = self.terms.spending();
+            spent.queued += queued;
+            spent.attempts += 1;
+            spent.retries += u32::from(retry);
+        }
         self.generation = self.ground.renewal.map_or(0, Renewal::generation);
-        let route = Route { first: !retry, fresh: retry, avoid: self.avoid };
+        let route = Route { first: !retry, fresh: retry || self.fresh, avoid: self.avoid };
         Ok(Attempt::new(route, self.ground.counters, permit))
     }
 
@@ -183,6 +207,11 @@ impl<'a> Tries<'a> {
         self.record.hedge_wins += u32::from(copy.won);
         self.record.bytes_received += copy.received;
         self.record.wasted_bytes += copy.wasted;
+        let mut spent = self.terms.spending();
+        spent.hedges += u32::from(copy.made);
+        spent.hedge_wins += u32::from(copy.won);
+        spent.bytes += copy.received;
+        spent.wasted_bytes += copy.wasted;
     }
 
     /// Ends the last attempt, whose copy was faster, and the call.
@@ -191,7 +220,7 @@ impl<'a> Tries<'a> {
         match why {
             Overtaken::Failed(fault) => {
                 self.ground.counters.failed();
-                attempt.failed(&fault);
+                attempt.failed(&fault, bytes);
             }
             Overtaken::Silent => attempt.left(Deed::Failed),
             Overtaken::Slow => {
@@ -216,7 +245,7 @@ impl<'a> Tries<'a> {
         self.note(&attempt, bytes, AttemptOutcome::Failed(fault.kind));
         let avoid = attempt.probe.seen().mark.map(|mark| mark.address());
         self.avoid = avoid.or(self.avoid);
-        attempt.failed(&fault);
+        attempt.failed(&fault, bytes);
         let made = self.record.attempts;
         if self.renews(&mut fault).await {
             self.last = Some(fault);
@@ -236,6 +265,7 @@ impl<'a> Tries<'a> {
         self.last = Some(fault);
         sleep(wait).await;
         self.record.backoff += wait;
+        self.terms.spending().backoff += wait;
         Ok(())
     }
 
@@ -247,12 +277,14 @@ impl<'a> Tries<'a> {
         let since = Instant::now();
         let renewing = renewal.renew(refusal, self.generation);
         let renewed = may
-            && match self.terms.deadline {
+            && match self.terms.deadline() {
                 Some(deadline) => timeout_at(deadline, renewing).await.unwrap_or(false),
                 None => renewing.await,
             };
         self.renewed |= renewed;
-        self.record.backoff += since.elapsed();
+        let waited = since.elapsed();
+        self.record.backoff += waited;
+        self.terms.spending().backoff += waited;
         if let Some(cause) = renewal.says(refusal) {
             let detail = fault.detail.take().map(|detail| format!("{detail}: {cause}"));
             fault.detail = Some(detail.unwrap_or(cause));
@@ -263,12 +295,13 @@ impl<'a> Tries<'a> {
     /// How long to wait for the next attempt, which is then paid for; none if there is to be none.
     fn wait(&mut self, fault: &mut Fault) -> Option<Duration> {
         let endpoint = self.ground.endpoint;
-        let deadline = self.terms.deadline;
+        let deadline = self.terms.deadline();
         let rich = deadline.is_some() && endpoint.is_some_and(|endpoint| endpoint.is_rich());
         let made = self.record.attempts;
         let policy = self.ground.policy;
         let wait = next_wait(policy, rich, fault.kind, made, fault.retry_after, unit())?;
-        let late = |deadline| Instant::now() + wait + ATTEMPT_MIN > deadline;
+        let needed = endpoint.map_or(ATTEMPT_MIN, |endpoint| endpoint.needed(self.wanted));
+        let late = |deadline| Instant::now() + wait + needed > deadline;
         if deadline.is_some_and(late) {
             return None;
         }
@@ -285,6 +318,12 @@ impl<'a> Tries<'a> {
         let seen = attempt.probe.seen();
         let (first_byte, body) = waits(&seen, attempt.started.elapsed());
         self.record.bytes_received += bytes;
+        {
+            let throttled = outcome == AttemptOutcome::Failed(OriginErrorKind::Throttled);
+            let mut spent = self.terms.spending();
+            spent.bytes += bytes;
+            spent.throttles += u32::from(throttled);
+        }
         self.record.attempt_log.push(AttemptRecord {
             started: attempt.started,
             dns: seen.dns,
@@ -293,6 +332,7 @@ impl<'a> Tries<'a> {
             first_byte,
             body,
             bytes,
+            address: seen.mark.as_ref().map(Mark::address),
             tcp: seen.tcp,
             outcome,
         });
@@ -312,6 +352,10 @@ impl<'a> Tries<'a> {
             Refused::Full => {
                 let text = "too many requests wait for the origin".to_owned();
                 (OriginErrorKind::LimitExceeded, None, text)
+            }
+            Refused::Late => {
+                let text = "the deadline passed before it could be asked for".to_owned();
+                (OriginErrorKind::Timeout, None, text)
             }
         };
         let fault = match self.last.take() {
@@ -339,6 +383,11 @@ impl<'a> Tries<'a> {
             source: None,
         })
     }
+}
+
+/// Whether a body came at a pace that a slow path has, and no body that only drips.
+fn is_steady(bytes: u64, time: Duration) -> bool {
+    bytes >= SPEED_BYTES_MIN && bytes as f64 >= STEADY_BYTES_PER_SECOND * time.as_secs_f64()
 }
 
 /// The time before there was a connection.

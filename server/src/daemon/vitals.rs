@@ -36,7 +36,8 @@ impl DaemonVitals {
         }
         set(metrics::ACTIVE_LOADS, stages.admission.active() as u64);
         set(metrics::FLIGHTS, stages.flights.len() as u64);
-        set(metrics::FREE_CONNECTIONS, stages.fetcher.free_connections() as u64);
+        metrics::endpoints(&self.shared.origins.endpoints());
+        metrics::addresses(&self.shared.origins.addresses());
         let sizes = stages.ram.sizes();
         for (state, bytes) in [
             ("free", sizes.free),

@@ -128,6 +128,7 @@ impl<'a> Conversation<'a> {
         let mut complete = false;
         // A client that is done before the last grant wants no more.
         while !(self.client_done || complete && self.unsent.is_empty()) {
+            let look_again = filler.quiet(stages.no_progress)?;
             tokio::select! {
                 biased;
                 event = self.inbox.recv() => self.hear(event)?,
@@ -140,9 +141,7 @@ impl<'a> Conversation<'a> {
                 ready = filler.next(), if !complete => {
                     complete = self.grant(filler, ready?);
                 }
-                () = tokio::time::sleep(stages.no_progress) => {
-                    // While bytes are on their way the origin's own limits tell a stall from
-                    // slowness.
+                () = tokio::time::sleep_until(look_again) => {
                     if !filler.is_filling() {
                         return Err(self.stands_still(stages.no_progress));
                     }

@@ -1,32 +1,40 @@
 //! Brings the chunks of one plan into RAM, in plan order, within the load's window.
 //!
 //! For each chunk: a window token first (see `admission`), then the RAM tier, then another load's
-//! flight, then a flight of its own. Chunks become ready in any order; at most [`FILLS_AHEAD`] per
-//! load are on their way. What is on its way lives in the filler: dropping it leaves every flight
+//! flight, then a flight of its own. Chunks become ready in any order; how many of a load may be
+//! on their way follows from what its endpoint takes now. What is on its way lives in the filler: dropping it leaves every flight
 //! and gives every token back.
+//!
+//! The filler also says whether the origin stands still ([`Filler::quiet`]): it is asked for chunks of
+//! this load, and has not sent a byte of any of them for too long.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use forebay_proto::Failure;
+use forebay_origin::EndpointView;
+use forebay_proto::{Failure, Reason};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
-use super::{Head, Stages, fill};
-use crate::admission::{AdmissionError, AdmissionPermit, Lane, WindowSlot};
-use crate::cost::FetchCost;
-use crate::flight::{Boarded, Flight};
+use super::{Head, LoadRequest, Stages, fill};
+use crate::admission::{AdmissionError, AdmissionPermit, WindowSlot};
+use crate::flight::{Boarded, Seat, Waiter};
 use crate::plan::{ChunkSpec, FetchPlan};
 use crate::ram::PinnedChunk;
 use crate::report::Tally;
-use crate::timeline::{Kind, Span, Stage, Timeline};
+use crate::timeline::{Kind, Span, Spending, Stage, Timeline};
 
-/// Chunks of one load that wait for bytes. Twice the connections keeps each of them busy while the
-/// next part's slot is found; more would hold slots that nobody fills.
-const FILLS_AHEAD: usize = 32;
+/// Chunks of one load on their way, for each request that its endpoint may get now: while one is on
+/// the wire the next has its slot and stands in the line, and a limit that grows by half finds work.
+const FILLS_PER_REQUEST: usize = 2;
+/// The most, however high the limit: more would hold slots that nobody fills.
+const FILLS_MAX: usize = 512;
+/// Where there is no endpoint: files, which a few threads read.
+const FILLS_OF_FILES: usize = 32;
 
 /// A chunk that is in RAM and pinned.
 pub(super) struct Ready {
@@ -37,23 +45,34 @@ pub(super) struct Ready {
     offered: Instant,
 }
 
-type Filling<'a> = BoxFuture<'a, Result<(Ready, Option<FetchCost>), Failure>>;
+type Filling<'a> = BoxFuture<'a, Result<Ready, Failure>>;
 type Wanting<'a> = Pin<Box<dyn Future<Output = Result<WindowSlot, AdmissionError>> + Send + 'a>>;
+
+/// A chunk on its way.
+struct InAir<'a> {
+    seat: Arc<Seat>,
+    /// Since when this load waits for it.
+    offered: Instant,
+    /// If this load's flight was the first.
+    _spending: Option<Spending<'a>>,
+}
 
 /// See the module's head.
 pub(super) struct Filler<'a> {
     stages: &'a Arc<Stages>,
     plan: &'a Arc<FetchPlan>,
     permit: &'a AdmissionPermit,
-    lane: Lane,
+    waiter: Waiter,
+    endpoint: Option<EndpointView>,
     timeline: &'a Timeline,
     planned: Instant,
     next_chunk: usize,
     wanting: Option<Wanting<'a>>,
     wanted_at: Instant,
     filling: FuturesUnordered<Filling<'a>>,
-    /// Of the chunks on their way: what their flights are at, and since when this load waits.
-    in_air: BTreeMap<usize, (Arc<Flight>, Instant)>,
+    in_air: BTreeMap<usize, InAir<'a>>,
+    /// When a chunk landed last.
+    moved: Instant,
     tally: Tally,
 }
 
@@ -61,8 +80,8 @@ impl Drop for Filler<'_> {
     /// What is cut off on its way is accounted for too.
     fn drop(&mut self) {
         let now = Instant::now();
-        for (chunk, (flight, offered)) in &self.in_air {
-            let spans = flight.log().until(now);
+        for (chunk, InAir { seat, offered, .. }) in &self.in_air {
+            let spans = seat.flight().log().until(now);
             let own = spans.iter().filter_map(|span| span.since(*offered));
             self.timeline.chunk_spans(*chunk, own);
         }
@@ -77,15 +96,16 @@ impl<'a> Filler<'a> {
         stages: &'a Arc<Stages>,
         head: &'a Head<'_>,
         permit: &'a AdmissionPermit,
+        request: &LoadRequest,
         timeline: &'a Timeline,
     ) -> Self {
         let planned = Instant::now();
-        let cost = head.resolve_cost;
         Self {
             stages,
             plan: &head.plan,
             permit,
-            lane: head.lane,
+            waiter: request.waiter(),
+            endpoint: stages.fetcher.endpoint(head.plan.manifest()),
             timeline,
             planned,
             next_chunk: 0,
@@ -93,7 +113,8 @@ impl<'a> Filler<'a> {
             wanted_at: planned,
             filling: FuturesUnordered::new(),
             in_air: BTreeMap::new(),
-            tally: Tally { slot_bytes: stages.chunk_bytes, cost, ..Tally::default() },
+            moved: planned,
+            tally: Tally { slot_bytes: stages.chunk_bytes, ..Tally::default() },
         }
     }
 
@@ -132,10 +153,34 @@ impl<'a> Filler<'a> {
         !self.filling.is_empty()
     }
 
+    /// An error if the origin has stood still for `limit`; else when to look again.
+    ///
+    /// Only chunks that it is asked for count: waiting for a slot, for the turn at the endpoint or
+    /// for a digest is no silence of the origin.
+    pub(super) fn quiet(&self, limit: Duration) -> Result<Instant, Failure> {
+        let now = Instant::now();
+        let asked = self.in_air.values().filter_map(|air| air.seat.flight().terms().quiet_since());
+        let Some(last) = asked.max() else { return Ok(now + limit) };
+        let due = last.max(self.moved) + limit;
+        if due > now {
+            return Ok(due);
+        }
+        let parts = self.in_air.len();
+        let message =
+            format!("the origin sent no byte for {limit:?} while {parts} chunks were on their way");
+        Err(Failure::new(Reason::NoProgress, message).at_stage("fetch"))
+    }
+
+    /// How many chunks may be on their way now.
+    fn ahead(&self) -> usize {
+        let limit = |endpoint: &EndpointView| endpoint.limit().saturating_mul(FILLS_PER_REQUEST);
+        self.endpoint.as_ref().map_or(FILLS_OF_FILES, limit).min(FILLS_MAX)
+    }
+
     /// Asks for a window token for the next chunk, unless enough chunks are on their way.
     fn want(&mut self) {
         let more = self.next_chunk < self.plan.chunks().len();
-        if self.wanting.is_none() && more && self.filling.len() < FILLS_AHEAD {
+        if self.wanting.is_none() && more && self.filling.len() < self.ahead() {
             let permit = self.permit;
             self.wanting = Some(Box::pin(permit.slot()));
             self.wanted_at = Instant::now();
@@ -163,17 +208,19 @@ impl<'a> Filler<'a> {
         if let Some(pinned) = lookup() {
             return Some(self.hit(Ready { spec, pinned, window, was_cached: true, offered }));
         }
-        let fill = |log| {
-            fill(Arc::clone(self.stages), Arc::clone(manifest), Arc::clone(&spec), self.lane, log)
+        let fill = |log, terms| {
+            fill(Arc::clone(self.stages), Arc::clone(manifest), Arc::clone(&spec), terms, log)
         };
-        let flight = match self.stages.flights.board(spec.key, lookup, fill) {
+        let seat = match self.stages.flights.board(spec.key, self.waiter, lookup, fill) {
             Boarded::Hit(pinned) => {
                 return Some(self.hit(Ready { spec, pinned, window, was_cached: true, offered }));
             }
-            Boarded::Flight(flight) => flight,
+            Boarded::Flight(seat) => Arc::new(seat),
         };
-        self.in_air.insert(spec.index, (Arc::clone(&flight), offered));
-        self.filling.push(ride(window, flight, spec, offered).boxed());
+        let spending = seat.started_it.then(|| self.timeline.spending(seat.flight().terms()));
+        let air = InAir { seat: Arc::clone(&seat), offered, _spending: spending };
+        self.in_air.insert(spec.index, air);
+        self.filling.push(ride(window, seat, spec, offered).boxed());
         None
     }
 
@@ -182,14 +229,14 @@ impl<'a> Filler<'a> {
         ready
     }
 
-    fn landed(&mut self, (ready, cost): (Ready, Option<FetchCost>)) -> Ready {
+    fn landed(&mut self, ready: Ready) -> Ready {
         self.tally.tiers.origin += ready.spec.bytes;
-        self.tally.cost = self.tally.cost.plus(cost.unwrap_or_default());
+        self.moved = Instant::now();
         // Another load's flight may have brought it in for another revision.
         self.stages.ram.refer(&ready.spec.key, self.plan.manifest().revision());
-        if let Some((flight, offered)) = self.in_air.remove(&ready.spec.index) {
+        if let Some(InAir { seat, offered, .. }) = self.in_air.remove(&ready.spec.index) {
             // A flight that was in the air already counts from when this load boarded it.
-            let spans = flight.log().until(Instant::now());
+            let spans = seat.flight().log().until(self.moved);
             let own = spans.iter().filter_map(|span| span.since(offered));
             self.timeline.chunk_spans(ready.spec.index, own);
         }
@@ -217,12 +264,10 @@ async fn wanted(wanting: &mut Option<Wanting<'_>>) -> Result<WindowSlot, Admissi
 /// to be gone before it can be used again.
 async fn ride(
     window: WindowSlot,
-    flight: Arc<Flight>,
+    seat: Arc<Seat>,
     spec: Arc<ChunkSpec>,
     offered: Instant,
-) -> Result<(Ready, Option<FetchCost>), Failure> {
-    let filled = flight.landed().await?;
-    let cost = flight.take_cost().then_some(filled.cost);
-    let pinned = filled.pinned;
-    Ok((Ready { spec, pinned, window, was_cached: false, offered }, cost))
+) -> Result<Ready, Failure> {
+    let pinned = seat.flight().landed().await?;
+    Ok(Ready { spec, pinned, window, was_cached: false, offered })
 }

@@ -17,6 +17,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::{Context, Shared, client_gone, convert, deadline, shown_uri};
 use crate::admission::Lane;
+use crate::flight::Waiter;
 use crate::load::conversation::{ClientEvent, LoadEvent};
 use crate::load::{LoadRequest, Progress, keep, lend};
 use crate::metrics;
@@ -204,13 +205,15 @@ async fn tell(
 /// One `Stat`: resolved under a permit of its own, then told page by page.
 pub(super) async fn stat(
     shared: &Shared,
+    context: Context,
     uri: &str,
     out: &Out<pb::StatResponse>,
 ) -> Result<(), Failure> {
     use pb::stat_response::Event;
     let stages = &shared.stages;
     let permit = stages.admission.look_up()?;
-    let (manifest, _cost) = stages.resolver.resolve(&permit, uri).await?;
+    let terms = Waiter { lane: Lane::Interactive, deadline: context.deadline }.terms();
+    let manifest = stages.resolver.resolve(&permit, uri, &terms).await?;
     drop(permit);
     let (whole, chunk_bytes) = (Arc::clone(&manifest), stages.chunk_bytes);
     let plan = stages.cpu.run(move || plan(&whole, &Selection::default(), chunk_bytes)).await??;

@@ -55,6 +55,8 @@ pub struct AddressStats {
     pub ejected: Option<Duration>,
     /// How often it was left out.
     pub ejections: u64,
+    /// How often of these for being slow.
+    pub slow_ejections: u64,
     /// Failures in a row.
     pub failures: u32,
     /// Median speed of its last parts.
@@ -71,6 +73,7 @@ struct Address {
     /// It came back and has not served since.
     probation: bool,
     ejections: u64,
+    slow_ejections: u64,
     named: Instant,
     speeds: Vec<f64>,
     next_speed: usize,
@@ -137,7 +140,10 @@ impl Addresses {
                 known.well();
                 known.note_speed(bytes, time);
                 if self.slowness(address).is_some_and(|times| times >= CRAWLING) {
-                    self.eject(address, now, unit);
+                    let out = self.eject(address, now, unit);
+                    if let Some(known) = self.known.get_mut(&address) {
+                        known.slow_ejections += u64::from(out);
+                    }
                 }
             }
             Deed::Failed => {
@@ -162,6 +168,7 @@ impl Addresses {
             weight: if self.is_out(*address, now) { 0.0 } else { self.weight(*address) },
             ejected: known.ejected_until.filter(|until| *until > now).map(|until| until - now),
             ejections: known.ejections,
+            slow_ejections: known.slow_ejections,
             failures: known.failures,
             bytes_per_second: known.median,
         };
@@ -247,15 +254,16 @@ impl Addresses {
         Some(median(peers)? / mine.max(f64::MIN_POSITIVE))
     }
 
-    fn eject(&mut self, address: IpAddr, now: Instant, unit: f64) {
+    /// Leaves an address out, unless too many are; whether it did.
+    fn eject(&mut self, address: IpAddr, now: Instant, unit: f64) -> bool {
         let current = |known: &&Address| now < known.named + KEPT;
         let all = self.known.values().filter(current).count();
         let out = |known: &&Address| known.ejected_until.is_some_and(|until| until > now);
         let out = self.known.values().filter(current).filter(out).count();
         let (base, cap) = (self.base, self.cap);
-        let Some(known) = self.known.get_mut(&address) else { return };
+        let Some(known) = self.known.get_mut(&address) else { return false };
         if known.ejected_until.is_some_and(|until| until > now) || (out + 1) * 2 > all {
-            return;
+            return false;
         }
         known.fouls = known.fouls.saturating_add(1);
         known.ejections += 1;
@@ -263,6 +271,7 @@ impl Addresses {
         known.forget_speeds();
         let time = base.saturating_mul(known.fouls).min(cap);
         known.ejected_until = Some(now + jittered(time, unit));
+        true
     }
 }
 
@@ -275,6 +284,7 @@ impl Address {
             fouls: 0,
             probation: false,
             ejections: 0,
+            slow_ejections: 0,
             named: now,
             speeds: Vec::new(),
             next_speed: 0,

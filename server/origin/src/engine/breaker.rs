@@ -54,6 +54,18 @@ pub(crate) struct Breaker {
     open_cap: Duration,
     state: State,
     counts: [Bucket; BUCKETS],
+    turns: BreakerTurns,
+}
+
+/// How often a breaker changed its state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BreakerTurns {
+    /// To open, a failed probe included.
+    pub opened: u64,
+    /// To letting a probe through.
+    pub half_opened: u64,
+    /// To closed.
+    pub closed: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -66,7 +78,8 @@ struct Bucket {
 impl Breaker {
     pub(crate) fn new(now: Instant, open_first: Duration, open_cap: Duration) -> Self {
         let counts = Default::default();
-        Self { epoch: now, open_first, open_cap, state: State::Closed, counts }
+        let turns = BreakerTurns::default();
+        Self { epoch: now, open_first, open_cap, state: State::Closed, counts, turns }
     }
 
     /// Asks for one request.
@@ -76,6 +89,7 @@ impl Breaker {
             State::Open { until, .. } if now < until => Admission::Refused(until - now),
             State::Open { failed_probes, .. } => {
                 self.state = State::Probing { failed_probes };
+                self.turns.half_opened += 1;
                 Admission::Probe
             }
             State::Probing { .. } => Admission::Refused(self.open_first),
@@ -100,6 +114,7 @@ impl Breaker {
         match (self.state, probe) {
             (State::Probing { .. }, true) if good => {
                 self.state = State::Closed;
+                self.turns.closed += 1;
                 self.counts = Default::default();
             }
             (State::Probing { failed_probes }, true) => {
@@ -132,9 +147,14 @@ impl Breaker {
         }
     }
 
+    pub(crate) fn turns(&self) -> BreakerTurns {
+        self.turns
+    }
+
     fn open(&mut self, now: Instant, failed_probes: u32, unit: f64) {
         let time = self.open_first.saturating_mul(1 << failed_probes.min(16)).min(self.open_cap);
         self.state = State::Open { until: now + jittered(time, unit), failed_probes };
+        self.turns.opened += 1;
     }
 
     fn number(&self, now: Instant) -> usize {

@@ -6,74 +6,31 @@
 //! in it too, as does everyone when the endpoint's bytes per second are used up. When the breaker
 //! opens, all who wait are told at once.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::breaker::{Admission, Breaker, BreakerState};
-use super::budget::Budget;
-use super::limiter::{Limiter, Load};
-use super::model::Model;
-use super::unit;
+use super::limiter::Load;
+use super::standing::{AttemptClass, EndpointStats};
+use super::state::{State, Waiter};
 use crate::error::OriginErrorKind;
 use crate::settings::EngineSettings;
-use crate::store::Lane;
+use crate::stats::Counters;
+use crate::store::{Lane, ReadTerms};
+use crate::terms::Demand;
 
-/// Requests that may wait for an endpoint.
-const WAITING_MAX: usize = 4096;
-/// Retries at a time, whatever the number of calls; beyond it, one for each so many calls.
-const RETRIES_MIN: usize = 3;
-const CALLS_PER_RETRY: usize = 5;
-/// How often those who wait for an endpoint with a limit on bytes per second look at it.
-const RATE_TICK: Duration = Duration::from_millis(20);
-/// While interactive requests are under way, others have this share of the limit.
-const PREFETCH_SHARE: usize = 4;
 /// Good requests before the first hedge.
 const HEDGE_SAMPLES_MIN: u64 = 100;
-/// Requests per hedge, and hedges that may be saved up.
-const REQUESTS_PER_HEDGE: u32 = 20;
-const HEDGES_SAVED_MAX: u32 = 10;
-
-/// What is known of an endpoint, and what it has cost beyond one request per call.
-#[derive(Debug, Clone, PartialEq)]
-pub struct EndpointStats {
-    /// Scheme and bucket or host.
-    pub origin: String,
-    /// Tokens left for retries and hedges, of 500.
-    pub tokens: u32,
-    /// The breaker.
-    pub breaker: BreakerState,
-    /// Times that it opened.
-    pub breaker_opened: u64,
-    /// Requests that may be under way.
-    pub limit: usize,
-    /// Requests under way.
-    pub inflight: usize,
-    /// Requests that wait to be.
-    pub waiting: usize,
-    /// How long the first of them has waited.
-    pub oldest_wait: Option<Duration>,
-    /// Attempts beyond the first.
-    pub retries: u64,
-    /// Attempts that were not made for want of tokens.
-    pub retries_denied: u64,
-    /// Answers that were throttles.
-    pub throttled: u64,
-    /// Second copies of slow requests.
-    pub hedges: u64,
-    /// Those that were faster than the first.
-    pub hedge_wins: u64,
-    /// Body bytes of copies that lost.
-    pub hedge_wasted_bytes: u64,
-}
+/// Good requests before it is known what half of them take.
+const MEDIAN_SAMPLES_MIN: u64 = 20;
+/// No request is sent with less time than this.
+pub(crate) const ATTEMPT_MIN: Duration = Duration::from_millis(50);
 
 /// A request that asks to be sent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Want {
-    pub(crate) lane: Lane,
     pub(crate) retry: bool,
     /// What it will bring, for the limit on bytes per second.
     pub(crate) bytes: u64,
@@ -86,6 +43,21 @@ pub(crate) enum Refused {
     Breaker { retry_after: Duration, last: Option<OriginErrorKind> },
     /// Too many wait.
     Full,
+    /// The deadline passed before it could have been of use.
+    Late,
+}
+
+/// What an endpoint is, and its limits.
+#[derive(Debug)]
+pub(crate) struct EndpointSpec<'a> {
+    /// Scheme and bucket or host.
+    pub(crate) origin: &'a str,
+    /// What metrics call it: one of few names.
+    pub(crate) alias: &'a str,
+    pub(crate) max_connections: Option<usize>,
+    pub(crate) max_bytes_per_second: Option<u64>,
+    /// What its origin has sent.
+    pub(crate) counters: Arc<Counters>,
 }
 
 /// What a request came to.
@@ -106,119 +78,43 @@ pub(crate) type Admitted = Result<Permit, Refused>;
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     origin: String,
+    alias: String,
     hedging: bool,
     hedge_after_min: Duration,
-    inner: Mutex<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    budget: Budget,
-    breaker: Breaker,
-    last_failure: Option<OriginErrorKind>,
-    limiter: Limiter,
-    model: Model,
-    interactive: VecDeque<Waiter>,
-    prefetch: VecDeque<Waiter>,
-    /// Requests under way that are of interactive calls, and that are retries.
-    interactive_inflight: usize,
-    retries_inflight: usize,
-    /// Calls under way, waits between attempts included.
-    calls: usize,
-    rate: Option<Rate>,
-    hedge_credit: u32,
-    counts: Counts,
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    breaker_opened: u64,
-    retries: u64,
-    retries_denied: u64,
-    throttled: u64,
-    hedges: u64,
-    hedge_wins: u64,
-    hedge_wasted_bytes: u64,
-}
-
-#[derive(Debug)]
-struct Waiter {
-    want: Want,
-    since: Instant,
-    answer: oneshot::Sender<Admitted>,
-}
-
-/// When the next byte may be asked for.
-#[derive(Debug)]
-struct Rate {
-    bytes_per_second: f64,
-    free: Instant,
+    state: Mutex<State>,
 }
 
 /// Leave to send one request.
 #[derive(Debug)]
 pub(crate) struct Permit {
     endpoint: Arc<Endpoint>,
-    started: Instant,
+    pub(super) started: Instant,
+    pub(super) lane: Lane,
+    pub(super) class: AttemptClass,
+    pub(super) probe: bool,
+    /// None as long as it is not settled.
+    pub(super) verdict: Option<Verdict>,
+}
+
+/// A place in the line, given up when this is dropped.
+struct Place<'a> {
+    endpoint: &'a Arc<Endpoint>,
     lane: Lane,
-    retry: bool,
-    probe: bool,
-    verdict: Verdict,
+    ticket: u64,
 }
 
 /// A call under way.
 #[derive(Debug)]
 pub(crate) struct Call(Arc<Endpoint>);
 
-/// What a look at the line decided; told to those who wait once the lock is free.
-#[derive(Debug, Default)]
-struct Answers {
-    told: Vec<(oneshot::Sender<Admitted>, Admitted)>,
-    /// When to look again.
-    again: Option<Instant>,
-}
-
-impl Answers {
-    /// A permit whose caller has gone comes back by being dropped.
-    fn tell(self) -> Option<Instant> {
-        for (answer, what) in self.told {
-            drop(answer.send(what));
-        }
-        self.again
-    }
-}
-
 impl Endpoint {
-    pub(crate) fn new(
-        origin: &str,
-        settings: &EngineSettings,
-        max_connections: Option<usize>,
-        max_bytes_per_second: Option<u64>,
-    ) -> Arc<Self> {
-        let now = Instant::now();
-        let max = max_connections.unwrap_or(settings.limit_max);
-        let rate = max_bytes_per_second.filter(|rate| *rate > 0);
-        let rate = rate.map(|rate| Rate { bytes_per_second: rate as f64, free: now });
-        let (open, cap) = (settings.breaker_open, settings.breaker_open_cap);
+    pub(crate) fn new(spec: EndpointSpec<'_>, settings: &EngineSettings) -> Arc<Self> {
         Arc::new(Self {
-            origin: origin.to_owned(),
+            origin: spec.origin.to_owned(),
+            alias: spec.alias.to_owned(),
             hedging: settings.hedging,
             hedge_after_min: settings.hedge_after_min,
-            inner: Mutex::new(Inner {
-                budget: Budget::new(),
-                breaker: Breaker::new(now, open, cap),
-                last_failure: None,
-                limiter: Limiter::new(now, settings.limit_start, settings.limit_min, max),
-                model: Model::default(),
-                interactive: VecDeque::new(),
-                prefetch: VecDeque::new(),
-                interactive_inflight: 0,
-                retries_inflight: 0,
-                calls: 0,
-                rate,
-                hedge_credit: 0,
-                counts: Counts::default(),
-            }),
+            state: Mutex::new(State::new(Instant::now(), spec, settings)),
         })
     }
 
@@ -228,41 +124,90 @@ impl Endpoint {
         Call(Arc::clone(self))
     }
 
-    /// Waits for leave to send a request. Dropping the future gives the place in the line up.
-    pub(crate) async fn admit(self: &Arc<Self>, want: Want) -> Admitted {
-        let (answer, mut answered) = oneshot::channel();
-        if !self.lock().enter(Waiter { want, since: Instant::now(), answer }) {
-            return Err(Refused::Full);
-        }
-        while let Some(again) = self.look() {
-            if let Ok(answer) = timeout_at(again, &mut answered).await {
-                return answer.unwrap_or(Err(Refused::Full));
+    /// Waits for leave to send a request, in the lane and until the deadline of its terms as they
+    /// are at each moment. Dropping the future gives the place in the line up.
+    ///
+    /// A request that could not be answered before the deadline is not sent. It stays, out of the
+    /// line, until the deadline: who waits for it has one of its own, and someone with more time may
+    /// join them.
+    pub(crate) async fn admit(self: &Arc<Self>, want: Want, terms: &ReadTerms) -> Admitted {
+        let mut news = terms.news();
+        let (since, ticket) = (Instant::now(), self.lock().ticket());
+        loop {
+            let Demand { lane, deadline } = *news.borrow_and_update();
+            let start_by = deadline.map(|deadline| self.latest_start(want.bytes, deadline));
+            if let (Some(start_by), Some(deadline)) = (start_by, deadline)
+                && Instant::now() >= start_by
+            {
+                match timeout_at(deadline, news.changed()).await {
+                    Ok(_) => continue,
+                    Err(_elapsed) => {
+                        self.lock().counts.refused.late += 1;
+                        return Err(Refused::Late);
+                    }
+                }
+            }
+            let (answer, answered) = oneshot::channel();
+            if !self.lock().enter(Waiter { ticket, lane, want, since, answer }) {
+                return Err(Refused::Full);
+            }
+            let _place = Place { endpoint: self, lane, ticket };
+            if let Some(admitted) = self.wait(answered, &mut news, start_by).await {
+                return admitted;
             }
         }
-        answered.await.unwrap_or(Err(Refused::Full))
+    }
+
+    /// Waits in the line until it is answered, the terms change or there is not enough time left.
+    async fn wait(
+        self: &Arc<Self>,
+        mut answered: oneshot::Receiver<Admitted>,
+        news: &mut watch::Receiver<Demand>,
+        start_by: Option<Instant>,
+    ) -> Option<Admitted> {
+        loop {
+            let again = self.look();
+            let wake = [again, start_by].into_iter().flatten().min();
+            let alarm = async {
+                match wake {
+                    Some(wake) => sleep_until(wake).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                answer = &mut answered => return Some(answer.unwrap_or(Err(Refused::Full))),
+                _ = news.changed() => return answered.try_recv().ok(),
+                () = alarm => {}
+            }
+            if start_by.is_some_and(|start_by| Instant::now() >= start_by) {
+                return answered.try_recv().ok();
+            }
+        }
+    }
+
+    /// Until when a request for so many bytes has to begin to be done by the deadline: half of them
+    /// would be.
+    fn latest_start(&self, bytes: u64, deadline: Instant) -> Instant {
+        let needed = self.needed(bytes);
+        deadline.checked_sub(needed).unwrap_or(deadline)
+    }
+
+    /// The least time in which it makes sense to begin a request for so many bytes.
+    pub(crate) fn needed(&self, bytes: u64) -> Duration {
+        let median = self.lock().model.p50(bytes, MEDIAN_SAMPLES_MIN);
+        median.unwrap_or_default().max(ATTEMPT_MIN)
     }
 
     /// Leave to send a second copy of a request at once, if hedges are in order.
     pub(crate) fn hedge(self: &Arc<Self>, lane: Lane) -> Option<(Permit, u32)> {
-        let now = Instant::now();
-        let mut inner = self.lock();
-        let fit = inner.breaker.is_closed()
-            && !inner.limiter.is_shrinking(now)
-            && inner.hedge_credit >= REQUESTS_PER_HEDGE;
-        if !fit {
-            return None;
-        }
-        let cost = inner.budget.take(OriginErrorKind::Timeout)?;
-        inner.hedge_credit -= REQUESTS_PER_HEDGE;
-        inner.counts.hedges += 1;
-        let want = Want { lane, retry: false, bytes: 0 };
-        Some((inner.start(self, want, false, now), cost))
+        self.lock().hedge(self, lane, Instant::now())
     }
 
     /// How long a request for so many bytes may take before a second copy is worth it.
     pub(crate) fn hedge_after(&self, bytes: u64) -> Option<Duration> {
-        let inner = self.hedging.then(|| self.lock())?;
-        Some(inner.model.p95(bytes, HEDGE_SAMPLES_MIN)?.max(self.hedge_after_min))
+        let state = self.hedging.then(|| self.lock())?;
+        Some(state.model.p95(bytes, HEDGE_SAMPLES_MIN)?.max(self.hedge_after_min))
     }
 
     /// What a request for so many bytes usually takes.
@@ -272,21 +217,21 @@ impl Endpoint {
 
     /// A hedge is decided: which copy won, and what the other had brought.
     pub(crate) fn hedged(&self, won: bool, wasted: u64, cost: u32) {
-        let mut inner = self.lock();
-        inner.counts.hedge_wasted_bytes += wasted;
+        let mut state = self.lock();
+        state.counts.hedge_wasted_bytes += wasted;
         if won {
-            inner.counts.hedge_wins += 1;
-            inner.budget.succeeded(Some(cost));
+            state.counts.hedge_wins += 1;
+            state.budget.succeeded(Some(cost));
         }
     }
 
     /// Pays for a retry after such a failure.
     pub(crate) fn take_tokens(&self, kind: OriginErrorKind) -> Option<u32> {
-        let mut inner = self.lock();
-        let taken = inner.budget.take(kind);
+        let mut state = self.lock();
+        let taken = state.budget.take(kind);
         match taken {
-            Some(_) => inner.counts.retries += 1,
-            None => inner.counts.retries_denied += 1,
+            Some(_) => state.counts.retries += 1,
+            None => state.counts.retries_denied += 1,
         }
         taken
     }
@@ -306,27 +251,19 @@ impl Endpoint {
         self.lock().breaker.refuses(Instant::now())
     }
 
+    /// Requests that may be under way now.
+    pub(crate) fn limit(&self) -> usize {
+        self.lock().limiter.limit()
+    }
+
+    /// Bytes per second that it brought lately when it was asked for all it could.
+    pub(crate) fn sustained(&self) -> Option<f64> {
+        self.lock().meter.sustained(Instant::now())
+    }
+
     pub(crate) fn stats(&self) -> EndpointStats {
-        let now = Instant::now();
-        let inner = self.lock();
-        let oldest = [inner.interactive.front(), inner.prefetch.front()];
-        let oldest = oldest.into_iter().flatten().map(|waiter| waiter.since).min();
-        EndpointStats {
-            origin: self.origin.clone(),
-            tokens: inner.budget.tokens(),
-            breaker: inner.breaker.state(now),
-            breaker_opened: inner.counts.breaker_opened,
-            limit: inner.limiter.limit(),
-            inflight: inner.limiter.inflight(),
-            waiting: inner.interactive.len() + inner.prefetch.len(),
-            oldest_wait: oldest.map(|since| now.saturating_duration_since(since)),
-            retries: inner.counts.retries,
-            retries_denied: inner.counts.retries_denied,
-            throttled: inner.counts.throttled,
-            hedges: inner.counts.hedges,
-            hedge_wins: inner.counts.hedge_wins,
-            hedge_wasted_bytes: inner.counts.hedge_wasted_bytes,
-        }
+        let stats = self.lock().stats(Instant::now());
+        EndpointStats { origin: self.origin.clone(), alias: self.alias.clone(), ..stats }
     }
 
     fn look(self: &Arc<Self>) -> Option<Instant> {
@@ -334,121 +271,36 @@ impl Endpoint {
         answers.tell()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Inner {
-    /// Joins the line; whether there was a place.
-    fn enter(&mut self, waiter: Waiter) -> bool {
-        if self.interactive.len() + self.prefetch.len() >= WAITING_MAX {
-            for line in [&mut self.interactive, &mut self.prefetch] {
-                line.retain(|waiter| !waiter.answer.is_closed());
-            }
-        }
-        let fits = self.interactive.len() + self.prefetch.len() < WAITING_MAX;
-        match waiter.want.lane {
-            _ if !fits => {}
-            Lane::Interactive => self.interactive.push_back(waiter),
-            Lane::Prefetch => self.prefetch.push_back(waiter),
-        }
-        fits
-    }
-
-    /// Answers all who can be answered now.
-    fn look(&mut self, endpoint: &Arc<Endpoint>, now: Instant) -> Answers {
-        let mut answers = Answers::default();
-        loop {
-            if let Some(retry_after) = self.breaker.refuses(now) {
-                let refused = Refused::Breaker { retry_after, last: self.last_failure };
-                let all = self.interactive.drain(..).chain(self.prefetch.drain(..));
-                answers.told.extend(all.map(|waiter| (waiter.answer, Err(refused))));
-                return answers;
-            }
-            // Whoever waits looks again himself: nobody else keeps the time.
-            let free = self.rate.as_ref().map(|rate| rate.free);
-            answers.again = free.map(|free| free.max(now + RATE_TICK));
-            if !self.limiter.has_room() || free.is_some_and(|free| free > now) {
-                return answers;
-            }
-            let Some(waiter) = self.next() else { return answers };
-            let probe = self.breaker.admit(now) == Admission::Probe;
-            let saved_max = REQUESTS_PER_HEDGE * HEDGES_SAVED_MAX;
-            self.hedge_credit = (self.hedge_credit + 1).min(saved_max);
-            let permit = self.start(endpoint, waiter.want, probe, now);
-            answers.told.push((waiter.answer, Ok(permit)));
-        }
-    }
-
-    /// The next who may go, as far as lanes and retries are concerned.
-    fn next(&mut self) -> Option<Waiter> {
-        let retries_max = (self.calls / CALLS_PER_RETRY).max(RETRIES_MIN);
-        let retries = self.retries_inflight < retries_max;
-        let fits = |waiter: &Waiter| retries || !waiter.want.retry;
-        let prefetch_max = (self.limiter.limit() / PREFETCH_SHARE).max(1);
-        let prefetch_inflight = self.limiter.inflight() - self.interactive_inflight;
-        let yields = self.interactive_inflight > 0 && prefetch_inflight >= prefetch_max;
-        for line in [&mut self.interactive, &mut self.prefetch] {
-            while line.front().is_some_and(|waiter| waiter.answer.is_closed()) {
-                line.pop_front();
-            }
-        }
-        if let Some(at) = self.interactive.iter().position(fits) {
-            return self.interactive.remove(at);
-        }
-        let at = self.prefetch.iter().position(fits).filter(|_| !yields)?;
-        self.prefetch.remove(at)
-    }
-
-    fn start(&mut self, endpoint: &Arc<Endpoint>, want: Want, probe: bool, now: Instant) -> Permit {
-        self.limiter.begin();
-        self.interactive_inflight += usize::from(want.lane == Lane::Interactive);
-        self.retries_inflight += usize::from(want.retry);
-        if let Some(rate) = &mut self.rate {
-            let time = Duration::from_secs_f64(want.bytes as f64 / rate.bytes_per_second);
-            rate.free = rate.free.max(now) + time;
-        }
-        Permit {
-            endpoint: Arc::clone(endpoint),
-            started: now,
-            lane: want.lane,
-            retry: want.retry,
-            probe,
-            verdict: Verdict::Unknown,
-        }
-    }
-
-    fn end(&mut self, permit: &Permit, now: Instant) {
-        self.interactive_inflight -= usize::from(permit.lane == Lane::Interactive);
-        self.retries_inflight -= usize::from(permit.retry);
-        let load = match permit.verdict {
-            Verdict::Good(load) | Verdict::Bad { load, .. } => load,
-            Verdict::Unknown => Load::Unknown,
-        };
-        if let Load::Served { bytes, service } = load {
-            self.model.learn(bytes, service);
-        }
-        self.limiter.end(permit.started, now, load, &self.model);
-        let closed = self.breaker.is_closed();
-        match permit.verdict {
-            Verdict::Good(_) => self.breaker.record(now, true, permit.probe, unit()),
-            Verdict::Bad { kind, .. } => {
-                self.counts.throttled += u64::from(kind == OriginErrorKind::Throttled);
-                self.last_failure = Some(kind);
-                self.breaker.record(now, false, permit.probe, unit());
-            }
-            Verdict::Unknown if permit.probe => self.breaker.abandon(now),
-            Verdict::Unknown => {}
-        }
-        self.counts.breaker_opened += u64::from(closed && !self.breaker.is_closed());
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.endpoint.lock().leave(self.lane, self.ticket);
     }
 }
 
 impl Permit {
+    /// What so many bytes took, though the request did not go well.
+    pub(crate) fn teach(&self, bytes: u64, service: Duration) {
+        self.endpoint.lock().model.learn(bytes, service);
+    }
+
+    pub(super) fn new(
+        endpoint: &Arc<Endpoint>,
+        (lane, class): (Lane, AttemptClass),
+        probe: bool,
+        now: Instant,
+    ) -> Self {
+        let endpoint = Arc::clone(endpoint);
+        Self { endpoint, started: now, lane, class, probe, verdict: None }
+    }
+
     /// Says what the request came to, and gives its place to the next.
     pub(crate) fn settle(mut self, verdict: Verdict) {
-        self.verdict = verdict;
+        self.verdict = Some(verdict);
     }
 }
 
@@ -457,9 +309,9 @@ impl Drop for Permit {
         let now = Instant::now();
         let endpoint = Arc::clone(&self.endpoint);
         let answers = {
-            let mut inner = endpoint.lock();
-            inner.end(self, now);
-            inner.look(&endpoint, now)
+            let mut state = endpoint.lock();
+            state.end(self, now);
+            state.look(&endpoint, now)
         };
         answers.tell();
     }
@@ -467,8 +319,8 @@ impl Drop for Permit {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let mut inner = self.0.lock();
-        inner.calls = inner.calls.saturating_sub(1);
+        let mut state = self.0.lock();
+        state.calls = state.calls.saturating_sub(1);
     }
 }
 
@@ -477,34 +329,51 @@ mod tests {
     use futures::FutureExt;
 
     use super::*;
+    use crate::engine::breaker::BreakerState;
 
     const SERVED: Verdict =
         Verdict::Good(Load::Served { bytes: 1 << 20, service: Duration::from_millis(100) });
     const FAILED: Verdict =
         Verdict::Bad { kind: OriginErrorKind::Unreachable, load: Load::Unknown };
-    const READ: Want = Want { lane: Lane::Interactive, retry: false, bytes: 0 };
-    const PREFETCH: Want = Want { lane: Lane::Prefetch, ..READ };
+    const READ: Want = Want { retry: false, bytes: 0 };
     const RETRY: Want = Want { retry: true, ..READ };
 
     fn endpoint(limit: usize, rate: Option<u64>) -> Arc<Endpoint> {
         let settings = EngineSettings { limit_start: limit, ..EngineSettings::default() };
-        Endpoint::new("s3://b", &settings, Some(limit), rate)
+        let spec = EndpointSpec {
+            origin: "s3://b",
+            alias: "s3",
+            max_connections: Some(limit),
+            max_bytes_per_second: rate,
+            counters: Arc::default(),
+        };
+        Endpoint::new(spec, &settings)
+    }
+
+    fn prefetch() -> ReadTerms {
+        ReadTerms::new(Lane::Prefetch, None)
+    }
+
+    /// An interactive request without a deadline.
+    async fn admit(endpoint: &Arc<Endpoint>, want: Want) -> Admitted {
+        endpoint.admit(want, &ReadTerms::default()).await
     }
 
     async fn admitted(endpoint: &Arc<Endpoint>, want: Want) -> Permit {
-        endpoint.admit(want).await.unwrap()
+        admit(endpoint, want).await.unwrap()
     }
 
     #[tokio::test(start_paused = true)]
     async fn interactive_requests_go_first_and_the_line_is_in_order() {
         let endpoint = endpoint(1, None);
         let held = admitted(&endpoint, READ).await;
-        let mut prefetch = Box::pin(endpoint.admit(PREFETCH));
-        let mut first = Box::pin(endpoint.admit(READ));
-        let mut second = Box::pin(endpoint.admit(READ));
-        for waiting in [&mut prefetch, &mut first, &mut second] {
-            assert!(waiting.now_or_never().is_none());
-        }
+        let terms = prefetch();
+        let mut prefetch = Box::pin(endpoint.admit(READ, &terms));
+        let mut first = Box::pin(admit(&endpoint, READ));
+        let mut second = Box::pin(admit(&endpoint, READ));
+        assert!((&mut prefetch).now_or_never().is_none());
+        assert!((&mut first).now_or_never().is_none());
+        assert!((&mut second).now_or_never().is_none());
         assert_eq!(endpoint.stats().waiting, 3);
         drop(held);
         assert!((&mut second).now_or_never().is_none());
@@ -516,11 +385,76 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn whom_someone_joins_is_promoted_where_he_stands() {
+        let endpoint = endpoint(1, None);
+        let held = admitted(&endpoint, READ).await;
+        let (early, late) = (prefetch(), prefetch());
+        let mut early_read = Box::pin(endpoint.admit(READ, &early));
+        let mut late_read = Box::pin(endpoint.admit(READ, &late));
+        assert!((&mut early_read).now_or_never().is_none());
+        let mut read = Box::pin(admit(&endpoint, READ));
+        assert!((&mut read).now_or_never().is_none());
+        assert!((&mut late_read).now_or_never().is_none());
+        // Both are joined by someone who waits: now it counts who came first.
+        for terms in [&late, &early] {
+            terms.set(Lane::Interactive, None);
+        }
+        assert!((&mut late_read).now_or_never().is_none());
+        assert!((&mut early_read).now_or_never().is_none());
+        assert_eq!(endpoint.stats().waiting, 3);
+        // And the first is left again.
+        early.set(Lane::Prefetch, None);
+        assert!((&mut early_read).now_or_never().is_none());
+        drop(held);
+        assert!((&mut late_read).now_or_never().is_none());
+        assert!((&mut early_read).now_or_never().is_none());
+        drop(read.await.unwrap());
+        assert!((&mut early_read).now_or_never().is_none());
+        drop(late_read.await.unwrap());
+        drop(early_read.await.unwrap());
+        assert_eq!((endpoint.stats().waiting, endpoint.stats().inflight), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_could_use_is_not_sent() {
+        let endpoint = endpoint(1, None);
+        let held = admitted(&endpoint, READ).await;
+        let (begun, second) = (Instant::now(), Duration::from_secs(1));
+        let terms = ReadTerms::new(Lane::Interactive, Some(begun + second));
+        let mut read = Box::pin(endpoint.admit(READ, &terms));
+        assert!((&mut read).now_or_never().is_none());
+        tokio::time::advance(second - Duration::from_millis(20)).await;
+        assert!((&mut read).now_or_never().is_none());
+        // Room comes, too late for it...
+        drop(held);
+        assert_eq!(endpoint.stats().waiting, 0);
+        assert!((&mut read).now_or_never().is_none());
+        // ... but not for one that joins.
+        terms.set(Lane::Interactive, Some(begun + 2 * second));
+        let permit = read.await.unwrap();
+        assert!(begun.elapsed() < second);
+        let terms = ReadTerms::new(Lane::Interactive, Some(begun + second));
+        assert_eq!(endpoint.admit(READ, &terms).await.unwrap_err(), Refused::Late);
+        assert_eq!(begun.elapsed(), second);
+        permit.settle(SERVED);
+        for _ in 0..40 {
+            admitted(&endpoint, READ).await.settle(SERVED);
+        }
+        // It is known that a part takes 100 ms: nothing begins that has less.
+        let part = Want { bytes: 1 << 20, ..READ };
+        let time = Duration::from_millis(90);
+        let terms = ReadTerms::new(Lane::Interactive, Some(Instant::now() + time));
+        assert_eq!(endpoint.admit(part, &terms).await.unwrap_err(), Refused::Late);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn prefetch_has_a_quarter_while_anyone_waits_for_more() {
         let endpoint = endpoint(8, None);
         let read = admitted(&endpoint, READ).await;
-        let prefetched = [admitted(&endpoint, PREFETCH).await, admitted(&endpoint, PREFETCH).await];
-        let mut third = Box::pin(endpoint.admit(PREFETCH));
+        let terms = prefetch();
+        let ask = || endpoint.admit(READ, &terms);
+        let prefetched = [ask().await.unwrap(), ask().await.unwrap()];
+        let mut third = Box::pin(ask());
         assert!((&mut third).now_or_never().is_none());
         drop(read);
         drop(third.await.unwrap());
@@ -535,7 +469,7 @@ mod tests {
         for _ in 0..3 {
             held.push(admitted(&endpoint, RETRY).await);
         }
-        let mut fourth = Box::pin(endpoint.admit(RETRY));
+        let mut fourth = Box::pin(admit(&endpoint, RETRY));
         assert!((&mut fourth).now_or_never().is_none());
         drop(admitted(&endpoint, READ).await);
         held.pop();
@@ -554,7 +488,7 @@ mod tests {
         }
         let last = admitted(&endpoint, READ).await;
         let other = admitted(&endpoint, READ).await;
-        let waiting: Vec<_> = (0..5).map(|_| Box::pin(endpoint.admit(READ))).collect();
+        let waiting: Vec<_> = (0..5).map(|_| Box::pin(admit(&endpoint, READ))).collect();
         let told = futures::future::join_all(waiting);
         let (told, ()) = futures::join!(told, async { last.settle(FAILED) });
         let unreachable = Some(OriginErrorKind::Unreachable);
@@ -567,7 +501,7 @@ mod tests {
         // A probe whose caller goes away leaves room for the next.
         tokio::time::sleep(Duration::from_millis(1200)).await;
         let probe = admitted(&endpoint, READ).await;
-        endpoint.admit(READ).await.unwrap_err();
+        admit(&endpoint, READ).await.unwrap_err();
         drop(probe);
         admitted(&endpoint, READ).await.settle(SERVED);
         assert_eq!(endpoint.stats().breaker, BreakerState::Closed);
@@ -600,7 +534,7 @@ mod tests {
         assert_eq!(endpoint.hedge_after(1 << 20), Some(Duration::from_millis(200)));
         // Not while it throttles.
         let throttled = Verdict::Bad { kind: OriginErrorKind::Throttled, load: Load::Overloaded };
-        (0..20).for_each(|_| drop(endpoint.admit(READ).now_or_never()));
+        (0..20).for_each(|_| drop(admit(&endpoint, READ).now_or_never()));
         admitted(&endpoint, READ).await.settle(throttled);
         assert!(endpoint.hedge(Lane::Interactive).is_none());
     }
@@ -609,7 +543,7 @@ mod tests {
     async fn who_goes_away_leaves_nothing_behind() {
         let endpoint = endpoint(1, None);
         let held = admitted(&endpoint, READ).await;
-        let mut gone: Vec<_> = (0..50).map(|_| Box::pin(endpoint.admit(READ))).collect();
+        let mut gone: Vec<_> = (0..50).map(|_| Box::pin(admit(&endpoint, READ))).collect();
         for waiting in &mut gone {
             assert!(waiting.now_or_never().is_none());
         }

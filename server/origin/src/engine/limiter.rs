@@ -121,6 +121,11 @@ impl Limiter {
         self.inflight < self.limit
     }
 
+    /// Whether the limit is found: the first large steps are over, or there is none left to take.
+    pub(crate) fn is_settled(&self) -> bool {
+        !self.starting || self.limit == self.max
+    }
+
     /// Whether the limit fell a moment ago.
     pub(crate) fn is_shrinking(&self, now: Instant) -> bool {
         self.decreased.is_some_and(|then| now < then + SHRINKING)

@@ -5,8 +5,11 @@
 //! breaker.rs    whether anything is sent at all         \  pure: no clock, no lock, no I/O
 //! limiter.rs    how many requests at a time             /
 //! model.rs      what a part of some size should take   /
+//! meter.rs      what it has brought per second      /
 //! addresses.rs  which address a connection goes to    /
-//! endpoint.rs   one lock over the first four, and the line of those who wait
+//! state.rs      the first five of one endpoint, and the line of those who wait
+//! endpoint.rs   the lock over that
+//! standing.rs   what it shows of itself
 //! book.rs       one lock over the addresses of all hosts
 //! ```
 
@@ -16,7 +19,10 @@ pub(crate) mod breaker;
 pub(crate) mod budget;
 pub(crate) mod endpoint;
 pub(crate) mod limiter;
+mod meter;
 pub(crate) mod model;
+pub(crate) mod standing;
+mod state;
 
 use std::time::Duration;
 

@@ -27,6 +27,7 @@ pub(crate) struct Model {
     ratios: Vec<f64>,
     next_ratio: usize,
     samples: u64,
+    p50: Option<f64>,
     p95: Option<f64>,
 }
 
@@ -88,6 +89,13 @@ impl Model {
         Some(self.usual(bytes)?.mul_f64(ratio.clamp(1.0, 1000.0)))
     }
 
+    /// What half of the requests of that size are done within, likewise. A few that hung make the
+    /// line steep, and this not.
+    pub(crate) fn p50(&self, bytes: u64, samples_min: u64) -> Option<Duration> {
+        let ratio = self.p50.filter(|_| self.samples >= samples_min)?;
+        Some(self.usual(bytes)?.mul_f64(ratio.clamp(0.0, 1.0)))
+    }
+
     fn note_ratio(&mut self, ratio: f64) {
         match self.ratios.get_mut(self.next_ratio) {
             Some(place) => *place = ratio,
@@ -97,6 +105,7 @@ impl Model {
         if self.next_ratio.is_multiple_of(REFRESH) {
             let mut sorted = self.ratios.clone();
             sorted.sort_by(f64::total_cmp);
+            self.p50 = sorted.get(sorted.len() / 2).copied();
             self.p95 = sorted.get(sorted.len() * 95 / 100).copied();
         }
     }
@@ -137,6 +146,9 @@ mod tests {
         let large = model.p95(8 * MIB, 100).unwrap();
         assert!(large > Duration::from_millis(200), "{large:?}");
         assert_eq!(model.p95(4 * MIB, 100).unwrap().as_millis(), large.as_millis() / 2);
+        // One in ten took five times as long: half take what they always took.
+        let half = model.p50(8 * MIB, 100).unwrap().as_millis();
+        assert!((80..=110).contains(&half), "{half} ms");
     }
 
     proptest! {

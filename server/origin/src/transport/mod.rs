@@ -18,6 +18,7 @@ pub(crate) mod body;
 pub(crate) mod connect;
 pub(crate) mod direct;
 pub(crate) mod idle;
+mod parts;
 pub(crate) mod probe;
 pub(crate) mod service;
 pub(crate) mod stream;

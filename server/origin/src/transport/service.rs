@@ -28,11 +28,10 @@ use tokio::time::{Instant, timeout};
 use super::answer::{added, made_fit, note_headers, note_times, redirect};
 use super::body::TimedBody;
 use super::connect::{ConnectError, Connector};
-use super::direct::{BodyTerms, Direct, DirectBody, TcpWatch};
+use super::direct::{Direct, DirectBody};
 use super::idle::IdlePool;
 use super::probe::{BODY_START_MAX, Break, Probe, Route, Seen};
-use super::stream::{FreshTimes, Stream};
-use super::wire::{Head, Wire, WireError};
+use super::stream::FreshTimes;
 use crate::engine::book::Mark;
 use crate::evidence::SocketEvidence;
 use crate::settings::Timeouts;
@@ -68,14 +67,14 @@ pub(crate) struct Transport {
     client: Client<Connector, HttpRequestBody>,
     /// The same without a pool: for requests that shall have a connection of their own.
     fresh: Client<Connector, HttpRequestBody>,
-    connector: Connector,
+    pub(super) connector: Connector,
     /// Connections of requests whose bodies are received directly.
-    idle: IdlePool,
-    evidence: Arc<dyn SocketEvidence>,
-    timeouts: Timeouts,
+    pub(super) idle: IdlePool,
+    pub(super) evidence: Arc<dyn SocketEvidence>,
+    pub(super) timeouts: Timeouts,
     allow_http: bool,
     redirects: bool,
-    counters: Arc<Counters>,
+    pub(super) counters: Arc<Counters>,
     signed: Option<Arc<SignedTarget>>,
     probe: Option<Probe>,
 }
@@ -209,77 +208,6 @@ impl Transport {
         Ok(response)
     }
 
-    /// The head of an answer whose body is received directly.
-    async fn wire_head(
-        &self,
-        request: &HttpRequest,
-        probe: &Probe,
-    ) -> Result<http::Response<DirectBody>, HttpError> {
-        let route = Route::current();
-        loop {
-            let kept =
-                if route.fresh { None } else { self.idle.take(request.uri(), Instant::now()) };
-            let reused = kept.is_some();
-            let mut wire = match kept {
-                Some(wire) => wire,
-                None => Wire::new(self.connect(request.uri(), route, probe).await?),
-            };
-            let mark = wire.stream.mark();
-            probe.note(|seen| seen.mark = Some(mark));
-            let watch = TcpWatch::begin(&self.evidence, &wire.stream, probe);
-            let begun = Instant::now();
-            let limit = self.timeouts.first_byte;
-            let answered = timeout(limit, wire.exchange(request)).await;
-            if !matches!(answered, Ok(Ok(_))) {
-                watch.end(&wire.stream);
-            }
-            let head = match answered {
-                Ok(Ok(head)) => head,
-                // Closed by its server while it was idle: the request was never seen.
-                Ok(Err(WireError::Unanswered(_))) if reused => continue,
-                Ok(Err(error)) => return Err(unanswered(error, probe)),
-                Err(_elapsed) => return Err(silent(limit, probe)),
-            };
-            let times = wire.stream.times().take();
-            probe.note(|seen| {
-                seen.first_byte = added(seen.first_byte, Some(begun.elapsed()));
-                note_times(seen, times);
-            });
-            return Ok(self.with_body(request.uri(), wire, head, watch));
-        }
-    }
-
-    async fn connect(&self, uri: &Uri, route: Route, probe: &Probe) -> Result<Stream, HttpError> {
-        self.connector.open(uri, route).await.map_err(|error| {
-            probe.note(|seen| {
-                note_times(seen, error.times);
-                seen.broke = Some((error.broke, error.to_string()));
-            });
-            HttpError::new(HttpErrorKind::Connect, error)
-        })
-    }
-
-    fn with_body(
-        &self,
-        uri: &Uri,
-        wire: Wire,
-        mut head: Head,
-        watch: TcpWatch,
-    ) -> http::Response<DirectBody> {
-        let status = head.response.status();
-        // The next request shall meet another machine of the origin.
-        head.keeps &= !is_to_be_left(status);
-        let terms = BodyTerms {
-            idle: self.timeouts.body_idle,
-            counters: Arc::clone(&self.counters),
-            pool: self.idle.clone(),
-            uri: uri.clone(),
-            watch,
-        };
-        let body = DirectBody::new(wire, &head, terms);
-        head.response.map(|()| body)
-    }
-
     async fn received(
         &self,
         request: HttpRequest,
@@ -384,23 +312,14 @@ impl SignedTarget {
 }
 
 /// Whether an answer says that its machine had better be left alone.
-fn is_to_be_left(status: StatusCode) -> bool {
+pub(super) fn is_to_be_left(status: StatusCode) -> bool {
     status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
 
-fn silent(limit: Duration, probe: &Probe) -> HttpError {
+pub(super) fn silent(limit: Duration, probe: &Probe) -> HttpError {
     let text = Refused::Silent(limit).to_string();
     probe.note(|seen| seen.broke = Some((Break::TimedOut, text)));
     HttpError::new(HttpErrorKind::Timeout, Refused::Silent(limit))
-}
-
-fn unanswered(error: WireError, probe: &Probe) -> HttpError {
-    let (broke, kind) = match &error {
-        WireError::Unanswered(_) | WireError::Broken(_) => (Break::Cut, HttpErrorKind::Interrupted),
-        WireError::NoHttp(_) => (Break::Protocol, HttpErrorKind::Decode),
-    };
-    probe.note(|seen| seen.broke = Some((broke, error.to_string())));
-    HttpError::new(kind, error)
 }
 
 fn not_followed(probe: &Probe, what: &'static str) -> HttpError {

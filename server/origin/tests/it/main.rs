@@ -14,6 +14,7 @@ mod engine;
 mod faults;
 #[cfg(test)]
 mod files;
+mod landing;
 #[cfg(test)]
 mod rows;
 #[cfg(test)]

@@ -1,0 +1,77 @@
+//! Who looks at the bytes as they land sees what is there at the end, whatever happened on the way.
+
+use std::time::Duration;
+
+use forebay_origin::{Destination, Landing, ObjectMeta, OriginStore, ReadTerms};
+use forebay_testkit::{Content, Fault, FaultRule, HttpOptions, HttpOrigin, LinkOptions};
+
+use crate::{origins, quick, request, uri};
+
+const BYTES: u64 = 700_000;
+
+/// Keeps everything it is shown.
+#[derive(Default)]
+struct Seen(Vec<u8>);
+
+impl Landing for Seen {
+    fn landed(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn restart(&mut self) {
+        self.0.clear();
+    }
+}
+
+async fn read(store: &dyn OriginStore, meta: &ObjectMeta, content: &Content) -> (u32, u32) {
+    let mut bytes = vec![0; usize::try_from(BYTES).unwrap()];
+    let mut seen = Seen::default();
+    let to = Destination { into: &mut bytes, landing: Some(&mut seen) };
+    let wanted = request(meta, 0..meta.bytes);
+    let record = store.read_on(&wanted, ReadTerms::default(), to).await.unwrap();
+    assert!(content.matches(0, &bytes), "wrong bytes");
+    assert!(seen.0 == bytes, "{} bytes were shown of {BYTES}", seen.0.len());
+    (record.attempts, record.hedge_wins)
+}
+
+#[tokio::test]
+async fn bytes_are_shown_in_order_and_once() {
+    let origin = HttpOrigin::start(HttpOptions::default()).await;
+    let content = Content::synthetic(5, BYTES);
+    origin.put("o", content.clone());
+    let uri = uri(&origin.url("o"));
+    let store = origins(quick()).open(&uri).unwrap();
+    let meta = store.head(uri.key()).await.unwrap();
+    assert_eq!(read(&*store, &meta, &content).await, (1, 0));
+    for fault in [
+        Fault::ResetAfter(BYTES / 2),
+        Fault::TruncateTo(1),
+        Fault::ShortBody(1234),
+        Fault::ChunkedTo(BYTES - 1),
+        Fault::CloseDelimitedTo(100_000),
+        Fault::Overlong(1),
+        Fault::WrongRange(1),
+    ] {
+        let rule = origin.fault(FaultRule::new("o", fault.clone()).nth(1));
+        assert_eq!(read(&*store, &meta, &content).await, (2, 0), "{fault:?}");
+        rule.remove();
+    }
+}
+
+#[tokio::test]
+async fn a_tail_that_another_copy_brought_is_shown_too() {
+    let link = LinkOptions { bytes_per_second: Some(60 * BYTES), ..LinkOptions::default() };
+    let origin = HttpOrigin::start(HttpOptions { link, ..HttpOptions::default() }).await;
+    let content = Content::synthetic(6, BYTES);
+    origin.put("o", content.clone());
+    let mut settings = quick();
+    settings.engine.hedge_after_min = Duration::from_millis(100);
+    let uri = uri(&origin.url("o"));
+    let store = origins(settings).open(&uri).unwrap();
+    let meta = store.head(uri.key()).await.unwrap();
+    for _ in 0..110 {
+        assert_eq!(read(&*store, &meta, &content).await.0, 1);
+    }
+    origin.fault(FaultRule::new("o", Fault::StallAfter(BYTES / 3)).nth(1));
+    assert_eq!(read(&*store, &meta, &content).await, (1, 1));
+}
