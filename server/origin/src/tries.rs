@@ -243,7 +243,8 @@ impl<'a> Tries<'a> {
     ) -> Result<(), OriginError> {
         self.ground.counters.failed();
         self.note(&attempt, bytes, AttemptOutcome::Failed(fault.kind));
-        let avoid = attempt.probe.seen().mark.map(|mark| mark.address());
+        let seen = attempt.probe.seen();
+        let avoid = seen.mark.map(|mark| mark.address()).or(seen.no_handshake);
         self.avoid = avoid.or(self.avoid);
         attempt.failed(&fault, bytes);
         let made = self.record.attempts;
