@@ -3,6 +3,7 @@
 //! GET and HEAD with `Last-Modified`, and by option an entity tag (strong, weak or none), ranges,
 //! and a query that every URL must carry, as a presigned one does. Keys are URL paths, decoded.
 
+use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -76,10 +77,15 @@ impl HttpOrigin {
     /// # Panics
     /// If no socket or thread can be had.
     pub async fn start(options: HttpOptions) -> Self {
+        Self::try_start(options).await.expect("a loopback server can be started")
+    }
+
+    /// Starts an origin, if its address is free.
+    pub async fn try_start(options: HttpOptions) -> io::Result<Self> {
         let HttpOptions { link, etag, ranges, query, contents } = options;
         let backend = Plain { contents: contents.clone(), etag, ranges, query: query.clone() };
-        let origin = Origin::start("http", link, contents, Arc::new(backend)).await;
-        Self { origin, query }
+        let origin = Origin::try_start("http", link, contents, Arc::new(backend)).await?;
+        Ok(Self { origin, query })
     }
 
     /// The URL of a key, with the query that the origin asks for.

@@ -5,13 +5,15 @@
 //!   sockets on the loopback, commit the faults they are told to ([`FaultRule`]), and count what
 //!   was asked of them.
 //! - [`RawOrigin`] serves files from memory at the cost of the kernel's `sendfile`, for measurements.
+//! - [`Site`] is one host of several such origins, each at a loopback address of its own.
 //! - [`Content`] is bytes in memory or bytes made on the fly from a seed, so that an object of
 //!   5 GiB takes no memory; [`checkpoint`] lays such content out as sharded safetensors.
 //! - [`DnsServer`] is a name server with faults, for the real resolver.
 //! - [`FakeDns`] and [`FakeDevice`] stand in for the resolver and the accelerator; [`contract`]
 //!   says what every implementation of their seams must do.
 //! - [`FaultEngine`] is an io engine over a disk that lies.
-//! - [`Prng`] is the seeded randomness of fixtures and fault schedules.
+//! - [`Prng`] is the seeded randomness of fixtures and fault schedules; a [`Seed`] is printed by the
+//!   test that fails with it.
 //!
 //! Origins own their thread and stop when dropped. Nothing here reads the environment, uses a fixed
 //! port or keeps state between instances, so tests run in parallel.
@@ -48,6 +50,7 @@ mod raw_origin;
 mod raw_serve;
 mod s3;
 mod serve;
+mod site;
 mod text;
 
 pub use azure::{AzureOptions, AzureOrigin};
@@ -67,8 +70,9 @@ pub use io_faults::{FaultEngine, IoFault, IoFaultRule, Told};
 pub use keys::AccessKey;
 pub use ledger::{Counts, Op, RequestRecord};
 pub use origin::Origin;
-pub use random::Prng;
+pub use random::{Prng, Seed};
 pub use raw_files::RawFiles;
 pub use raw_origin::{RawCounts, RawOptions, RawOrigin, RawStalls};
 pub use s3::{S3Options, S3Origin};
 pub use serve::{Connections, LinkOptions};
+pub use site::{Site, SiteOptions};

@@ -2,6 +2,7 @@
 //!
 //! The four kinds of origin differ in their protocol only; each derefs to this.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -29,8 +30,18 @@ impl Origin {
         contents: Contents,
         backend: Arc<dyn Backend>,
     ) -> Self {
-        let server = Server::start(name, link, contents, backend).await;
-        Self { server: server.expect("a loopback server can be started") }
+        let origin = Self::try_start(name, link, contents, backend).await;
+        origin.expect("a loopback server can be started")
+    }
+
+    /// Starts an origin, if its address is free.
+    pub(crate) async fn try_start(
+        name: &str,
+        link: LinkOptions,
+        contents: Contents,
+        backend: Arc<dyn Backend>,
+    ) -> io::Result<Self> {
+        Ok(Self { server: Server::start(name, link, contents, backend).await? })
     }
 
     /// `http://127.0.0.1:PORT`.

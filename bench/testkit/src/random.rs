@@ -48,6 +48,36 @@ impl Prng {
     }
 }
 
+/// A seed that is told when the test that holds it fails.
+#[derive(Debug)]
+pub struct Seed(u64);
+
+impl Seed {
+    /// Holds a seed until the end of what depends on it.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The seed itself.
+    pub fn get(&self) -> u64 {
+        self.0
+    }
+
+    /// A generator that starts at it.
+    pub fn prng(&self) -> Prng {
+        Prng::new(self.0)
+    }
+}
+
+impl Drop for Seed {
+    #[expect(clippy::print_stderr, reason = "for who reads the failure of a test")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the seed of this run: {}", self.0);
+        }
+    }
+}
+
 /// The finaliser of splitmix64: spreads every input bit over the whole word.
 pub(crate) fn mix(mut word: u64) -> u64 {
     word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -33,6 +33,7 @@ use crate::ledger::{Ledger, Op, Target};
 use crate::link::{Link, Socket};
 use crate::pace::Pace;
 use crate::plan::{Before, Bend, Plan, Refusal, Script};
+use crate::random::mix;
 
 /// Where a fake origin listens and how fast it is.
 #[derive(Clone, Debug)]
@@ -47,6 +48,19 @@ pub struct LinkOptions {
     pub total_bytes_per_second: Option<u64>,
     /// Time between a request and its response.
     pub first_byte: Duration,
+    /// At most so much more time, drawn anew for each request.
+    pub jitter: Duration,
+    /// Decides the draws: the how manieth request is late by how much.
+    pub seed: u64,
+}
+
+impl LinkOptions {
+    /// The time between the `request`th request, from 0, and its response.
+    pub(crate) fn latency(&self, request: u64) -> Duration {
+        let most = u64::try_from(self.jitter.as_nanos()).unwrap_or(u64::MAX);
+        let late = mix(self.seed ^ mix(request)) % most.saturating_add(1).max(1);
+        self.first_byte + Duration::from_nanos(late)
+    }
 }
 
 impl Default for LinkOptions {
@@ -57,6 +71,8 @@ impl Default for LinkOptions {
             bytes_per_second: None,
             total_bytes_per_second: None,
             first_byte: Duration::ZERO,
+            jitter: Duration::ZERO,
+            seed: 0,
         }
     }
 }
@@ -96,6 +112,7 @@ pub(crate) struct Shared {
     open: AtomicU64,
     peak: AtomicU64,
     accepted: AtomicU64,
+    requests: AtomicU64,
 }
 
 /// A running server; dropping it stops it.
@@ -129,6 +146,7 @@ impl Server {
             open: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
         });
         let gate = Arc::new(Gate { shared: Arc::clone(&shared), backend });
         let runtime = match threads {
@@ -260,7 +278,8 @@ impl Gate {
         };
         let entry = self.shared.ledger.open(target.clone());
         let plan = self.shared.faults.strike(&target).map_or_else(Plan::default, Plan::from);
-        tokio::time::sleep(self.shared.link.first_byte).await;
+        let number = self.shared.requests.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(self.shared.link.latency(number)).await;
         parts.extensions.insert::<Bend>(plan.bend);
         let request = Request::from_parts(parts, incoming);
         let mut response = self.answer(&target, plan.before, link, request).await?;
@@ -295,5 +314,31 @@ impl Gate {
             }
         }
         Ok(self.backend.answer(request).await)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jitter_is_drawn_from_its_whole_width_by_the_seed() {
+        let link = |seed| LinkOptions {
+            first_byte: Duration::from_millis(40),
+            jitter: Duration::from_millis(20),
+            seed,
+            ..LinkOptions::default()
+        };
+        let drawn = |seed| (0..1000).map(|at| link(seed).latency(at)).collect::<Vec<_>>();
+        assert_eq!(drawn(1), drawn(1));
+        assert_ne!(drawn(1), drawn(2));
+        let (least, most) = (drawn(1).into_iter().min(), drawn(1).into_iter().max());
+        assert!(
+            least.unwrap() >= Duration::from_millis(40) && least < Some(Duration::from_millis(41))
+        );
+        assert!(
+            most.unwrap() <= Duration::from_millis(60) && most > Some(Duration::from_millis(59))
+        );
+        assert_eq!(LinkOptions::default().latency(7), Duration::ZERO);
     }
 }

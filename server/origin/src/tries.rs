@@ -243,7 +243,8 @@ impl<'a> Tries<'a> {
     ) -> Result<(), OriginError> {
         self.ground.counters.failed();
         self.note(&attempt, bytes, AttemptOutcome::Failed(fault.kind));
-        let avoid = attempt.probe.seen().mark.map(|mark| mark.address());
+        let seen = attempt.probe.seen();
+        let avoid = seen.mark.map(|mark| mark.address()).or(seen.no_handshake);
         self.avoid = avoid.or(self.avoid);
         attempt.failed(&fault, bytes);
         let made = self.record.attempts;
@@ -316,7 +317,7 @@ impl<'a> Tries<'a> {
 
     fn note(&mut self, attempt: &Attempt, bytes: u64, outcome: AttemptOutcome) {
         let seen = attempt.probe.seen();
-        let head = connecting(&seen) + seen.first_byte.unwrap_or_default();
+        let (first_byte, body) = waits(&seen, attempt.started.elapsed());
         self.record.bytes_received += bytes;
         {
             let throttled = outcome == AttemptOutcome::Failed(OriginErrorKind::Throttled);
@@ -329,8 +330,8 @@ impl<'a> Tries<'a> {
             dns: seen.dns,
             connect: seen.connect,
             tls: seen.tls,
-            first_byte: seen.first_byte,
-            body: attempt.started.elapsed().saturating_sub(head),
+            first_byte,
+            body,
             bytes,
             address: seen.mark.as_ref().map(Mark::address),
             tcp: seen.tcp,
@@ -393,6 +394,16 @@ fn is_steady(bytes: u64, time: Duration) -> bool {
 /// The time before there was a connection.
 fn connecting(seen: &Seen) -> Duration {
     [seen.dns, seen.connect, seen.tls].into_iter().flatten().sum()
+}
+
+/// How long an attempt waited for its first byte, and for its body: if no head came, all that was
+/// waited after there was a connection was for the first byte.
+fn waits(seen: &Seen, elapsed: Duration) -> (Option<Duration>, Duration) {
+    let connected = elapsed.saturating_sub(connecting(seen));
+    if seen.sent && seen.status.is_none() {
+        return (seen.mark.is_some().then_some(connected), Duration::ZERO);
+    }
+    (seen.first_byte, connected.saturating_sub(seen.first_byte.unwrap_or_default()))
 }
 
 /// What a failure says about the endpoint.

@@ -6,6 +6,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, LOCATION, RET
 use http::response::Parts;
 use http::{Response, StatusCode, Uri};
 
+use super::connect::ConnectError;
 use super::probe::{Seen, is_code};
 use super::stream::PhaseTimes;
 
@@ -55,6 +56,13 @@ pub(crate) fn note_times(seen: &mut Seen, times: PhaseTimes) {
     seen.dns = added(seen.dns, times.dns);
     seen.connect = added(seen.connect, times.connect);
     seen.tls = added(seen.tls, times.tls);
+}
+
+/// Notes why there is no connection.
+pub(crate) fn note_unconnected(seen: &mut Seen, error: &ConnectError) {
+    note_times(seen, error.times);
+    seen.no_handshake = error.at;
+    seen.broke = Some((error.broke, error.to_string()));
 }
 
 pub(crate) fn added(before: Option<Duration>, more: Option<Duration>) -> Option<Duration> {

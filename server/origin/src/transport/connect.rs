@@ -46,6 +46,8 @@ const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(10);
 pub(crate) struct ConnectError {
     pub(crate) broke: Break,
     pub(crate) times: PhaseTimes,
+    /// Where it got as far as a handshake.
+    pub(crate) at: Option<IpAddr>,
     host: String,
     source: io::Error,
 }
@@ -102,7 +104,13 @@ impl Shared {
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
         let mut times = PhaseTimes::default();
-        let fail = |broke, times, source| ConnectError { broke, times, host: host.into(), source };
+        let fail = |broke, times, source| ConnectError {
+            broke,
+            times,
+            at: None,
+            host: host.into(),
+            source,
+        };
 
         let begun = Instant::now();
         let addresses = match host.parse::<IpAddr>() {
@@ -136,8 +144,10 @@ impl Shared {
             if shaken.is_err() {
                 held.mark().did(Deed::Failed, Instant::now());
             }
-            let tls =
-                shaken.map_err(|source| fail(timed_out_or(Break::Tls, &source), times, source))?;
+            let tls = shaken.map_err(|source| ConnectError {
+                at: Some(held.mark().address()),
+                ..fail(timed_out_or(Break::Tls, &source), times, source)
+            })?;
             Io::Tls(Box::new(tls))
         } else {
             Io::Plain(tcp)

@@ -6,7 +6,7 @@ use http::Uri;
 use object_store::client::{HttpError, HttpErrorKind, HttpRequest};
 use tokio::time::{Instant, timeout};
 
-use super::answer::{added, note_times};
+use super::answer::{added, note_times, note_unconnected};
 use super::direct::{BodyTerms, DirectBody, TcpWatch};
 use super::probe::{Break, Probe, Route};
 use super::service::{Transport, is_to_be_left, silent};
@@ -30,7 +30,11 @@ impl Transport {
                 None => Wire::new(self.connect(request.uri(), route, probe).await?),
             };
             let mark = wire.stream.mark();
-            probe.note(|seen| seen.mark = Some(mark));
+            let times = wire.stream.times().take();
+            probe.note(|seen| {
+                seen.mark = Some(mark);
+                note_times(seen, times);
+            });
             let watch = TcpWatch::begin(&self.evidence, &wire.stream, probe);
             let begun = Instant::now();
             let limit = self.timeouts.first_byte;
@@ -45,10 +49,8 @@ impl Transport {
                 Ok(Err(error)) => return Err(unanswered(error, probe)),
                 Err(_elapsed) => return Err(silent(limit, probe)),
             };
-            let times = wire.stream.times().take();
             probe.note(|seen| {
                 seen.first_byte = added(seen.first_byte, Some(begun.elapsed()));
-                note_times(seen, times);
             });
             return Ok(self.with_body(request.uri(), wire, head, watch));
         }
@@ -56,10 +58,7 @@ impl Transport {
 
     async fn connect(&self, uri: &Uri, route: Route, probe: &Probe) -> Result<Stream, HttpError> {
         self.connector.open(uri, route).await.map_err(|error| {
-            probe.note(|seen| {
-                note_times(seen, error.times);
-                seen.broke = Some((error.broke, error.to_string()));
-            });
+            probe.note(|seen| note_unconnected(seen, &error));
             HttpError::new(HttpErrorKind::Connect, error)
         })
     }

@@ -89,6 +89,8 @@ pub(crate) struct Seen {
     pub(crate) tcp: Option<TcpDelta>,
     /// The address that the request went to.
     pub(crate) mark: Option<Mark>,
+    /// The address that it did not go to, because no handshake came about.
+    pub(crate) no_handshake: Option<IpAddr>,
 }
 
 impl Seen {

@@ -25,7 +25,7 @@ use object_store::client::{
 use object_store::{ClientConfigKey, ClientOptions};
 use tokio::time::{Instant, timeout};
 
-use super::answer::{added, made_fit, note_headers, note_times, redirect};
+use super::answer::{added, made_fit, note_headers, note_times, note_unconnected, redirect};
 use super::body::TimedBody;
 use super::connect::{ConnectError, Connector};
 use super::direct::{Direct, DirectBody};
@@ -340,7 +340,7 @@ fn broke(error: ClientError, probe: &Probe) -> HttpError {
     let mut found = (Break::Cut, HttpErrorKind::Interrupted, error.to_string());
     while let Some(layer) = cause {
         if let Some(connect) = layer.downcast_ref::<ConnectError>() {
-            probe.note(|seen| note_times(seen, connect.times));
+            probe.note(|seen| note_unconnected(seen, connect));
             found = (connect.broke, HttpErrorKind::Connect, connect.to_string());
             break;
         }

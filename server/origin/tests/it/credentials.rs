@@ -93,7 +93,7 @@ fn document(key: &AccessKey, until: &str) -> Vec<u8> {
 }
 
 /// An instance's metadata: another key at each conversation, all of which the origin accepts.
-async fn metadata(origin: &Arc<S3Origin>) -> (Server, Arc<AtomicUsize>) {
+pub(crate) async fn metadata(origin: &Arc<S3Origin>) -> (Server, Arc<AtomicUsize>) {
     let given = Arc::new(AtomicUsize::new(0));
     let (gives, accepts) = (Arc::clone(&given), Arc::clone(origin));
     let server = Server::start(move |asked| {
@@ -115,7 +115,7 @@ async fn metadata(origin: &Arc<S3Origin>) -> (Server, Arc<AtomicUsize>) {
     (server, given)
 }
 
-fn of_instance(origin: &S3Origin, metadata: &Server) -> OriginSettings {
+pub(crate) fn of_instance(origin: &S3Origin, metadata: &Server) -> OriginSettings {
     let endpoint = format!("http://{}/", metadata.address);
     let vars = [
         ("AWS_EC2_METADATA_SERVICE_ENDPOINT", endpoint.as_str()),

@@ -1,6 +1,5 @@
 //! Endpoints and addresses that are slow, dead, throttling or lying, and what the engine makes of it.
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,76 +7,39 @@ use forebay_origin::{
     AddressStats, AttemptOutcome, BreakerState, EndpointStats, EngineSettings, Lane, ObjectMeta,
     OriginBlock, OriginErrorKind, OriginSettings, OriginStore, Origins, ReadTerms,
 };
-use forebay_testkit::{
-    BlackHole, Content, FakeDns, Fault, FaultRule, HttpOptions, HttpOrigin, LinkOptions, Prng,
-};
+use forebay_testkit::{Content, Fault, FaultRule, LinkOptions, Seed, Site, SiteOptions};
 use futures::StreamExt;
 use tokio::time::{Instant, sleep};
 
 use crate::{quick, request, uri};
 
 const BYTES: u64 = 128 << 10;
-const HOST: &str = "origin.test";
-
-/// A host of several addresses, all on one port; each may have an origin.
-struct Site {
-    port: u16,
-    dns: FakeDns,
-    origins: Vec<HttpOrigin>,
-}
-
-fn ip(last: u8) -> IpAddr {
-    IpAddr::from([127, 0, 0, last])
-}
-
-/// With `close`, a connection serves one request.
-async fn origin_at(address: SocketAddr, bytes_per_second: Option<u64>, close: bool) -> HttpOrigin {
-    let link = LinkOptions { listen: address, bytes_per_second, ..LinkOptions::default() };
-    let origin = HttpOrigin::start(HttpOptions { link, ..HttpOptions::default() }).await;
-    origin.put("o", content());
-    if close {
-        let header = Fault::SetHeader("connection", "close".to_owned());
-        origin.fault(FaultRule::new("o", header));
-    }
-    origin
-}
 
 fn content() -> Content {
     Content::synthetic(7, BYTES)
 }
 
-impl Site {
-    /// One that answers at the first `served` of `named` addresses.
-    async fn start(served: u8, named: u8) -> Self {
-        Self::serving(served, named, false).await
-    }
+/// A site that answers at the first `served` of `named` addresses; with `close`, a connection serves
+/// one request.
+pub(crate) async fn site_of(served: u8, named: u8, close: bool) -> Site {
+    let site = Site::start(SiteOptions { named, served, close, ..SiteOptions::default() }).await;
+    site.put("o", content());
+    site
+}
 
-    async fn serving(served: u8, named: u8, close: bool) -> Self {
-        let first = origin_at(SocketAddr::new(ip(1), 0), None, close).await;
-        let port = first.address().port();
-        let mut origins = vec![first];
-        for last in 2..=served {
-            origins.push(origin_at(SocketAddr::new(ip(last), port), None, close).await);
-        }
-        let dns = FakeDns::new();
-        dns.set(HOST, (1..=named).map(ip));
-        Self { port, dns, origins }
-    }
+pub(crate) fn origins(site: &Site, settings: OriginSettings) -> Origins {
+    Origins::new(settings, Arc::new(site.dns().clone())).unwrap()
+}
 
-    fn origins(&self, settings: OriginSettings) -> Origins {
-        Origins::new(settings, Arc::new(self.dns.clone())).unwrap()
-    }
-
-    async fn open(&self, origins: &Origins) -> (Arc<dyn OriginStore>, ObjectMeta) {
-        let uri = uri(&format!("http://{HOST}:{}/o", self.port));
-        let store = origins.open(&uri).unwrap();
-        let meta = store.head(uri.key()).await.unwrap();
-        (store, meta)
-    }
+pub(crate) async fn open(site: &Site, origins: &Origins) -> (Arc<dyn OriginStore>, ObjectMeta) {
+    let uri = uri(&site.url("o"));
+    let store = origins.open(&uri).unwrap();
+    let meta = store.head(uri.key()).await.unwrap();
+    (store, meta)
 }
 
 /// Limits on phases that a busy machine keeps and a dead address does not; no second copies.
-fn settings() -> OriginSettings {
+pub(crate) fn settings() -> OriginSettings {
     let mut settings = quick();
     settings.timeouts.connect_first = Duration::from_millis(400);
     settings.timeouts.first_byte = Duration::from_secs(2);
@@ -102,9 +64,9 @@ async fn reads(
     futures::stream::iter(0..count).map(one).buffer_unordered(at_once).collect().await
 }
 
-fn address(origins: &Origins, last: u8) -> AddressStats {
+fn stats_of(origins: &Origins, last: u8) -> AddressStats {
     let all = origins.addresses();
-    all.into_iter().find(|stats| stats.address == ip(last)).unwrap()
+    all.into_iter().find(|stats| stats.address == Site::ip(last)).unwrap()
 }
 
 fn endpoint(origins: &Origins) -> EndpointStats {
@@ -116,7 +78,7 @@ fn endpoint(origins: &Origins) -> EndpointStats {
 async fn ejected(origins: &Origins, store: &dyn OriginStore, meta: &ObjectMeta, last: u8) {
     for _ in 0..100 {
         assert!(reads(store, meta, 16, 8).await.iter().all(Result::is_ok));
-        if address(origins, last).ejected.is_some() {
+        if stats_of(origins, last).ejected.is_some() {
             return;
         }
     }
@@ -125,70 +87,69 @@ async fn ejected(origins: &Origins, store: &dyn OriginStore, meta: &ObjectMeta, 
 
 /// Connections to the last address do not grow, and no read needs a second attempt.
 async fn is_avoided(origins: &Origins, store: &dyn OriginStore, meta: &ObjectMeta) {
-    let before = address(origins, 8).ejections;
+    let before = stats_of(origins, 8).ejections;
     assert!(reads(store, meta, 64, 8).await.iter().all(|read| *read == Ok(1)));
-    assert_eq!(address(origins, 8).ejections, before);
+    assert_eq!(stats_of(origins, 8).ejections, before);
 }
 
 #[tokio::test]
 async fn an_address_that_refuses_is_left_out() {
-    let site = Site::serving(7, 8, true).await;
-    let origins = site.origins(settings());
-    let (store, meta) = site.open(&origins).await;
+    let site = site_of(7, 8, true).await;
+    let origins = origins(&site, settings());
+    let (store, meta) = open(&site, &origins).await;
     ejected(&origins, &*store, &meta, 8).await;
     is_avoided(&origins, &*store, &meta).await;
 }
 
 #[tokio::test]
 async fn an_address_that_swallows_connections_is_left_out() {
-    let site = Site::serving(7, 8, true).await;
-    let _hole = BlackHole::open_at(SocketAddr::new(ip(8), site.port)).unwrap();
-    let origins = site.origins(settings());
-    let (store, meta) = site.open(&origins).await;
+    let mut site = site_of(7, 8, true).await;
+    site.swallow(8);
+    let origins = origins(&site, settings());
+    let (store, meta) = open(&site, &origins).await;
     ejected(&origins, &*store, &meta, 8).await;
     is_avoided(&origins, &*store, &meta).await;
 }
 
 #[tokio::test]
 async fn an_address_that_crawls_is_left_out() {
-    let mut site = Site::serving(7, 8, true).await;
-    let slow = SocketAddr::new(ip(8), site.port);
-    site.origins.push(origin_at(slow, Some(BYTES * 8), true).await);
-    let origins = site.origins(settings());
-    let (store, meta) = site.open(&origins).await;
+    let mut site = site_of(7, 8, true).await;
+    let link = LinkOptions { bytes_per_second: Some(BYTES * 8), ..LinkOptions::default() };
+    site.serve(8, link).await;
+    let origins = origins(&site, settings());
+    let (store, meta) = open(&site, &origins).await;
     ejected(&origins, &*store, &meta, 8).await;
     is_avoided(&origins, &*store, &meta).await;
 }
 
 #[tokio::test]
 async fn an_address_that_lies_is_left_out_and_tried_again_later() {
-    let mut site = Site::serving(7, 8, true).await;
-    let bad = SocketAddr::new(ip(8), site.port);
-    site.origins.push(origin_at(bad, None, false).await);
-    let bad = &site.origins[7];
+    let mut site = site_of(7, 8, true).await;
+    let bad = site.serve(8, LinkOptions::default()).await;
+    // At most one fault strikes a request: this one takes the place of the closing.
+    bad.clear_faults();
     bad.fault(FaultRule::new("o", Fault::WrongRange(1)));
     let ejection = Duration::from_millis(300);
     let engine = EngineSettings { ejection, hedging: false, ..EngineSettings::default() };
-    let origins = site.origins(OriginSettings { engine, ..settings() });
-    let (store, meta) = site.open(&origins).await;
+    let origins = origins(&site, OriginSettings { engine, ..settings() });
+    let (store, meta) = open(&site, &origins).await;
     ejected(&origins, &*store, &meta, 8).await;
+    let bad = site.origin(8);
     bad.clear_faults();
     let before = bad.counts("o").gets;
     while bad.counts("o").gets == before {
         assert!(reads(&*store, &meta, 16, 8).await.iter().all(Result::is_ok));
-        sleep(ejection / 10).await;
     }
-    assert_eq!(address(&origins, 8).failures, 0);
+    assert_eq!(stats_of(&origins, 8).failures, 0);
 }
 
 #[tokio::test]
 async fn a_retry_goes_to_another_address_over_a_new_connection() {
-    let site = Site::start(2, 2).await;
-    let origins = site.origins(settings());
-    let (store, meta) = site.open(&origins).await;
+    let site = site_of(2, 2, false).await;
+    let origins = origins(&site, settings());
+    let (store, meta) = open(&site, &origins).await;
     let faults: Vec<_> = site
-        .origins
-        .iter()
+        .origins()
         .map(|origin| origin.fault(FaultRule::new("o", Fault::ResetAfter(1000))))
         .collect();
     for _ in 0..4 {
@@ -204,15 +165,15 @@ async fn a_retry_goes_to_another_address_over_a_new_connection() {
 
 #[tokio::test]
 async fn where_all_addresses_are_dead_the_breaker_opens_and_a_probe_closes_it() {
-    let mut site = Site::start(2, 2).await;
-    let open = Duration::from_millis(100);
+    let mut site = site_of(2, 2, false).await;
+    let opened = Duration::from_millis(100);
     let mut settings = settings();
-    settings.engine.breaker_open = open;
-    settings.engine.breaker_open_cap = open * 2;
-    let origins = site.origins(settings);
-    let (store, meta) = site.open(&origins).await;
-    let port = site.port;
-    site.origins.clear();
+    settings.engine.breaker_open = opened;
+    settings.engine.breaker_open_cap = opened * 2;
+    let origins = origins(&site, settings);
+    let (store, meta) = open(&site, &origins).await;
+    site.stop(1);
+    site.stop(2);
     let failed = reads(&*store, &meta, 60, 8).await;
     assert!(failed.iter().all(Result::is_err));
     assert_eq!(endpoint(&origins).breaker_opened, 1);
@@ -228,10 +189,8 @@ async fn where_all_addresses_are_dead_the_breaker_opens_and_a_probe_closes_it() 
     assert_eq!(error.attempts, 0);
     assert!(error.retry_after.is_some() && error.to_string().contains("unreachable"), "{error}");
 
-    site.origins.push(origin_at(SocketAddr::new(ip(1), port), None, false).await);
-    while reads(&*store, &meta, 1, 1).await != [Ok(1)] {
-        sleep(open / 4).await;
-    }
+    site.serve(1, LinkOptions::default()).await;
+    insists(&*store, &meta).await;
     assert_eq!(endpoint(&origins).breaker, BreakerState::Closed);
     // What is back is asked for everything at once.
     assert!(reads(&*store, &meta, 20, 8).await.iter().all(|read| *read == Ok(1)));
@@ -241,7 +200,11 @@ async fn where_all_addresses_are_dead_the_breaker_opens_and_a_probe_closes_it() 
 async fn insists(store: &dyn OriginStore, meta: &ObjectMeta) {
     let mut bytes = vec![0; usize::try_from(BYTES).unwrap()];
     while let Err(error) = store.read(&request(meta, 0..BYTES), &mut bytes).await {
-        let kinds = [OriginErrorKind::Throttled, OriginErrorKind::BreakerOpen];
+        let kinds = [
+            OriginErrorKind::Throttled,
+            OriginErrorKind::BreakerOpen,
+            OriginErrorKind::Unreachable,
+        ];
         assert!(kinds.contains(&error.kind), "{error}");
         sleep(error.retry_after.unwrap_or(Duration::from_millis(30))).await;
     }
@@ -252,26 +215,26 @@ async fn insists(store: &dyn OriginStore, meta: &ObjectMeta) {
 #[tokio::test]
 async fn a_throttling_storm_is_not_fed() {
     const CALLERS: usize = 200;
-    let site = Site::start(1, 1).await;
-    let open = Duration::from_millis(30);
+    let site = site_of(1, 1, false).await;
+    let opened = Duration::from_millis(30);
     let mut settings = settings();
-    settings.engine.breaker_open = open;
-    settings.engine.breaker_open_cap = open * 30;
-    let origins = site.origins(settings);
-    let (store, meta) = site.open(&origins).await;
+    settings.engine.breaker_open = opened;
+    settings.engine.breaker_open_cap = opened * 30;
+    let origins = origins(&site, settings);
+    let (store, meta) = open(&site, &origins).await;
     let throttled = Fault::Status { code: 503, retry_after: None };
-    let storm = site.origins[0].fault(FaultRule::new("o", throttled));
+    let storm = site.origin(1).fault(FaultRule::new("o", throttled));
     let caller = |_| insists(&*store, &meta);
     let callers = futures::stream::iter(0..CALLERS).map(caller).buffer_unordered(CALLERS);
     let calm = async {
-        sleep(open * 31).await;
+        sleep(opened * 31).await;
         let during = endpoint(&origins);
         assert!(during.limit < EngineSettings::default().limit_start, "{during:?}");
         assert!(during.throttled >= 20);
         storm.remove();
     };
     futures::join!(callers.collect::<Vec<()>>(), calm);
-    let sent = site.origins[0].counts("o").gets;
+    let sent = site.origin(1).counts("o").gets;
     assert!(sent * 10 <= CALLERS as u64 * 12, "{sent} requests for {CALLERS}");
     assert_eq!(endpoint(&origins).inflight, 0);
 }
@@ -281,17 +244,17 @@ async fn a_failing_read_costs_as_many_requests_as_it_may() {
     for (deadline, limit) in
         [(None, 3), (Some(Duration::from_secs(60)), 5), (Some(Duration::ZERO), 0)]
     {
-        let site = Site::start(1, 1).await;
-        let origins = site.origins(settings());
-        let (store, meta) = site.open(&origins).await;
+        let site = site_of(1, 1, false).await;
+        let origins = origins(&site, settings());
+        let (store, meta) = open(&site, &origins).await;
         let failure = Fault::Status { code: 500, retry_after: None };
-        site.origins[0].fault(FaultRule::new("o", failure));
+        site.origin(1).fault(FaultRule::new("o", failure));
         let deadline = deadline.map(|time| Instant::now() + time);
         let terms = ReadTerms::new(Lane::Prefetch, deadline);
         let mut bytes = vec![0; usize::try_from(BYTES).unwrap()];
         let read = store.read_on(&request(&meta, 0..BYTES), terms, bytes[..].as_mut().into()).await;
         assert_eq!(read.unwrap_err().attempts, limit);
-        assert_eq!(site.origins[0].counts("o").gets, u64::from(limit));
+        assert_eq!(site.origin(1).counts("o").gets, u64::from(limit));
         // A transient failure costs 14 tokens for each retry; the head that went well was free.
         assert_eq!(endpoint(&origins).tokens, 500 - 14 * limit.saturating_sub(1));
     }
@@ -299,17 +262,17 @@ async fn a_failing_read_costs_as_many_requests_as_it_may() {
 
 #[tokio::test]
 async fn tokens_end_the_retries_of_all_callers() {
-    let site = Site::start(1, 1).await;
-    let origins = site.origins(settings());
-    let (store, meta) = site.open(&origins).await;
+    let site = site_of(1, 1, false).await;
+    let origins = origins(&site, settings());
+    let (store, meta) = open(&site, &origins).await;
     // Good reads between keep the breaker closed.
     let fault = Fault::Status { code: 500, retry_after: None };
-    site.origins[0].fault(FaultRule::new("o", fault).on_any());
+    site.origin(1).fault(FaultRule::new("o", fault).on_any());
     let mut sent = 0;
     for _ in 0..40 {
         let read = reads(&*store, &meta, 1, 1).await;
         read[0].unwrap_err();
-        sent = site.origins[0].counts("o").gets;
+        sent = site.origin(1).counts("o").gets;
     }
     let stats = endpoint(&origins);
     assert!(stats.retries <= 35 && sent <= 20 + 35, "{sent} {stats:?}");
@@ -317,19 +280,19 @@ async fn tokens_end_the_retries_of_all_callers() {
 
 #[tokio::test]
 async fn a_herd_uses_no_more_connections_than_are_allowed() {
-    let site = Site::start(1, 1).await;
+    let site = site_of(1, 1, false).await;
     let block = OriginBlock {
         prefix: "http://".to_owned(),
         max_connections: Some(6),
         ..OriginBlock::default()
     };
-    let origins = site.origins(OriginSettings { origins: vec![block], ..settings() });
-    let (store, meta) = site.open(&origins).await;
+    let origins = origins(&site, OriginSettings { origins: vec![block], ..settings() });
+    let (store, meta) = open(&site, &origins).await;
     assert!(reads(&*store, &meta, 1000, 1000).await.iter().all(|read| *read == Ok(1)));
     let stats = endpoint(&origins);
     assert!(stats.limit <= 6 && stats.waiting == 0 && stats.inflight == 0, "{stats:?}");
     // One may be closing while its successor is opened.
-    assert!(site.origins[0].connections().peak <= 7, "{:?}", site.origins[0].connections());
+    assert!(site.origin(1).connections().peak <= 7, "{:?}", site.origin(1).connections());
 }
 
 #[tokio::test]
@@ -347,18 +310,19 @@ async fn a_thousand_resets_cost_no_byte_twice() {
 }
 
 async fn resets(rounds: u32) {
-    let site = Site::start(1, 1).await;
-    let origins = site.origins(settings());
-    let (store, meta) = site.open(&origins).await;
-    let mut random = Prng::new(1);
+    let site = site_of(1, 1, false).await;
+    let origins = origins(&site, settings());
+    let (store, meta) = open(&site, &origins).await;
     let (mut received, mut wanted) = (0, 0);
     for round in 0..rounds {
-        for at in [0, 1, BYTES / 2, BYTES - 1, random.below(BYTES)] {
-            let fault = site.origins[0].fault(FaultRule::new("o", Fault::ResetAfter(at)).nth(1));
+        let seed = Seed::new(u64::from(round));
+        let mut random = seed.prng();
+        for sent in [0, 1, BYTES / 2, BYTES - 1, random.below(BYTES)] {
+            let fault = site.origin(1).fault(FaultRule::new("o", Fault::ResetAfter(sent)).nth(1));
             let mut bytes = vec![0; usize::try_from(BYTES).unwrap()];
             let record = store.read(&request(&meta, 0..BYTES), &mut bytes).await.unwrap();
             fault.remove();
-            assert!(content().matches(0, &bytes), "round {round}, reset at {at}");
+            assert!(content().matches(0, &bytes), "round {round}, reset at {sent}");
             assert_eq!((record.attempts, fault.hits()), (2, 1));
             received += record.bytes_received;
             wanted += BYTES;
@@ -374,21 +338,21 @@ async fn resets(rounds: u32) {
 async fn a_read_that_stalls_is_asked_for_twice_and_only_for_its_tail() {
     for (fault, from) in [(Fault::StallBeforeHeaders, 0), (Fault::StallAfter(BYTES / 2), BYTES / 2)]
     {
-        let site = Site::start(1, 1).await;
+        let site = site_of(1, 1, false).await;
         let mut settings = quick();
         settings.engine.hedge_after_min = Duration::from_millis(100);
-        let origins = site.origins(settings);
-        let (store, meta) = site.open(&origins).await;
+        let origins = origins(&site, settings);
+        let (store, meta) = open(&site, &origins).await;
         assert!(reads(&*store, &meta, 160, 4).await.iter().all(|read| *read == Ok(1)));
         let before = endpoint(&origins);
-        site.origins[0].fault(FaultRule::new("o", fault).nth(1));
+        site.origin(1).fault(FaultRule::new("o", fault).nth(1));
         let mut bytes = vec![0; usize::try_from(BYTES).unwrap()];
         let record = store.read(&request(&meta, 0..BYTES), &mut bytes).await.unwrap();
         assert!(content().matches(0, &bytes));
         assert_eq!((record.attempts, record.hedges, record.hedge_wins), (1, 1, 1), "{record:?}");
         assert_eq!(record.attempt_log[0].outcome, AttemptOutcome::Overtaken);
         assert_eq!((record.wasted_bytes, record.bytes_received), (0, BYTES));
-        let last = site.origins[0].records().pop().and_then(|record| record.range);
+        let last = site.origin(1).records().pop().and_then(|record| record.range);
         assert_eq!(last, Some(from..BYTES), "only the tail");
         assert_eq!(endpoint(&origins).hedge_wins, before.hedge_wins + 1);
     }

@@ -23,8 +23,14 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
 
 /// What shakes hands as origin.test.
 pub(crate) fn acceptor() -> TlsAcceptor {
-    let certificate = CertificateDer::from_pem_file(fixture("server.pem")).unwrap();
-    let key = PrivateKeyDer::from_pem_file(fixture("server.key")).unwrap();
+    acceptor_of("server")
+}
+
+/// What shakes hands with one of the certificates: `server` is for origin.test, `other` for other.test,
+/// both by the authority of `ca.pem`, whose key nobody has any more.
+fn acceptor_of(name: &str) -> TlsAcceptor {
+    let certificate = CertificateDer::from_pem_file(fixture(&format!("{name}.pem"))).unwrap();
+    let key = PrivateKeyDer::from_pem_file(fixture(&format!("{name}.key"))).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -37,8 +43,11 @@ pub(crate) fn acceptor() -> TlsAcceptor {
 
 /// A server that shakes hands and answers every request with an empty object.
 async fn server() -> (u16, JoinSet<()>) {
-    let acceptor = acceptor();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    serving(acceptor(), "127.0.0.1:0").await
+}
+
+async fn serving(acceptor: TlsAcceptor, at: &str) -> (u16, JoinSet<()>) {
+    let listener = TcpListener::bind(at).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
@@ -81,6 +90,38 @@ async fn a_ca_file_is_trusted_for_the_names_it_certifies() {
     assert_eq!(error.kind, OriginErrorKind::Unreachable);
     assert!(error.to_string().contains("certificate"), "{error}");
     assert!(error.attempt_log.iter().all(|attempt| attempt.tls.is_some()));
+}
+
+/// Row 16: an answer of DNS that names somebody else's machine. Its certificate is a good one, of
+/// another name: nothing is sent to it, and the other address of the answer serves the request.
+#[tokio::test]
+async fn a_poisoned_address_is_found_out_by_its_certificate_and_left() {
+    for _ in 0..8 {
+        let (port, _good) = serving(acceptor_of("server"), "127.0.0.1:0").await;
+        let at = format!("127.0.0.2:{port}");
+        let Ok(_free) = TcpListener::bind(&at).await.map(drop) else { continue };
+        let (_, _poisoned) = serving(acceptor_of("other"), &at).await;
+        let ip = |last| IpAddr::from([127, 0, 0, last]);
+        let poisoned = Arc::new(Names(vec![("origin.test", vec![ip(2)])]));
+        let both = Arc::new(Names(vec![("origin.test", vec![ip(2), ip(1)])]));
+        let uri = uri(&format!("https://origin.test:{port}/o"));
+        let only = Origins::new(trusting(), poisoned).unwrap();
+        let error = only.open(&uri).unwrap().head(uri.key()).await.unwrap_err();
+        assert_eq!((error.kind, error.status), (OriginErrorKind::Unreachable, None), "{error}");
+        assert!(error.to_string().contains("not valid for name"), "{error}");
+
+        let origins = Origins::new(trusting(), both).unwrap();
+        let store = origins.open(&uri).unwrap();
+        let failures = || origins.addresses().iter().map(|address| address.failures).max();
+        while failures() == Some(0) || failures().is_none() {
+            store.head(uri.key()).await.unwrap();
+        }
+        for _ in 0..20 {
+            store.head(uri.key()).await.unwrap();
+        }
+        return;
+    }
+    panic!("no port was free on both addresses");
 }
 
 #[tokio::test]
