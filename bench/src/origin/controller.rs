@@ -3,11 +3,11 @@
 //!
 //! The origin has the manners of an object store: 40 ms to the first byte and 90 MB/s per
 //! connection, once with a limit on all connections together, so that there is a knee, and once
-//! without, where the machine is the limit. Fixed numbers are engines whose limit starts at, and is
-//! held to, that number: `[[origin]] max_connections` is an upper bound only and would not do. Every
-//! run has a new engine, so that what it takes to find the number is part of the time. Beside the
-//! engine the same object goes through a daemon with its default settings, which has the same engine
-//! for all its loads.
+//! without, where the machine is the limit. Fixed numbers are engines whose limit starts at, and
+//! is held to, that number: `[[origin]] max_connections` is an upper bound only and would not do.
+//! Every run has a new engine, so that what it takes to find the number is part of the time.
+//! Beside the engine the same object goes through a daemon with its default settings, which has
+//! the same engine for all its loads.
 
 use std::sync::Arc;
 use std::time::Duration;
