@@ -30,6 +30,10 @@ use crate::ram::pool::ClaimedSlot;
 use crate::resolve::Manifest;
 use crate::timeline::{Kind, Span, Stage};
 
+/// Parts of one chunk that are asked for at a time. A chunk of many small objects would fill the
+/// endpoint's line alone.
+const PARTS_AT_ONCE: usize = 16;
+
 /// Why a chunk could not be fetched.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FetchError {
@@ -129,14 +133,17 @@ impl Fetcher {
     ) -> Result<(FetchedChunk, Vec<Span>), FetchError> {
         let offered = Instant::now();
         let parts = split(slot.as_mut_slice(), spec)?;
-        let mut running: FuturesUnordered<_> = parts
+        let parts: Vec<_> = parts
             .into_iter()
             .enumerate()
             .map(|part| self.part(manifest, part, (terms, offered)))
             .collect();
+        let mut parts = parts.into_iter();
+        let mut running: FuturesUnordered<_> = parts.by_ref().take(PARTS_AT_ONCE).collect();
         let mut digests = vec![(0, ChunkDigest::default()); spec.extents.len()];
         let (mut spans, mut address) = (Vec::new(), None);
         while let Some(part) = running.try_next().await? {
+            running.extend(parts.next());
             if let (Some(place), Some(extent)) =
                 (digests.get_mut(part.number), spec.extents.get(part.number))
             {
@@ -144,7 +151,7 @@ impl Fetcher {
             }
             (spans, address) = (part.spans, part.address);
         }
-        drop(running);
+        drop((running, parts));
         let objects = || spec.extents.iter().filter_map(|e| manifest.objects().get(e.object));
         let first_object = objects().next().map_or_else(String::new, |object| object.name.clone());
         let pinned = objects().all(|object| object.pinned);

@@ -228,10 +228,11 @@ async fn a_daemon_that_was_killed_comes_back_in_the_same_directory() {
 
     // The digest of the first fetch is enforced by the daemon that came back.
     node.client.evict(s3_uri("blob")).await.unwrap();
-    origin.fault(FaultRule::new("blob", Fault::FlipBit(77)).nth(4));
+    origin.fault(FaultRule::new("blob", Fault::FlipBit(77)).covering(4 * CHUNK));
     let error = node.refused(&s3_uri("blob")).await;
     assert_ends(&error, Reason::DigestMismatch, 6);
-    assert_eq!(node.metric("forebay_digest_mismatches_total").await, Some(1.0));
+    assert_eq!(node.metric("forebay_digest_mismatches_total").await, Some(2.0));
+    origin.clear_faults();
     node.loads(&s3_uri("blob"), &expected).await;
 }
 

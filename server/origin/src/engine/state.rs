@@ -27,7 +27,7 @@ use crate::stats::Counters;
 use crate::store::Lane;
 
 /// Requests that may wait for an endpoint.
-const WAITING_MAX: usize = 4096;
+const WAITING_MAX: usize = 65_536;
 /// Retries at a time, whatever the number of calls; beyond it, one for each so many calls.
 const RETRIES_MIN: usize = 3;
 const CALLS_PER_RETRY: usize = 5;
