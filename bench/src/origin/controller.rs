@@ -39,10 +39,9 @@ const BYTES_QUICK: u64 = 1 << 30;
 const PASSES: u64 = 2;
 const SEED: u64 = 7;
 
-/// One engine run: its rate, that of its second half, and the number of requests it ended with.
+/// One engine run: its rate, and the number of requests at a time that it ended with.
 struct Ran {
     rate: f64,
-    settled: f64,
     limit: f64,
 }
 
@@ -109,10 +108,9 @@ fn measure(
             .filter_map(|(rates, fixed)| Some(format!("{fixed}: {:.3}", rates.last()?)))
             .collect();
         progress(format_args!(
-            "{name} {number}: {} GB/s; controller {:.3} (settled {:.3}, at {}), daemon {:.3}",
+            "{name} {number}: {} GB/s; controller {:.3} (at {}), daemon {:.3}",
             fixed.join(", "),
             controller.rate,
-            controller.settled,
             controller.limit,
             load.gigabytes_per_second()
         ));
@@ -131,33 +129,20 @@ fn one(
     let settings = OriginSettings { engine, ..OriginSettings::default() };
     runtime.block_on(async {
         let engine = Engine::open(settings, Arc::new(SystemResolver), uri).await?;
-        let mut times = engine.read_all(engine.parts() * PASSES, buffers).await?;
-        times.sort_unstable_by_key(|part| part.ended);
+        let times = engine.read_all(engine.parts() * PASSES, buffers).await?;
         let limit = engine.origins.endpoints().iter().map(|endpoint| endpoint.limit).max();
         let limit = u32::try_from(limit.unwrap_or_default())?;
-        Ok(Ran { rate: rate(&times), settled: settled_rate(&times), limit: limit.into() })
+        Ok(Ran { rate: rate(&times), limit: limit.into() })
     })
 }
 
-/// The rate of a whole run, whose parts are in the order of their ends.
+/// The rate of a whole run, from the first part asked for to the last that came.
 fn rate(times: &[PartTime]) -> f64 {
     let started = times.iter().map(|part| part.started).min();
-    let wall = started.zip(times.last()).map(|(first, last)| last.ended - first);
-    rate_of(times.len(), wall.unwrap_or_default())
-}
-
-/// The rate of its second half, up to when the last part was asked for: after that fewer and fewer
-/// are on the wire, and at every moment before it as many were under way as at its beginning.
-fn settled_rate(times: &[PartTime]) -> f64 {
-    let (_, half) = times.split_at(times.len() / 2);
-    let asked = times.iter().map(|part| part.started).max();
-    let full = half.iter().take_while(|part| asked.is_some_and(|asked| part.ended <= asked));
-    let Some((first, last)) = half.first().zip(full.clone().last()) else { return f64::NAN };
-    rate_of(full.count() - 1, last.ended - first.ended)
-}
-
-fn rate_of(parts: usize, wall: Duration) -> f64 {
-    let bytes = u64::from(PART_BYTES) * u64::try_from(parts).unwrap_or_default();
+    let ended = times.iter().map(|part| part.ended).max();
+    let Some((started, ended)) = started.zip(ended) else { return f64::NAN };
+    let bytes = u64::from(PART_BYTES) * u64::try_from(times.len()).unwrap_or_default();
+    let wall = ended.saturating_duration_since(started);
     Measurement { wall, bytes, cpu: Vec::new() }.gigabytes_per_second()
 }
 
@@ -169,7 +154,7 @@ fn judge(mut row: Row, runs: &Runs) -> Row {
         row.figures.push(Figure::new(format!("fixed at {fixed}"), "GB/s", spread));
     }
     let of = |value: fn(&Ran) -> f64| -> Spread { runs.controller.iter().map(value).collect() };
-    let (controller, settled) = (of(|ran| ran.rate), of(|ran| ran.settled));
+    let controller = of(|ran| ran.rate);
     let daemon: Spread = runs.daemon.iter().copied().collect();
     let least = Limit::AtLeast(RATE_MIN);
     row.bounds = vec![
@@ -178,31 +163,8 @@ fn judge(mut row: Row, runs: &Runs) -> Row {
     ];
     row.figures.extend([
         Figure::new("controller", "GB/s", controller),
-        Figure::new("controller, second half", "GB/s", settled),
         Figure::new("controller, limit at the end", "requests", of(|ran| ran.limit)),
         Figure::new("daemon, default settings", "GB/s", daemon),
     ]);
     row
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::time::Instant;
-
-    use super::*;
-
-    #[test]
-    fn a_settled_rate_knows_neither_the_start_nor_the_drain() {
-        let begun = Instant::now();
-        let at = |millis| begun + Duration::from_millis(millis);
-        // Slow at first, then one part each 10 ms; the last ten are asked for in time and dawdle.
-        let mut times: Vec<PartTime> =
-            (1..=50).map(|n| PartTime { started: begun, ended: at(100 * n) }).collect();
-        times.extend((1..=90).map(|n| PartTime { started: begun, ended: at(5000 + 10 * n) }));
-        times.extend((1..=10).map(|n| PartTime { started: at(5900), ended: at(5900 + 100 * n) }));
-        let per_part = f64::from(PART_BYTES) / 1e9;
-        assert!((settled_rate(&times) - per_part / 0.01).abs() < 1e-6);
-        assert!((rate(&times) - 150.0 * per_part / 6.9).abs() < 1e-6);
-        assert!(settled_rate(&[]).is_nan() && rate(&[]).is_nan());
-    }
 }
