@@ -118,7 +118,7 @@ async fn failures_are_a_sentence_and_an_exit_code() {
     let other = Content::synthetic(4, 4 * CHUNK);
     origin.fault(FaultRule::new("replaced", Fault::ReplaceObject(other)).nth(2));
     origin.fault(FaultRule::new("denied", Fault::Status { code: 403, retry_after: None }).on_any());
-    let spec = NodeSpec::of(&origin).ram("256KiB").set("no_progress", "300ms");
+    let spec = NodeSpec::of(&origin).ram("256KiB").set("no_progress", "2s");
     let node = spec.start().await;
     let cases = [
         (2, "BAD_URI", &["load", "nowhere"][..]),
