@@ -133,11 +133,11 @@ async fn an_origin_that_falls_silent_ends_a_load_long_before_its_deadline() {
         assert!(error.to_string().contains("chunks were on their way"), "{fault:?}: {error}");
         let mut prefetch =
             node.client.prefetch(PrefetchRequest::new(s3_uri("blob"))).await.unwrap();
-        let error = loop {
-            if let Err(error) = prefetch.next().await {
-                break error;
-            }
-        };
+        let mut step = prefetch.next().await;
+        while step.is_ok() {
+            step = prefetch.next().await;
+        }
+        let error = step.unwrap_err();
         assert_ends(&error, Reason::NoProgress, 4);
         node.settled().await;
     }
