@@ -2,7 +2,8 @@
 //!
 //! The caller brings a claimed slot; each part then waits for leave of its origin's endpoint, which is
 //! the one limit on connections. Slot first, connection second, nothing held while waiting for a
-//! third: the order that cannot dead-lock. Parts of a chunk that holds several objects run side by side. The origin's
+//! third: the order that cannot dead-lock. Parts of a chunk that holds several objects run side by
+//! side, as many as its share of the endpoint allows. The origin's
 //! [`OriginStore::read`](forebay_origin::OriginStore::read) checks version, range and length, and
 //! is the only place that retries. The digest is taken while the bytes land (see [`crate::digest`]).
 //!
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use forebay_origin::{
     AttemptOutcome, AttemptRecord, Destination, EndpointView, OriginError, OriginErrorKind,
-    OriginUri, Origins, ReadRequest, ReadTerms,
+    OriginUri, Origins, ReadRequest, ReadTerms, Share, Sharing,
 };
 use forebay_proto::{Failure, Reason};
 use futures::TryStreamExt;
@@ -30,9 +31,8 @@ use crate::ram::pool::ClaimedSlot;
 use crate::resolve::Manifest;
 use crate::timeline::{Kind, Span, Stage};
 
-/// Parts of one chunk that are asked for at a time. A chunk of many small objects would fill the
-/// endpoint's line alone.
-const PARTS_AT_ONCE: usize = 16;
+/// Parts of one chunk at a time where there is no endpoint: files, which a few threads read.
+const PARTS_OF_FILES: usize = 16;
 
 /// Why a chunk could not be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -133,17 +133,18 @@ impl Fetcher {
     ) -> Result<(FetchedChunk, Vec<Span>), FetchError> {
         let offered = Instant::now();
         let parts = split(slot.as_mut_slice(), spec)?;
-        let parts: Vec<_> = parts
-            .into_iter()
-            .enumerate()
-            .map(|part| self.part(manifest, part, (terms, offered)))
-            .collect();
-        let mut parts = parts.into_iter();
-        let mut running: FuturesUnordered<_> = parts.by_ref().take(PARTS_AT_ONCE).collect();
+        let mut waiting = parts.into_iter().enumerate();
+        let share = self.endpoint(manifest).map(|endpoint| endpoint.share(Sharing::Chunks));
+        let at_once = || share.as_ref().map_or(PARTS_OF_FILES, Share::on_its_way);
+        let mut running = FuturesUnordered::new();
         let mut digests = vec![(0, ChunkDigest::default()); spec.extents.len()];
         let (mut spans, mut address) = (Vec::new(), None);
-        while let Some(part) = running.try_next().await? {
-            running.extend(parts.next());
+        loop {
+            let more = at_once().saturating_sub(running.len());
+            running.extend(
+                waiting.by_ref().take(more).map(|part| self.part(manifest, part, (terms, offered))),
+            );
+            let Some(part) = running.try_next().await? else { break };
             if let (Some(place), Some(extent)) =
                 (digests.get_mut(part.number), spec.extents.get(part.number))
             {
@@ -151,7 +152,7 @@ impl Fetcher {
             }
             (spans, address) = (part.spans, part.address);
         }
-        drop((running, parts));
+        drop(running);
         let objects = || spec.extents.iter().filter_map(|e| manifest.objects().get(e.object));
         let first_object = objects().next().map_or_else(String::new, |object| object.name.clone());
         let pinned = objects().all(|object| object.pinned);

@@ -110,15 +110,15 @@ async fn failures_are_a_sentence_and_an_exit_code() {
     for key in ["blob", "slow", "replaced", "held"] {
         origin.put(BUCKET, key, Content::synthetic(2, 4 * CHUNK));
     }
-    // Little enough that its failures do not open the breaker.
-    origin.put(BUCKET, "cut", Content::synthetic(2, 100));
+    // One part, so that its attempts do not open the breaker for the others.
+    origin.put(BUCKET, "cut", Content::synthetic(2, CHUNK));
     origin.put(BUCKET, "bad.safetensors", Content::synthetic(3, 100));
     origin.fault(FaultRule::new("cut", Fault::TruncateTo(10)));
     origin.fault(FaultRule::new("slow", Fault::StallBeforeHeaders));
     let other = Content::synthetic(4, 4 * CHUNK);
     origin.fault(FaultRule::new("replaced", Fault::ReplaceObject(other)).nth(2));
     origin.fault(FaultRule::new("denied", Fault::Status { code: 403, retry_after: None }).on_any());
-    let spec = NodeSpec::of(&origin).ram("256KiB").set("no_progress", "300ms");
+    let spec = NodeSpec::of(&origin).ram("256KiB").set("no_progress", "2s");
     let node = spec.start().await;
     let cases = [
         (2, "BAD_URI", &["load", "nowhere"][..]),

@@ -49,10 +49,11 @@ pub use dns::{
 pub use engine::addresses::AddressStats;
 pub use engine::breaker::{BreakerState, BreakerTurns};
 pub use engine::standing::{AttemptClass, AttemptCount, AttemptEnd, EndpointStats, RefusedCounts};
+pub use engine::view::{EndpointView, Share, Sharing};
 pub use error::{OriginError, OriginErrorKind, OriginFailure};
 pub use evidence::{NoEvidence, SocketEvidence, TcpDelta, TcpSnapshot};
 pub use key::{KEY_BYTES_MAX, KeyError, ObjectKey};
-pub use origins::{EndpointView, Origins};
+pub use origins::Origins;
 pub use pin::Pin;
 pub use resolve::{Resolve, SystemResolver};
 pub use schedule::RetryPolicy;

@@ -15,6 +15,7 @@ use crate::engine::addresses::AddressStats;
 use crate::engine::book::Book;
 use crate::engine::endpoint::{Endpoint, EndpointSpec};
 use crate::engine::standing::EndpointStats;
+use crate::engine::view::EndpointView;
 use crate::error::{OriginError, OriginErrorKind};
 use crate::evidence::{NoEvidence, SocketEvidence};
 use crate::fault::detail_of;
@@ -65,25 +66,6 @@ struct StoreKey {
     origin: String,
     block: Option<String>,
     signed: Option<WebTarget>,
-}
-
-/// One endpoint, for those who plan what to ask of it.
-#[derive(Debug, Clone)]
-pub struct EndpointView(Arc<Endpoint>);
-
-impl EndpointView {
-    /// Requests that may be under way now.
-    #[must_use]
-    pub fn limit(&self) -> usize {
-        self.0.limit()
-    }
-
-    /// Bytes per second that it brought lately while it was asked for all it could; none before
-    /// enough was measured. More than that cannot be counted on.
-    #[must_use]
-    pub fn sustained(&self) -> Option<f64> {
-        self.0.sustained()
-    }
 }
 
 impl Origins {
@@ -155,7 +137,7 @@ impl Origins {
     pub fn endpoint(&self, uri: &OriginUri) -> Option<EndpointView> {
         let prefix = self.settings.block_for(uri).map(|block| block.prefix.clone());
         let open = self.lock();
-        open.endpoints.get(&(uri.origin(), prefix)).cloned().map(EndpointView)
+        open.endpoints.get(&(uri.origin(), prefix)).cloned().map(EndpointView::new)
     }
 
     /// What is known of each address of each host that was connected to.

@@ -2,7 +2,7 @@
 //!
 //! For each chunk: a window token first (see `admission`), then the RAM tier, then another load's
 //! flight, then a flight of its own. Chunks become ready in any order; how many of a load may be
-//! on their way follows from what its endpoint takes now. What is on its way lives in the filler: dropping it leaves every flight
+//! on their way follows from its share of what its endpoint takes now. What is on its way lives in the filler: dropping it leaves every flight
 //! and gives every token back.
 //!
 //! The filler also says whether the origin stands still ([`Filler::quiet`]): it is asked for chunks of
@@ -13,7 +13,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_origin::EndpointView;
+use forebay_origin::{Share, Sharing};
 use forebay_proto::{Failure, Reason};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
@@ -29,10 +29,10 @@ use crate::ram::PinnedChunk;
 use crate::report::Tally;
 use crate::timeline::{Kind, Span, Spending, Stage, Timeline};
 
-/// Chunks of one load on their way, for each request that its endpoint may get now: while one is on
-/// the wire the next has its slot and stands in the line, and a limit that grows by half finds work.
-const FILLS_PER_REQUEST: usize = 2;
-/// The most, however high the limit: more would hold slots that nobody fills.
+/// Chunks of one load on their way, whatever its share of its endpoint: as many as slots are
+/// guaranteed to it...
+const FILLS_MIN: usize = 4;
+/// ... and at most so many: more would hold slots that nobody fills.
 const FILLS_MAX: usize = 512;
 /// Where there is no endpoint: files, which a few threads read.
 const FILLS_OF_FILES: usize = 32;
@@ -64,7 +64,7 @@ pub(super) struct Filler<'a> {
     plan: &'a Arc<FetchPlan>,
     permit: &'a AdmissionPermit,
     waiter: Waiter,
-    endpoint: Option<EndpointView>,
+    share: Option<Share>,
     state: &'a LoadState,
     timeline: &'a Timeline,
     planned: Instant,
@@ -102,13 +102,14 @@ impl<'a> Filler<'a> {
         timeline: &'a Timeline,
     ) -> Self {
         let planned = Instant::now();
+        let endpoint = stages.fetcher.endpoint(head.plan.manifest());
         Self {
             stages,
             plan: &head.plan,
             permit,
             waiter: request.waiter(),
             state: head.entry.state(),
-            endpoint: stages.fetcher.endpoint(head.plan.manifest()),
+            share: endpoint.map(|endpoint| endpoint.share(Sharing::Loads)),
             timeline,
             planned,
             next_chunk: 0,
@@ -176,8 +177,8 @@ impl<'a> Filler<'a> {
 
     /// How many chunks may be on their way now.
     fn ahead(&self) -> usize {
-        let limit = |endpoint: &EndpointView| endpoint.limit().saturating_mul(FILLS_PER_REQUEST);
-        self.endpoint.as_ref().map_or(FILLS_OF_FILES, limit).min(FILLS_MAX)
+        let ahead = self.share.as_ref().map_or(FILLS_OF_FILES, Share::on_its_way);
+        ahead.clamp(FILLS_MIN, FILLS_MAX)
     }
 
     /// Asks for a window token for the next chunk, unless enough chunks are on their way.

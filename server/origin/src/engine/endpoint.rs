@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::limiter::Load;
 use super::standing::{AttemptClass, EndpointStats};
 use super::state::{State, Waiter};
+use super::view::Sharers;
 use crate::error::OriginErrorKind;
 use crate::settings::EngineSettings;
 use crate::stats::Counters;
@@ -81,6 +82,7 @@ pub(crate) struct Endpoint {
     alias: String,
     hedging: bool,
     hedge_after_min: Duration,
+    sharers: Sharers,
     state: Mutex<State>,
 }
 
@@ -114,6 +116,7 @@ impl Endpoint {
             alias: spec.alias.to_owned(),
             hedging: settings.hedging,
             hedge_after_min: settings.hedge_after_min,
+            sharers: Sharers::default(),
             state: Mutex::new(State::new(Instant::now(), spec, settings)),
         })
     }
@@ -256,6 +259,10 @@ impl Endpoint {
     /// For how long the breaker refuses everything.
     pub(crate) fn refuses(&self) -> Option<Duration> {
         self.lock().breaker.refuses(Instant::now())
+    }
+
+    pub(super) fn sharers(&self) -> &Sharers {
+        &self.sharers
     }
 
     /// Requests that may be under way now.

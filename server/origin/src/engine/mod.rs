@@ -10,6 +10,7 @@
 //! state.rs      the first five of one endpoint, and the line of those who wait
 //! endpoint.rs   the lock over that
 //! standing.rs   what it shows of itself
+//! view.rs       what it takes now, and who has which share of that
 //! book.rs       one lock over the addresses of all hosts
 //! ```
 
@@ -23,6 +24,7 @@ mod meter;
 pub(crate) mod model;
 pub(crate) mod standing;
 mod state;
+pub(crate) mod view;
 
 use std::time::Duration;
 
