@@ -16,6 +16,8 @@ mod faults;
 mod files;
 mod landing;
 #[cfg(test)]
+mod moto;
+#[cfg(test)]
 mod rows;
 #[cfg(test)]
 mod server;
