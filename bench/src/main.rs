@@ -5,6 +5,13 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 use forebay_bench::origin::{self, OriginOptions, Promise};
 
+const ORIGIN_HELP: &str = "\
+The table has medians of all runs, and the bound that each row is held to. Origins are local and
+their speed is shaped: no network is needed. A full run takes about 25 minutes and 8 GiB of
+memory, --quick --runs 1 two minutes.
+
+Example: forebay-bench origin --only cold --only stalls --check";
+
 #[derive(Debug, Parser)]
 #[command(name = "forebay-bench", version, about = "Shows what Forebay does, on this machine")]
 struct Args {
@@ -17,17 +24,15 @@ enum Verb {
     /// Load a generated checkpoint from an embedded S3 origin: cold, warm, and proven by SHA-256
     Demo {
         /// Size of the checkpoint in MiB
-        #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(8..=65536))]
+        #[arg(
+            long,
+            default_value_t = 1024,
+            value_parser = clap::value_parser!(u64).range(8..=65536)
+        )]
         mib: u64,
     },
     /// Measure what the origin client promises, each promise beside what it is compared with
-    #[command(
-        after_help = "Rows, medians of all runs, with the bound each is held to. The origins are \
-                            local and their speed is shaped: no network is needed. A full run takes \
-                            about 25 minutes and 8 GiB of memory; --quick --runs 1 about two \
-                            minutes.\n\
-                            Example: forebay-bench origin --only cold --only stalls --check"
-    )]
+    #[command(after_help = ORIGIN_HELP)]
     Origin(OriginArgs),
     /// What `forebayd` does; demo and benches start themselves with this
     #[command(hide = true, disable_help_flag = true)]

@@ -35,8 +35,8 @@ pub(crate) fn daemon(bytes: u64, env: &[(&str, String)]) -> Outcome<DaemonSpec> 
     Ok(spec.arg("--nvme").arg("0").arg("--ram").arg(ram).env(env))
 }
 
-/// Waits until the pool has its size, as it has on a node whose daemon has been up for a second: the
-/// cold load then shows the origin and not the kernel's first touch of memory.
+/// Waits until the pool has its size, as it has on a node whose daemon has been up for a second:
+/// the cold load then shows the origin and not the kernel's first touch of memory.
 pub(crate) async fn until_populated(client: &Client) -> Outcome<u64> {
     loop {
         let status = client.status().await?;

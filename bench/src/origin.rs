@@ -1,9 +1,9 @@
 //! `forebay-bench origin`: what the origin client promises, each promise measured against what it
 //! is compared with, side by side in one run.
 //!
-//! Each row is a module with a `run` that gives a [`Row`]. What a row compares is interleaved: every
-//! run of one side is followed by a run of the others, so that a machine that is slow for a while is
-//! slow for all. Bounds are made of medians.
+//! Each row is a module with a `run` that gives a [`Row`]. What a row compares is interleaved:
+//! every run of one side is followed by a run of the others, so that a machine that is slow for a
+//! while is slow for all. Bounds are made of medians.
 
 mod addresses;
 mod child;

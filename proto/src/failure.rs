@@ -5,7 +5,7 @@
 //! the facts (stage, object, attempt, origin status, time per stage). This module is the only place
 //! that turns a failure into a gRPC status and back, an exit code, or a C status number.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::Duration;
 
@@ -246,7 +246,12 @@ pub struct Failure {
     pub quota: Option<String>,
     /// Where the time went before the error.
     pub stages: Vec<StageSeconds>,
+    /// Further facts by name: what the reads had cost, what an estimate was made of.
+    pub facts: BTreeMap<String, String>,
 }
+
+/// Names in the metadata that have fields of their own.
+const FIELDS: [&str; 4] = ["stage", "object", "attempt", "origin_status"];
 
 impl Failure {
     /// A failure with nothing but its reason and message.
@@ -262,6 +267,7 @@ impl Failure {
             retry_after: None,
             quota: None,
             stages: Vec::new(),
+            facts: BTreeMap::new(),
         }
     }
 
@@ -293,6 +299,13 @@ impl Failure {
         self
     }
 
+    /// Adds a fact. Its name is none of the fields of a failure.
+    #[must_use]
+    pub fn with_fact(mut self, name: &str, value: impl fmt::Display) -> Self {
+        self.facts.insert(name.to_owned(), value.to_string());
+        self
+    }
+
     /// The kind, which is fixed by the reason.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -312,6 +325,9 @@ impl Failure {
         put("object", self.object.clone());
         put("attempt", self.attempt.map(|n| n.to_string()));
         put("origin_status", self.origin_status.map(|n| n.to_string()));
+        for (name, value) in &self.facts {
+            put(name, Some(value.clone()));
+        }
         for stage in &self.stages {
             put(
                 &format!("queue_seconds.{}", stage.stage),
@@ -351,6 +367,9 @@ impl Failure {
             failure.attempt = info.metadata.get("attempt").and_then(|n| n.parse().ok());
             failure.origin_status = info.metadata.get("origin_status").and_then(|n| n.parse().ok());
             failure.stages = stages_of(&info.metadata);
+            let is_fact = |name: &str| !(FIELDS.contains(&name) || name.contains("_seconds."));
+            let facts = info.metadata.iter().filter(|(name, _)| is_fact(name));
+            failure.facts = facts.map(|(name, value)| (name.clone(), value.clone())).collect();
         }
         failure
     }
@@ -460,7 +479,8 @@ mod tests {
                 .at_stage("fetch")
                 .for_object("a b/ü")
                 .retry_in(Duration::from_millis(250))
-                .with_quota("pool held by load x");
+                .with_quota("pool held by load x")
+                .with_fact("missing_bytes", 7);
             failure.attempt = Some(3);
             failure.origin_status = Some(503);
             failure.stages = vec![StageSeconds {

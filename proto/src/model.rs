@@ -24,8 +24,8 @@ pub use grant::{ChunkIndex, Extent, Grant, LeaseId, Opened, SessionToken};
 pub use manifest::{Manifest, ManifestBuilder, ObjectEntry, ObjectIndex, TensorEntry};
 pub use report::{IdleTime, PathStep, PrefetchEvent, PrefetchProgress, Report, StageTime};
 pub use status::{
-    CachedCheckpoint, DaemonStatus, Evicted, LoadStatus, OriginStatus, QueueStatus, RamStatus,
-    StatSummary,
+    AddressStatus, CachedCheckpoint, DaemonStatus, EndpointStatus, Evicted, LoadStatus, NameStatus,
+    OriginStatus, QueueStatus, RamStatus, StatSummary,
 };
 
 /// A message of the daemon that cannot be: a bug of it, or a daemon of another version.

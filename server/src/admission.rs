@@ -211,6 +211,12 @@ impl Admission {
         })
     }
 
+    /// Whether fewer loads run than may.
+    pub(crate) fn has_place(&self) -> bool {
+        let state = self.shared.lock();
+        state.queue.active() < state.queue.limits().active_max
+    }
+
     /// Loads that run.
     pub(crate) fn active(&self) -> usize {
         self.shared.lock().queue.active()

@@ -35,12 +35,13 @@ use crate::admission::Admission;
 use crate::admission::queue::Limits;
 use crate::config::{ConfigError, Flags, LogForm, Settings};
 use crate::cpu::Workers;
+use crate::evidence::KernelEvidence;
 use crate::fetch::Fetcher;
 use crate::flight::Flights;
 use crate::handoff::Sessions;
 use crate::load::Stages;
 use crate::loads::Loads;
-use crate::metrics::{self, Metrics};
+use crate::metrics::{self, Metrics, PartMeters};
 use crate::ram::RamTier;
 use crate::ram::pool::{Pool, PoolSpec};
 use crate::resolve::Resolver;
@@ -335,7 +336,8 @@ fn open_origins(settings: &Settings) -> Result<(Arc<AheadResolver>, Arc<Origins>
     resolver.prime(settings.origin_hosts().iter().map(String::as_str));
     let shared: Arc<dyn Resolve> = Arc::clone(&resolver) as _;
     let origins = Origins::new(settings.origins.clone(), shared)
-        .map_err(|error| DaemonError::Internal(error.to_string()))?;
+        .map_err(|error| DaemonError::Internal(error.to_string()))?
+        .with_evidence(Arc::new(KernelEvidence));
     Ok((resolver, Arc::new(origins)))
 }
 
@@ -355,7 +357,7 @@ fn build_stages(
     let stages = Stages {
         admission: Admission::new(limits, settings.no_progress),
         resolver: Resolver::new(Arc::clone(origins), Arc::clone(&cpu)),
-        fetcher: Fetcher::new(Arc::clone(origins), records.key()),
+        fetcher: Fetcher::new(Arc::clone(origins), records.key(), PartMeters::new()),
         verifier: Verifier::new(Arc::clone(&cpu), records),
         ram: Arc::new(RamTier::new(Arc::clone(pool), metrics::ram_evictions())),
         flights: Flights::new(flights.clone()),

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use crate::digest::{ChunkDigest, DigestKey, ExtentDigest};
 use crate::error::origin_failure;
-use crate::metrics;
+use crate::metrics::PartMeters;
 use crate::plan::{ChunkSpec, Extent};
 use crate::ram::pool::ClaimedSlot;
 use crate::resolve::Manifest;
@@ -97,6 +97,7 @@ impl FetchedChunk {
 pub(crate) struct Fetcher {
     origins: Arc<Origins>,
     digest_key: DigestKey,
+    meters: PartMeters,
 }
 
 /// One part's result.
@@ -109,8 +110,8 @@ struct Part {
 
 impl Fetcher {
     /// A stage that takes digests under a key.
-    pub(crate) fn new(origins: Arc<Origins>, digest_key: DigestKey) -> Self {
-        Self { origins, digest_key }
+    pub(crate) fn new(origins: Arc<Origins>, digest_key: DigestKey, meters: PartMeters) -> Self {
+        Self { origins, digest_key, meters }
     }
 
     /// The endpoint that a checkpoint is read from. Files have none.
@@ -175,7 +176,7 @@ impl Fetcher {
             Ok(record) => &record.attempt_log,
             Err(error) => &error.attempt_log,
         };
-        metrics::part_ended(log.len(), retry_delays(log));
+        self.meters.ended(log.len(), retry_delays(log));
         let spans = attempt_spans(log, offered, Instant::now());
         let address = log.last().and_then(|attempt| attempt.address);
         read?;

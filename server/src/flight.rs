@@ -220,6 +220,11 @@ impl Flights {
         Self { registry: Arc::default(), tasks }
     }
 
+    /// Whether a chunk is being fetched.
+    pub(crate) fn holds(&self, key: &ChunkKey) -> bool {
+        lock(&self.registry).get(key).is_some_and(|flight| flight.strong_count() > 0)
+    }
+
     /// The chunk if `lookup` finds it, else a seat on its flight, started with `fill` if there is none.
     pub(crate) fn board<F>(
         &self,

@@ -18,6 +18,8 @@ mod admission;
 mod fetch;
 mod flight;
 mod handoff;
+#[cfg_attr(not(test), expect(dead_code, reason = "the format, ahead of the tier that uses it"))]
+mod nvme;
 mod plan;
 mod ram;
 mod resolve;
@@ -27,6 +29,7 @@ mod cost;
 mod cpu;
 mod digest;
 mod error;
+mod evidence;
 mod http;
 mod metrics;
 mod report;

@@ -9,6 +9,7 @@
 //! vanished client does, gives back tokens, leases, flights and connections.
 
 pub(crate) mod conversation;
+mod feasible;
 mod filler;
 
 use std::sync::Arc;
@@ -238,8 +239,22 @@ async fn open<'a>(
 ) -> Result<(Head<'a>, AdmissionPermit), Failure> {
     let (uid, load_id) = (request.peer.uid, &request.load_id);
     let attached = stages.loads.attach(uid, load_id, &request.shown_uri)?;
+    feasible::check_queue(stages, request.deadline)?;
+    let known = match &attached {
+        Some(manifest) => {
+            let planning = timeline.begin_first(Stage::Plan, Kind::Service);
+            let plan = planned(stages, request, manifest).await?;
+            drop(planning);
+            feasible::check_plan(stages, &plan, request.deadline, true)?;
+            Some(plan)
+        }
+        None => None,
+    };
     let holder = Holder { load_id: load_id.clone(), uid, pid: request.peer.pid };
-    let waiting = timeline.begin_first(Stage::Admission, Kind::Queue);
+    let waiting = match &known {
+        Some(_) => timeline.begin(Stage::Admission, Kind::Queue),
+        None => timeline.begin_first(Stage::Admission, Kind::Queue),
+    };
     let admission = stages.admission.admit(request.lane, holder);
     tokio::pin!(admission);
     let permit = match tokio::time::timeout(ATTACH_PATIENCE, &mut admission).await {
@@ -266,16 +281,29 @@ async fn open<'a>(
     drop(resolving);
 
     let planning = timeline.begin(Stage::Plan, Kind::Service);
-    let (chunk_bytes, selection) = (stages.chunk_bytes, request.selection.clone());
-    let whole = Arc::clone(&manifest);
-    let plan = stages.cpu.run(move || plan(&whole, &selection, chunk_bytes)).await??;
+    let plan = match known {
+        Some(plan) => plan,
+        None => planned(stages, request, &manifest).await?,
+    };
+    let missing_bytes = feasible::check_plan(stages, &plan, request.deadline, false)?;
     drop(planning);
 
+    entry.state().planned(missing_bytes, stages.fetcher.endpoint(&manifest));
     entry.state().total_bytes.store(plan.bytes(), Ordering::Relaxed);
     stages.loads.remember(uid, load_id, &manifest);
     entry.supersede_others();
     let in_use = stages.ram.use_revision(&manifest);
     Ok((Head { plan: Arc::new(plan), entry, _in_use: in_use }, permit))
+}
+
+async fn planned(
+    stages: &Arc<Stages>,
+    request: &LoadRequest,
+    manifest: &Arc<Manifest>,
+) -> Result<FetchPlan, Failure> {
+    let (chunk_bytes, selection) = (stages.chunk_bytes, request.selection.clone());
+    let manifest = Arc::clone(manifest);
+    Ok(stages.cpu.run(move || plan(&manifest, &selection, chunk_bytes)).await??)
 }
 
 fn state_of(request: &LoadRequest, timeline: &Timeline) -> LoadState {
@@ -289,6 +317,8 @@ fn state_of(request: &LoadRequest, timeline: &Timeline) -> LoadState {
         granted_bytes: Default::default(),
         released_bytes: Default::default(),
         superseded: Default::default(),
+        missing_bytes: Default::default(),
+        endpoint: Default::default(),
     }
 }
 

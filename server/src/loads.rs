@@ -8,8 +8,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
+use forebay_origin::EndpointView;
 use forebay_proto::{Failure, Reason};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -45,9 +47,32 @@ pub(crate) struct LoadState {
     pub(crate) released_bytes: AtomicU64,
     /// Set when another stream takes its place.
     pub(crate) superseded: CancellationToken,
+    /// Bytes that the origin had to bring when it was planned, less those that it brought.
+    pub(crate) missing_bytes: AtomicU64,
+    /// Where from, once it runs and is planned; none for files.
+    pub(crate) endpoint: OnceLock<Option<EndpointView>>,
 }
 
 impl LoadState {
+    /// It runs, and this much has to come from there.
+    pub(crate) fn planned(&self, missing_bytes: u64, endpoint: Option<EndpointView>) {
+        self.missing_bytes.store(missing_bytes, Ordering::Relaxed);
+        self.endpoint.get_or_init(|| endpoint);
+    }
+
+    /// The origin brought a chunk.
+    pub(crate) fn brought(&self, bytes: u64) {
+        let missing = self.missing_bytes.load(Ordering::Relaxed);
+        self.missing_bytes.store(missing.saturating_sub(bytes), Ordering::Relaxed);
+    }
+
+    /// How long it takes at least; `None` while it waits for a place itself.
+    fn needs(&self) -> Option<Duration> {
+        let rate = self.endpoint.get()?.as_ref().and_then(EndpointView::sustained);
+        let seconds = self.missing_bytes.load(Ordering::Relaxed) as f64 / rate.unwrap_or(f64::MAX);
+        Some(Duration::try_from_secs_f64(seconds).unwrap_or_default())
+    }
+
     /// Bytes leased now.
     pub(crate) fn leased_bytes(&self) -> u64 {
         let released = self.released_bytes.load(Ordering::Relaxed);
@@ -125,6 +150,14 @@ impl Loads {
         Entry { loads: self, key, state }
     }
 
+    /// How long until one of the `active` loads that run can be over, at least, at the rates that are
+    /// known. Nothing is known while one of them has no plan yet.
+    pub(crate) fn first_end(&self, active: usize) -> Option<Duration> {
+        let planned: Vec<Duration> =
+            self.running().iter().filter_map(|load| load.needs()).collect();
+        planned.iter().min().copied().filter(|_| planned.len() >= active)
+    }
+
     /// The manifest that this id resolved to before. The same id with another URI is an error; the
     /// URI is the canonical one, so that a presigned URL can be renewed.
     pub(crate) fn attach(
@@ -181,6 +214,22 @@ mod tests {
     use super::*;
     use crate::resolve::manifest_for_tests;
 
+    #[test]
+    fn a_place_comes_free_when_the_first_can_be_over() {
+        let loads = Loads::default();
+        let enter = |key| loads.enter(LoadKey(key), state("x", 1));
+        let (waiting, first, second) = (enter(1), enter(2), enter(3));
+        assert_eq!(loads.first_end(2), None);
+        first.state().planned(100, None);
+        assert_eq!(loads.first_end(2), None, "the other may be over at once");
+        second.state().planned(50, None);
+        assert_eq!(loads.first_end(2), Some(Duration::ZERO), "no rate is known");
+        second.state().brought(60);
+        assert_eq!(second.state().missing_bytes.load(Ordering::Relaxed), 0);
+        drop((waiting, first, second));
+        assert_eq!(loads.first_end(1), None);
+    }
+
     fn state(load_id: &str, uid: u32) -> LoadState {
         LoadState {
             load_id: load_id.into(),
@@ -191,6 +240,8 @@ mod tests {
             total_bytes: AtomicU64::default(),
             granted_bytes: AtomicU64::default(),
             released_bytes: AtomicU64::default(),
+            missing_bytes: AtomicU64::new(0),
+            endpoint: OnceLock::new(),
             superseded: CancellationToken::new(),
         }
     }

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use forebay_proto::{Failure, Reason, StageSeconds};
 use metrics::{
-    Counter, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+    Counter, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+    histogram,
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
@@ -190,15 +191,40 @@ pub(crate) fn load_ended(report: &Report) {
     stages(&report.stages);
 }
 
-/// A part was read, or given up, after so many attempts. A delay comes with whether a throttle was
-/// the reason.
-pub(crate) fn part_ended(attempts: usize, delays: impl Iterator<Item = (bool, Duration)>) {
-    if attempts > 0 {
-        histogram!(ATTEMPTS_PER_PART).record(as_f64(attempts as u64));
+/// What is counted of each part.
+#[derive(Clone)]
+pub(crate) struct PartMeters {
+    attempts: Histogram,
+    after_throttle: Histogram,
+    after_failure: Histogram,
+}
+
+impl PartMeters {
+    /// The handles.
+    pub(crate) fn new() -> Self {
+        Self {
+            attempts: histogram!(ATTEMPTS_PER_PART),
+            after_throttle: histogram!(RETRY_DELAY_SECONDS, "class" => "throttle"),
+            after_failure: histogram!(RETRY_DELAY_SECONDS, "class" => "transient"),
+        }
     }
-    for (throttled, delay) in delays {
-        let class = if throttled { "throttle" } else { "transient" };
-        histogram!(RETRY_DELAY_SECONDS, "class" => class).record(delay.as_secs_f64());
+
+    /// A part was read, or given up, after so many attempts. A delay comes with whether a throttle
+    /// was the reason.
+    pub(crate) fn ended(&self, attempts: usize, delays: impl Iterator<Item = (bool, Duration)>) {
+        if attempts > 0 {
+            self.attempts.record(as_f64(attempts as u64));
+        }
+        for (throttled, delay) in delays {
+            let class = if throttled { &self.after_throttle } else { &self.after_failure };
+            class.record(delay.as_secs_f64());
+        }
+    }
+}
+
+impl std::fmt::Debug for PartMeters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PartMeters").finish_non_exhaustive()
     }
 }
 

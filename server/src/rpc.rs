@@ -7,6 +7,7 @@
 
 mod convert;
 pub(crate) mod serve;
+mod status;
 mod stream;
 
 use std::sync::Arc;
@@ -115,38 +116,6 @@ impl Service {
         Ok(parsed.min(longest))
     }
 
-    fn status_now(&self) -> pb::StatusResponse {
-        let now = Instant::now();
-        let Shared { stages, origins, .. } = &*self.shared;
-        let queues = stages.admission.lanes(now).map(|lane| pb::QueueStatus {
-            name: format!("admission.{}", lane.lane.as_str()),
-            depth: lane.depth as u64,
-            limit: lane.limit as u64,
-            oldest_wait_seconds: lane.oldest_wait.as_secs_f64(),
-        });
-        let running = stages.loads.running();
-        let origins = origins.stats().into_iter().map(|stats| pb::OriginStatus {
-            origin: stats.origin,
-            requests: stats.requests,
-            errors: stats.errors,
-            bytes: stats.bytes,
-            inflight: stats.inflight,
-        });
-        let dns = self.shared.resolver.snapshot();
-        let degraded = self.shared.degraded.iter().cloned().chain(dns.degraded.clone());
-        pb::StatusResponse {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_seconds: (now - self.shared.started).as_secs_f64(),
-            draining: self.shared.draining.is_cancelled(),
-            ram: Some(convert::ram(stages.ram.sizes())),
-            queues: queues.into(),
-            loads: running.iter().map(|load| convert::load(load, now - load.opened)).collect(),
-            origins: origins.collect(),
-            degraded: degraded.chain(stages.ram.pool().degraded()).collect(),
-            names: dns.names.iter().map(convert::name).collect(),
-        }
-    }
-
     /// Answers with the messages that `work` makes before the deadline.
     fn answer<T: Send + 'static>(
         &self,
@@ -228,7 +197,7 @@ impl Forebay for Service {
                 outcome = stream::load(&shared, context, &timeline, incoming, &out) => outcome,
                 () = gone.cancelled() => Err(shared.ended()),
             };
-            let outcome = outcome.map_err(|failure| stream::with_stages(failure, &timeline));
+            let outcome = outcome.map_err(|failure| stream::with_account(failure, &timeline));
             Ending { method: "Load", context: context.opened }.tell(outcome, &out, &gone).await;
         });
         Ok(Response::new(stream))
@@ -248,7 +217,7 @@ impl Forebay for Service {
                 outcome = stream::prefetch(&shared, context, &timeline, asked, &out) => outcome,
                 () = gone.cancelled() => Err(shared.ended()),
             };
-            let outcome = outcome.map_err(|failure| stream::with_stages(failure, &timeline));
+            let outcome = outcome.map_err(|failure| stream::with_account(failure, &timeline));
             Ending { method: "Prefetch", context: context.opened }.tell(outcome, &out, &gone).await;
         });
         Ok(Response::new(stream))
@@ -310,6 +279,6 @@ impl Forebay for Service {
         request: Request<pb::StatusRequest>,
     ) -> Result<Response<pb::StatusResponse>, Status> {
         let context = self.context("Status", &request)?;
-        Self::unary("Status", context, Ok(self.status_now()))
+        Self::unary("Status", context, Ok(status::now(&self.shared)))
     }
 }

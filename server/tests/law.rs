@@ -21,14 +21,15 @@ const EDGES: &[(&str, &str, &[&str])] = &[
     ("forebay-proto", "proto", &[]),
     ("forebay-shm", "proto/shm", &[]),
     ("forebay-origin", "server/origin", &[]),
-    ("forebay-server", "server", &["forebay-proto", "forebay-shm", "forebay-origin"]),
+    ("forebay-io", "server/io", &["forebay-shm"]),
+    ("forebay-server", "server", &["forebay-proto", "forebay-shm", "forebay-origin", "forebay-io"]),
     ("forebay-device", "client/device", &["forebay-shm"]),
     ("forebay-client", "client", &["forebay-proto", "forebay-shm", "forebay-device"]),
     ("forebay-cli", "client/cli", &["forebay-client"]),
     (
         "forebay-testkit",
         "bench/testkit",
-        &["forebay-proto", "forebay-shm", "forebay-origin", "forebay-device"],
+        &["forebay-proto", "forebay-shm", "forebay-origin", "forebay-io", "forebay-device"],
     ),
     (
         "forebay-bench",
@@ -38,7 +39,7 @@ const EDGES: &[(&str, &str, &[&str])] = &[
 ];
 
 /// Crates that may hold unsafe code.
-const UNSAFE: &[&str] = &["proto/shm", "client/device"];
+const UNSAFE: &[&str] = &["proto/shm", "client/device", "server/io"];
 
 /// Modules of the server in the order in which a request travels.
 const STAGES: &[&str] =
@@ -161,7 +162,7 @@ fn edges_stay_at_the_edges() {
         ("pb::", &["rpc", "daemon", "handoff"]),
         ("std::env::", &["config", "bin"]),
         ("clap::", &["config", "daemon"]),
-        ("metrics::", &["metrics", "daemon", "rpc", "ram"]),
+        ("metrics::", &["metrics", "daemon", "rpc", "ram", "fetch", "verify"]),
     ];
     for path in rust_files(&root().join("server/src")) {
         let module = module_of(&path);

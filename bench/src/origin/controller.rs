@@ -3,11 +3,11 @@
 //!
 //! The origin has the manners of an object store: 40 ms to the first byte and 90 MB/s per
 //! connection, once with a limit on all connections together, so that there is a knee, and once
-//! without, where the machine is the limit. Fixed numbers are engines whose limit starts at, and is
-//! held to, that number: `[[origin]] max_connections` is an upper bound only and would not do. Every
-//! run has a new engine, so that what it takes to find the number is part of the time. Beside the
-//! engine the same object goes through a daemon with its default settings, which has the same engine
-//! for all its loads.
+//! without, where the machine is the limit. Fixed numbers are engines whose limit starts at, and
+//! is held to, that number: `[[origin]] max_connections` is an upper bound only and would not do.
+//! Every run has a new engine, so that what it takes to find the number is part of the time.
+//! Beside the engine the same object goes through a daemon with its default settings, which has
+//! the same engine for all its loads.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -133,24 +133,31 @@ fn one(
         let engine = Engine::open(settings, Arc::new(SystemResolver), uri).await?;
         let mut times = engine.read_all(engine.parts() * PASSES, buffers).await?;
         times.sort_unstable_by_key(|part| part.ended);
-        let (_, second) = times.split_at(times.len() / 2);
         let limit = engine.origins.endpoints().iter().map(|endpoint| endpoint.limit).max();
         let limit = u32::try_from(limit.unwrap_or_default())?;
-        Ok(Ran { rate: rate(&times, false), settled: rate(second, true), limit: limit.into() })
+        Ok(Ran { rate: rate(&times), settled: settled_rate(&times), limit: limit.into() })
     })
 }
 
-/// The rate at which parts, in the order of their ends, came; from the end of the first, if what
-/// came before it is not to count.
-fn rate(times: &[PartTime], settled: bool) -> f64 {
+/// The rate of a whole run, whose parts are in the order of their ends.
+fn rate(times: &[PartTime]) -> f64 {
     let started = times.iter().map(|part| part.started).min();
-    let (Some(first), Some(last), Some(started)) = (times.first(), times.last(), started) else {
-        return f64::NAN;
-    };
-    let (since, parts) =
-        if settled { (first.ended, times.len() - 1) } else { (started, times.len()) };
+    let wall = started.zip(times.last()).map(|(first, last)| last.ended - first);
+    rate_of(times.len(), wall.unwrap_or_default())
+}
+
+/// The rate of its second half, up to when the last part was asked for: after that fewer and fewer
+/// are on the wire, and at every moment before it as many were under way as at its beginning.
+fn settled_rate(times: &[PartTime]) -> f64 {
+    let (_, half) = times.split_at(times.len() / 2);
+    let asked = times.iter().map(|part| part.started).max();
+    let full = half.iter().take_while(|part| asked.is_some_and(|asked| part.ended <= asked));
+    let Some((first, last)) = half.first().zip(full.clone().last()) else { return f64::NAN };
+    rate_of(full.count() - 1, last.ended - first.ended)
+}
+
+fn rate_of(parts: usize, wall: Duration) -> f64 {
     let bytes = u64::from(PART_BYTES) * u64::try_from(parts).unwrap_or_default();
-    let wall = last.ended.saturating_duration_since(since);
     Measurement { wall, bytes, cpu: Vec::new() }.gigabytes_per_second()
 }
 
@@ -176,4 +183,26 @@ fn judge(mut row: Row, runs: &Runs) -> Row {
         Figure::new("daemon, default settings", "GB/s", daemon),
     ]);
     row
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_settled_rate_knows_neither_the_start_nor_the_drain() {
+        let begun = Instant::now();
+        let at = |millis| begun + Duration::from_millis(millis);
+        // Slow at first, then one part each 10 ms; the last ten are asked for in time and dawdle.
+        let mut times: Vec<PartTime> =
+            (1..=50).map(|n| PartTime { started: begun, ended: at(100 * n) }).collect();
+        times.extend((1..=90).map(|n| PartTime { started: begun, ended: at(5000 + 10 * n) }));
+        times.extend((1..=10).map(|n| PartTime { started: at(5900), ended: at(5900 + 100 * n) }));
+        let per_part = f64::from(PART_BYTES) / 1e9;
+        assert!((settled_rate(&times) - per_part / 0.01).abs() < 1e-6);
+        assert!((rate(&times) - 150.0 * per_part / 6.9).abs() < 1e-6);
+        assert!(settled_rate(&[]).is_nan() && rate(&[]).is_nan());
+    }
 }

@@ -1,10 +1,10 @@
 //! One part in 200 stalls for 2 to 30 s: what that costs a load, in time and in bytes.
 //!
 //! A daemon loads the same checkpoint in turn from an origin that stalls nothing and from the same
-//! origin with seeded stalls: half of them before the head of an answer, half within its body. Parts
-//! are of 1 MiB, so that a load has enough of them to be stalled about ten times. The first load, of
-//! neither kind, is not counted: the daemon has been at work for a moment, as it has on a node. Bytes
-//! are counted where they are sent, those of abandoned answers included.
+//! origin with seeded stalls: half of them before the head of an answer, half within its body.
+//! Parts are of 1 MiB, so that a load has enough of them to be stalled about ten times. The first
+//! load, of neither kind, is not counted: the daemon has been at work for a moment, as it has on a
+//! node. Bytes are counted where they are sent, those of abandoned answers included.
 
 use std::time::Duration;
 
@@ -60,7 +60,8 @@ pub(super) fn run(options: &OriginOptions) -> Outcome<Row> {
         let without = load(None)?;
         let with = load(Some(stalls))?;
         progress(format_args!(
-            "stalls {seed}: clean {:.2} s; {} stalls {:.2} s, {} hedges, {} retries, {:.2} % more bytes",
+            "stalls {seed}: clean {:.2} s; {} stalls {:.2} s, {} hedges, {} retries, \
+             {:.2} % more bytes",
             without.seconds,
             with.stalls,
             with.seconds,
@@ -72,7 +73,8 @@ pub(super) fn run(options: &OriginOptions) -> Outcome<Row> {
         stalled.push(with);
     }
     let what = format!(
-        "load of {:.2} GiB in parts of 1 MiB of which 1 in 200 stalls 2 to 30 s, against clean loads",
+        "load of {:.2} GiB in parts of 1 MiB of which 1 in 200 stalls 2 to 30 s, against clean \
+         loads",
         gib(made.bytes())
     );
     Ok(judge(row("stalls", what), &clean, &stalled))

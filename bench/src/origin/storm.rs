@@ -51,7 +51,8 @@ pub(super) fn run(options: &OriginOptions) -> Outcome<Row> {
     for number in 1..=options.runs {
         let ran = runtime.block_on(storm(shorter))?;
         progress(format_args!(
-            "storm {number}: {:.3} requests for each needed; first served after {:.2} s, all after {:.2} s",
+            "storm {number}: {:.3} requests for each needed; first served after {:.2} s, all after \
+             {:.2} s",
             ran.sent, ran.first, ran.all
         ));
         runs.push(ran);

@@ -4,7 +4,9 @@
 //! inspect it. It panics at the first rule that is broken, naming it.
 
 mod device;
+mod io;
 mod origin;
 
 pub use device::{DeviceSubject, device};
+pub use io::{IoSubject, io_engine};
 pub use origin::{OriginSubject, origin_store};

@@ -11,6 +11,7 @@
 //! - [`DnsServer`] is a name server with faults, for the real resolver.
 //! - [`FakeDns`] and [`FakeDevice`] stand in for the resolver and the accelerator; [`contract`]
 //!   says what every implementation of their seams must do.
+//! - [`FaultEngine`] is an io engine over a disk that lies.
 //! - [`Prng`] is the seeded randomness of fixtures and fault schedules; a [`Seed`] is printed by the
 //!   test that fails with it.
 //!
@@ -34,6 +35,7 @@ mod flow;
 mod gcs;
 mod head;
 mod http_origin;
+mod io_faults;
 mod keys;
 mod ledger;
 mod link;
@@ -64,6 +66,7 @@ pub use dns_server::{DnsAnswer, DnsQueries, DnsServer};
 pub use fault::{Fault, FaultHandle, FaultRule, When};
 pub use gcs::{GcsOptions, GcsOrigin};
 pub use http_origin::{EntityTag, HttpOptions, HttpOrigin};
+pub use io_faults::{FaultEngine, IoFault, IoFaultRule, Told};
 pub use keys::AccessKey;
 pub use ledger::{Counts, Op, RequestRecord};
 pub use origin::Origin;

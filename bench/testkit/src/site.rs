@@ -68,6 +68,7 @@ impl Site {
     ///
     /// # Panics
     /// If no port is free on all its addresses.
+    #[expect(clippy::panic, reason = "a fixture that cannot be had ends its test")]
     pub async fn start(options: SiteOptions) -> Self {
         let contents = Contents::new();
         let mut last = None;
@@ -130,6 +131,7 @@ impl Site {
     ///
     /// # Panics
     /// If there is none.
+    #[expect(clippy::panic, reason = "a fixture that is not there ends its test")]
     pub fn origin(&self, last: u8) -> &HttpOrigin {
         match self.machines.get(usize::from(last) - 1) {
             Some(Machine::Origin(origin)) => origin,

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use forebay_client::{CallOptions, Failure, LoadRequest, Reason};
+use forebay_client::{CallOptions, Failure, LoadRequest, PrefetchRequest, Reason};
 use forebay_proto::pb;
-use forebay_testkit::{Content, Fault, FaultRule, Op};
+use forebay_testkit::{Content, Fault, FaultRule, LinkOptions, Op, S3Options, S3Origin};
 use tonic::Request;
 
 use crate::harness::{BUCKET, CHUNK, NodeSpec, assert_ends, digests, failure, s3, s3_uri, until};
@@ -119,4 +119,74 @@ async fn a_malformed_grpc_timeout_is_refused() {
     let answer = forebay(&node.daemon).await.status(Request::new(pb::StatusRequest {})).await;
     assert!(!answer.unwrap().into_inner().draining);
     node.settled().await;
+}
+
+#[tokio::test]
+async fn an_origin_that_falls_silent_ends_a_load_long_before_its_deadline() {
+    for fault in [Fault::StallBeforeHeaders, Fault::StallAfter(CHUNK / 2)] {
+        let origin = s3().await;
+        origin.put(BUCKET, "blob", Content::synthetic(2, 20 * CHUNK));
+        origin.fault(FaultRule::new("blob", fault.clone()).on(Op::Get));
+        let node = NodeSpec::of(&origin).set("no_progress", "300ms").start().await;
+        let error = node.refused(&s3_uri("blob")).await;
+        assert_ends(&error, Reason::NoProgress, 4);
+        assert!(error.to_string().contains("chunks were on their way"), "{fault:?}: {error}");
+        let mut prefetch =
+            node.client.prefetch(PrefetchRequest::new(s3_uri("blob"))).await.unwrap();
+        let error = loop {
+            if let Err(error) = prefetch.next().await {
+                break error;
+            }
+        };
+        assert_ends(&error, Reason::NoProgress, 4);
+        node.settled().await;
+    }
+}
+
+#[tokio::test]
+async fn an_origin_that_drips_makes_progress() {
+    let origin = s3().await;
+    let content = Content::synthetic(3, 4 * CHUNK);
+    origin.put(BUCKET, "blob", content.clone());
+    // A second for each part, and a byte every few milliseconds.
+    origin.fault(FaultRule::new("blob", Fault::Drip { bytes_per_second: CHUNK }).on(Op::Get));
+    let node = NodeSpec::of(&origin).set("no_progress", "300ms").start().await;
+    node.loads(&s3_uri("blob"), &[("blob".to_owned(), content)]).await;
+}
+
+#[tokio::test]
+async fn a_deadline_that_cannot_be_met_is_refused_at_once() {
+    const RATE: u64 = 2 << 20;
+    let link = LinkOptions { total_bytes_per_second: Some(RATE), ..Default::default() };
+    let origin = S3Origin::start(S3Options { link, ..Default::default() }).await;
+    origin.put(BUCKET, "first", Content::synthetic(5, 5 * RATE));
+    origin.put(BUCKET, "second", Content::synthetic(6, 3 * RATE));
+    let node = NodeSpec::of(&origin).ram("32MiB").set("connections", "4").start().await;
+    let load = |name: &str, millis| {
+        let request = LoadRequest::new(s3_uri(name)).deadline(Duration::from_millis(millis));
+        digests(&node.client, request)
+    };
+    // Nothing is known yet: it is tried, and the deadline ends it.
+    let error = load("second", 100).await.unwrap_err();
+    assert_ends(&error, Reason::Deadline, 4);
+    node.settled().await;
+    node.client.evict(s3_uri("second")).await.unwrap();
+    load("first", 60_000).await.unwrap();
+    let before = origin.counts("second").body_bytes;
+    let error = load("second", 1000).await.unwrap_err();
+    assert_ends(&error, Reason::DeadlineInfeasible, 5);
+    let fact = |name: &str| error.failure().facts.get(name).and_then(|text| text.parse().ok());
+    let fact = |name: &str| -> f64 { fact(name).unwrap_or_else(|| panic!("{name}: {error}")) };
+    assert!(fact("needed_seconds") > fact("remaining_seconds"), "{error}");
+    assert!(fact("remaining_seconds") <= 1.0, "{error}");
+    assert!(fact("missing_bytes") <= (3 * RATE) as f64, "{error}");
+    let rate = fact("bytes_per_second");
+    assert!((RATE as f64 * 0.5..RATE as f64 * 2.0).contains(&rate), "{error}");
+    assert_eq!(origin.counts("second").body_bytes, before, "no byte was asked for");
+    let refused = "forebay_admission_rejected_total{reason=\"DEADLINE_INFEASIBLE\"}";
+    assert_eq!(node.metric(refused).await, Some(1.0));
+    // What is in RAM needs no origin, and with enough time the rest is loaded.
+    let warm = load("first", 1000).await.unwrap().1;
+    assert_eq!(warm.bytes_by_tier.ram, 5 * RATE);
+    load("second", 60_000).await.unwrap();
 }

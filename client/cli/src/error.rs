@@ -1,6 +1,7 @@
 //! How a command fails: one sentence on stderr, with `--format json` an object as well, and the
 //! exit code of the kind.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -104,6 +105,7 @@ impl CliError {
                 .and_then(|failure| failure.retry_after)
                 .map(|after: Duration| after.as_secs_f64()),
             stages: failure.map_or_else(Vec::new, stages),
+            facts: failure.map(|failure| &failure.facts),
         }
     }
 }
@@ -120,6 +122,8 @@ struct ErrorJson<'a> {
     retry_after_seconds: Option<f64>,
     /// Where the time went before the error.
     stages: Vec<StageJson<'a>>,
+    /// Further facts, by name.
+    facts: Option<&'a BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -158,7 +162,8 @@ mod tests {
         let mut failure = Failure::new(Reason::OriginThrottled, "slow down")
             .at_stage("fetch")
             .for_object("a b")
-            .retry_in(Duration::from_millis(1500));
+            .retry_in(Duration::from_millis(1500))
+            .with_fact("attempts", 4);
         failure.attempt = Some(3);
         failure.origin_status = Some(503);
         let error = CliError::from(ClientError::from(failure));
@@ -166,7 +171,7 @@ mod tests {
         let expected = serde_json::json!({
             "code": "UNAVAILABLE", "reason": "ORIGIN_THROTTLED", "message": "slow down",
             "stage": "fetch", "object": "a b", "attempt": 3, "origin_status": 503,
-            "retry_after_seconds": 1.5, "stages": [],
+            "retry_after_seconds": 1.5, "stages": [], "facts": {"attempts": "4"},
         });
         assert_eq!(json, expected);
     }

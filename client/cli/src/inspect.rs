@@ -1,7 +1,7 @@
-//! `forebay ls`, `stat`, `evict` and `status`.
+//! `forebay ls`, `stat` and `evict`.
 
 use forebay_client::Stat;
-use forebay_client::model::{CachedCheckpoint, DaemonStatus};
+use forebay_client::model::CachedCheckpoint;
 
 use crate::context::Context;
 use crate::error::CliError;
@@ -115,92 +115,4 @@ pub(crate) async fn evict(
         text += &format!(", {} when their leases end", size(evicted.leased_bytes));
     }
     output.text(&(text + "\n"))
-}
-
-pub(crate) async fn status(context: &Context, output: &mut Output) -> Result<(), CliError> {
-    let status = context.client().status().await?;
-    match output.is_json() {
-        true => output.object(&json::status(&status)),
-        false => output.text(&glance(&status)),
-    }
-}
-
-fn glance(status: &DaemonStatus) -> String {
-    let ram = &status.ram;
-    let mut text = format!(
-        "forebayd {}, up {}{}\n\
-         RAM  {} budget, {} populated in {} segments of {} chunks, {} locked\n     \
-         {} cached, {} leased, {} filling, {} free\n",
-        status.version,
-        duration(status.uptime),
-        if status.draining { ", draining" } else { "" },
-        size(ram.budget_bytes),
-        size(ram.populated_bytes),
-        ram.segments,
-        size(ram.chunk_bytes),
-        size(ram.locked_bytes),
-        size(ram.cached_bytes),
-        size(ram.leased_bytes),
-        size(ram.filling_bytes),
-        size(ram.free_bytes),
-    );
-    for table in [queues(status), loads(status), origins(status)] {
-        if !table.is_empty() {
-            text.push('\n');
-            text.push_str(&table.render());
-        }
-    }
-    if !status.degraded.is_empty() {
-        text.push_str("\nDegraded:\n");
-    }
-    for sentence in &status.degraded {
-        text.push_str(&format!("  {}\n", printable(sentence)));
-    }
-    text
-}
-
-fn queues(status: &DaemonStatus) -> Table {
-    let mut table = Table::new(&["QUEUE", "DEPTH", "LIMIT", "OLDEST"]);
-    for queue in &status.queues {
-        table.row(vec![
-            queue.name.clone(),
-            queue.depth.to_string(),
-            queue.limit.to_string(),
-            duration(queue.oldest_wait),
-        ]);
-    }
-    table
-}
-
-fn loads(status: &DaemonStatus) -> Table {
-    let headings = ["LOAD", "LANE", "UID", "PID", "AGE", "GRANTED", "LEASED", "TOTAL", "URI"];
-    let mut table = Table::new(&headings);
-    for load in &status.loads {
-        table.row(vec![
-            load.load_id.clone(),
-            load.lane.clone(),
-            load.uid.to_string(),
-            load.pid.to_string(),
-            duration(load.age),
-            size(load.granted_bytes),
-            size(load.leased_bytes),
-            size(load.total_bytes),
-            printable(&load.uri),
-        ]);
-    }
-    table
-}
-
-fn origins(status: &DaemonStatus) -> Table {
-    let mut table = Table::new(&["ORIGIN", "REQUESTS", "ERRORS", "RECEIVED", "IN FLIGHT"]);
-    for origin in &status.origins {
-        table.row(vec![
-            printable(&origin.origin),
-            origin.requests.to_string(),
-            origin.errors.to_string(),
-            size(origin.bytes),
-            origin.inflight.to_string(),
-        ]);
-    }
-    table
 }

@@ -2,8 +2,8 @@
 
 use forebay_client::Stat;
 use forebay_client::model::{
-    BytesByTier, CachedCheckpoint, DaemonStatus, Evicted, ObjectEntry, PrefetchProgress, Report,
-    TensorEntry,
+    AddressStatus, BytesByTier, CachedCheckpoint, DaemonStatus, EndpointStatus, Evicted,
+    NameStatus, ObjectEntry, PrefetchProgress, Report, TensorEntry,
 };
 use serde_json::{Value, json};
 
@@ -24,6 +24,11 @@ pub(crate) fn report(report: &Report, digests: Option<&[Digest]>) -> Value {
         "attempts": report.attempts,
         "retries": report.retries,
         "hedges": report.hedges,
+        "hedge_wins": report.hedge_wins,
+        "throttles": report.throttles,
+        "wasted_bytes": report.wasted_bytes,
+        "origin_queue_seconds": report.origin_queue.as_secs_f64(),
+        "backoff_seconds": report.backoff.as_secs_f64(),
         "stages": array(&report.stages, |stage| json!({
             "stage": stage.stage,
             "queue_seconds": stage.queue.as_secs_f64(),
@@ -179,7 +184,54 @@ pub(crate) fn status(status: &DaemonStatus) -> Value {
             "bytes": origin.bytes,
             "inflight": origin.inflight,
         })),
+        "endpoints": array(&status.endpoints, endpoint),
+        "addresses": array(&status.addresses, address),
+        "names": array(&status.names, name),
         "degraded": status.degraded,
+    })
+}
+
+fn endpoint(endpoint: &EndpointStatus) -> Value {
+    json!({
+        "origin": endpoint.origin,
+        "limit": endpoint.limit,
+        "inflight": endpoint.inflight,
+        "waiting": endpoint.waiting,
+        "oldest_wait_seconds": endpoint.oldest_wait.as_secs_f64(),
+        "retry_tokens": endpoint.retry_tokens,
+        "breaker": endpoint.breaker,
+        "breaker_open_seconds": endpoint.breaker_open.as_secs_f64(),
+        "breaker_opened": endpoint.breaker_opened,
+        "throttled": endpoint.throttled,
+        "retries": endpoint.retries,
+        "retries_denied": endpoint.retries_denied,
+        "hedges": endpoint.hedges,
+        "hedge_wins": endpoint.hedge_wins,
+        "hedge_wasted_bytes": endpoint.hedge_wasted_bytes,
+        "sustained_bytes_per_second": endpoint.sustained_bytes_per_second,
+    })
+}
+
+fn address(address: &AddressStatus) -> Value {
+    json!({
+        "host": address.host,
+        "address": address.address,
+        "connections": address.connections,
+        "weight": address.weight,
+        "ejected_seconds": address.ejected.map(|time| time.as_secs_f64()),
+        "ejections": address.ejections,
+        "failures": address.failures,
+        "bytes_per_second": address.bytes_per_second,
+    })
+}
+
+fn name(name: &NameStatus) -> Value {
+    json!({
+        "name": name.name,
+        "state": name.state,
+        "addresses": name.addresses,
+        "age_seconds": name.age.map(|age| age.as_secs_f64()),
+        "last_failure": name.last_failure,
     })
 }
 

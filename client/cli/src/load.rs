@@ -71,13 +71,32 @@ async fn with_digests(
     Ok((report, digest::digests(hashers, &manifest, whole)))
 }
 
+/// What the origin made of it, if anything was out of the ordinary.
+fn trouble(report: &Report) -> String {
+    let counts = [
+        (report.throttles, format!("{} throttles", report.throttles)),
+        (report.hedge_wins, format!("{} hedges won", report.hedge_wins)),
+        (report.wasted_bytes, format!("{} brought twice", size(report.wasted_bytes))),
+    ];
+    let times = [(report.origin_queue, "in line before it"), (report.backoff, "between attempts")];
+    let times = times.map(|(time, what)| {
+        (u64::from(time.as_millis() > 0), format!("{} {what}", duration(time)))
+    });
+    let parts = counts.into_iter().chain(times).filter(|(count, _)| *count > 0);
+    let parts: Vec<String> = parts.map(|(_, text)| text).collect();
+    match parts.is_empty() {
+        true => String::new(),
+        false => format!("origin: {}\n", parts.join(", ")),
+    }
+}
+
 /// The report for a person.
 pub(crate) fn human(report: &Report) -> String {
     let tiers = report.bytes_by_tier;
     let mut text = format!(
         "{}  {}\n{} in {} ({}), first chunk after {}, load {}, lane {}\n\
          from RAM {}, NVMe {}, origin {}; fetched {} in {} attempts, {} retries, {} hedges; \
-         peak window {}\n",
+         peak window {}\n{}",
         printable(&report.uri),
         short(&report.revision),
         size(report.bytes),
@@ -94,6 +113,7 @@ pub(crate) fn human(report: &Report) -> String {
         report.retries,
         report.hedges,
         size(report.peak_window_bytes),
+        trouble(report),
     );
     let mut stages = Table::new(&["STAGE", "QUEUE", "SERVICE"]);
     for stage in &report.stages {

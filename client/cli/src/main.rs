@@ -6,7 +6,7 @@
 //! and removes what it had not finished.
 //!
 //! * `args`: what can be said on the command line. `context`: the connection and the deadline.
-//! * `prefetch`, `load`, `get`, `inspect`: the verbs.
+//! * `prefetch`, `load`, `get`, `inspect`, `status`: the verbs.
 //! * `digest`, `files`, `worker`: the threads' work. `output`, `json`, `text`, `progress`: how
 //!   results look. `error`: how failures do.
 
@@ -24,6 +24,7 @@ mod load;
 mod output;
 mod prefetch;
 mod progress;
+mod status;
 mod text;
 mod worker;
 
@@ -94,7 +95,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Verb::Ls(args) => inspect::ls(&context, args.uri.as_deref(), &mut output).await,
         Verb::Stat(args) => inspect::stat(&context, &args.uri, &mut output).await,
         Verb::Evict(args) => inspect::evict(&context, &args.uri, &mut output).await,
-        Verb::Status => inspect::status(&context, &mut output).await,
+        Verb::Status => status::status(&context, &mut output).await,
     }
 }
 

@@ -208,6 +208,11 @@ fn load_prints_one_object_with_every_field() {
         "attempts",
         "retries",
         "hedges",
+        "hedge_wins",
+        "throttles",
+        "wasted_bytes",
+        "origin_queue_seconds",
+        "backoff_seconds",
         "stages",
         "critical_path",
         "unattributed_seconds",
@@ -315,6 +320,9 @@ fn control_verbs_print_tables_and_objects() {
         (&["stat", "s3://b/k"], &["config.json", "w.1", "80.0 KiB"], "tensors"),
         (&["evict", "s3://b/k"], &["2.0 KiB freed"], "freed_bytes"),
         (&["status"], &["forebayd fake", "memory is not locked"], "degraded"),
+        (&["status"], &["s3://models", "2500.0 MB/s", "open 3.00s", "486"], "endpoints"),
+        (&["status"], &["192.0.2.2", "for 30.00s"], "addresses"),
+        (&["status"], &["store.example", "12.00s", "192.0.2.1, 192.0.2.2"], "names"),
     ] {
         let human = run(&fake, args);
         assert_eq!(code(&human), 0, "{args:?}: {}", stderr(&human));

@@ -610,6 +610,30 @@ impl Forebay for Service {
             _ => Ok(Response::new(pb::StatusResponse {
                 version: "fake".into(),
                 degraded: vec!["memory is not locked".into()],
+                names: vec![pb::DnsStatus {
+                    name: "store.example".into(),
+                    state: "fresh".into(),
+                    addresses: vec!["192.0.2.1".into(), "192.0.2.2".into()],
+                    age_seconds: 12.0,
+                    last_failure: String::new(),
+                }],
+                endpoints: vec![pb::EndpointStatus {
+                    origin: "s3://models".into(),
+                    limit: 24,
+                    inflight: 7,
+                    breaker: "open".into(),
+                    breaker_open_seconds: 3.0,
+                    retry_tokens: 486,
+                    sustained_bytes_per_second: 2.5e9,
+                    ..Default::default()
+                }],
+                addresses: vec![pb::AddressStatus {
+                    host: "store.example".into(),
+                    address: "192.0.2.2".into(),
+                    ejected_seconds: 30.0,
+                    failures: 5,
+                    ..Default::default()
+                }],
                 ..Default::default()
             })),
         }

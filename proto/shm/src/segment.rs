@@ -123,6 +123,17 @@ impl Segment {
         self.header.geometry.file_bytes()
     }
 
+    /// Where all slots lie in this process, one after the other: to tell the kernel about memory
+    /// that will be used often. It gives no right to touch a byte of it.
+    #[must_use]
+    pub fn slot_memory(&self) -> *const [u8] {
+        let geometry = &self.header.geometry;
+        let bytes = geometry.file_bytes();
+        let first = geometry.slot_offset(SlotIndex(0)).unwrap_or(bytes);
+        let start = self.mapping.as_ptr().wrapping_add(first);
+        std::ptr::slice_from_raw_parts(start, bytes - first)
+    }
+
     /// What could be had of the memory that was asked for.
     #[must_use]
     pub fn placement(&self) -> &Placement {

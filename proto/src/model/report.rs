@@ -61,8 +61,18 @@ pub struct Report {
     pub attempts: u64,
     /// Those that repeated a failed one.
     pub retries: u64,
-    /// Those that raced a slow one.
+    /// Those that raced a slow one; they are not among the attempts.
     pub hedges: u64,
+    /// Those of them that were faster.
+    pub hedge_wins: u64,
+    /// Answers that said "slow down".
+    pub throttles: u64,
+    /// Of `origin_bytes`: what was brought twice.
+    pub wasted_bytes: u64,
+    /// Time in the line before the origin, summed over parts.
+    pub origin_queue: Duration,
+    /// Time between attempts, summed over parts.
+    pub backoff: Duration,
     /// Sums over chunks: stages overlap, so they may exceed the wall time.
     pub stages: Vec<StageTime>,
     /// With `unattributed` this sums to `wall`.
@@ -110,6 +120,11 @@ impl Report {
             attempts: report.attempts,
             retries: report.retries,
             hedges: report.hedges,
+            hedge_wins: report.hedge_wins,
+            throttles: report.throttles,
+            wasted_bytes: report.wasted_bytes,
+            origin_queue: time("origin_queue_seconds", report.origin_queue_seconds)?,
+            backoff: time("backoff_seconds", report.backoff_seconds)?,
             stages: stages.collect::<Result<_, Malformed>>()?,
             critical_path: critical_path.collect::<Result<_, Malformed>>()?,
             unattributed: time("unattributed_seconds", report.unattributed_seconds)?,

@@ -202,8 +202,140 @@ pub struct OriginStatus {
     pub inflight: u64,
 }
 
-/// The daemon at a glance.
+/// An origin as far as one block of the settings applies, and what it is asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EndpointStatus {
+    /// Scheme and bucket, or host.
+    pub origin: String,
+    /// Requests that may be under way.
+    pub limit: u64,
+    /// Requests under way.
+    pub inflight: u64,
+    /// Requests that wait for their turn.
+    pub waiting: u64,
+    /// How long the first of them has waited.
+    pub oldest_wait: Duration,
+    /// Tokens left for retries and hedges.
+    pub retry_tokens: u64,
+    /// `closed`, `half_open` or `open`.
+    pub breaker: String,
+    /// How long it stays open.
+    pub breaker_open: Duration,
+    /// How often it opened.
+    pub breaker_opened: u64,
+    /// Answers that said "slow down".
+    pub throttled: u64,
+    /// Requests that repeated a failed one.
+    pub retries: u64,
+    /// Retries that were not made for want of tokens.
+    pub retries_denied: u64,
+    /// Second copies of slow requests.
+    pub hedges: u64,
+    /// Those that were faster.
+    pub hedge_wins: u64,
+    /// Bytes that two copies brought.
+    pub hedge_wasted_bytes: u64,
+    /// What it brought lately when it was asked for all it could, if that is known.
+    pub sustained_bytes_per_second: Option<f64>,
+}
+
+impl EndpointStatus {
+    fn receive(endpoint: pb::EndpointStatus) -> Result<Self, Malformed> {
+        const MESSAGE: &str = "EndpointStatus";
+        Ok(Self {
+            origin: endpoint.origin,
+            limit: endpoint.limit,
+            inflight: endpoint.inflight,
+            waiting: endpoint.waiting,
+            oldest_wait: span(MESSAGE, "oldest_wait_seconds", endpoint.oldest_wait_seconds)?,
+            retry_tokens: endpoint.retry_tokens,
+            breaker: endpoint.breaker,
+            breaker_open: span(MESSAGE, "breaker_open_seconds", endpoint.breaker_open_seconds)?,
+            breaker_opened: endpoint.breaker_opened,
+            throttled: endpoint.throttled,
+            retries: endpoint.retries,
+            retries_denied: endpoint.retries_denied,
+            hedges: endpoint.hedges,
+            hedge_wins: endpoint.hedge_wins,
+            hedge_wasted_bytes: endpoint.hedge_wasted_bytes,
+            sustained_bytes_per_second: known(endpoint.sustained_bytes_per_second),
+        })
+    }
+}
+
+/// One address of a host that was connected to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AddressStatus {
+    /// The host.
+    pub host: String,
+    /// The address.
+    pub address: String,
+    /// Connections to it.
+    pub connections: u64,
+    /// Its share of new connections, against 1 of a good one.
+    pub weight: f64,
+    /// How long it is still left out, if it is.
+    pub ejected: Option<Duration>,
+    /// How often it was.
+    pub ejections: u64,
+    /// Failures in a row.
+    pub failures: u64,
+    /// Median speed of its last parts, if that is known.
+    pub bytes_per_second: Option<f64>,
+}
+
+impl AddressStatus {
+    fn receive(address: pb::AddressStatus) -> Result<Self, Malformed> {
+        let ejected = span("AddressStatus", "ejected_seconds", address.ejected_seconds)?;
+        Ok(Self {
+            host: address.host,
+            address: address.address,
+            connections: address.connections,
+            weight: known(address.weight).unwrap_or_default(),
+            ejected: Some(ejected).filter(|time| !time.is_zero()),
+            ejections: address.ejections,
+            failures: address.failures,
+            bytes_per_second: known(address.bytes_per_second),
+        })
+    }
+}
+
+/// A name of an origin and what is known of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NameStatus {
+    /// The name.
+    pub name: String,
+    /// `pending`, `fresh`, `stale` or `failed`.
+    pub state: String,
+    /// Those of the last answer.
+    pub addresses: Vec<String>,
+    /// Of the last answer, if there was one.
+    pub age: Option<Duration>,
+    /// How the last look-up failed, if it did.
+    pub last_failure: Option<String>,
+}
+
+impl NameStatus {
+    fn receive(name: pb::DnsStatus) -> Result<Self, Malformed> {
+        let known = name.age_seconds >= 0.0;
+        let age = known.then(|| span("DnsStatus", "age_seconds", name.age_seconds)).transpose()?;
+        Ok(Self {
+            name: name.name,
+            state: name.state,
+            addresses: name.addresses,
+            age,
+            last_failure: Some(name.last_failure).filter(|text| !text.is_empty()),
+        })
+    }
+}
+
+/// A measured number; 0 and what is none stand for "not known".
+fn known(number: f64) -> Option<f64> {
+    (number.is_finite() && number > 0.0).then_some(number)
+}
+
+/// The daemon at a glance.
+#[derive(Debug, Clone, PartialEq)]
 pub struct DaemonStatus {
     /// The daemon's version.
     pub version: String,
@@ -219,6 +351,12 @@ pub struct DaemonStatus {
     pub loads: Vec<LoadStatus>,
     /// Origins.
     pub origins: Vec<OriginStatus>,
+    /// What they are asked for.
+    pub endpoints: Vec<EndpointStatus>,
+    /// Addresses of their hosts.
+    pub addresses: Vec<AddressStatus>,
+    /// Names of their hosts.
+    pub names: Vec<NameStatus>,
     /// One sentence for each thing that could not be had.
     pub degraded: Vec<String>,
 }
@@ -263,14 +401,37 @@ impl DaemonStatus {
             queues: queues.collect::<Result<_, Malformed>>()?,
             loads: loads.collect::<Result<_, Malformed>>()?,
             origins: origins.collect(),
+            endpoints: all(status.endpoints, EndpointStatus::receive)?,
+            addresses: all(status.addresses, AddressStatus::receive)?,
+            names: all(status.names, NameStatus::receive)?,
             degraded: status.degraded,
         })
     }
 }
 
+fn all<T, M>(
+    messages: Vec<M>,
+    receive: fn(M) -> Result<T, Malformed>,
+) -> Result<Vec<T>, Malformed> {
+    messages.into_iter().map(receive).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_known_is_none() {
+        let endpoint = EndpointStatus::receive(pb::EndpointStatus::default()).unwrap();
+        assert_eq!(endpoint.sustained_bytes_per_second, None);
+        let address = AddressStatus::receive(pb::AddressStatus::default()).unwrap();
+        assert_eq!((address.ejected, address.bytes_per_second), (None, None));
+        let name = pb::DnsStatus { age_seconds: -1.0, ..Default::default() };
+        let name = NameStatus::receive(name).unwrap();
+        assert_eq!((name.age, name.last_failure), (None, None));
+        let name = pb::DnsStatus { age_seconds: f64::INFINITY, ..Default::default() };
+        NameStatus::receive(name).unwrap_err();
+    }
 
     #[test]
     fn an_empty_status_is_possible_and_an_impossible_age_is_not() {

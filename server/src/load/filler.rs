@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use super::{Head, LoadRequest, Stages, fill};
 use crate::admission::{AdmissionError, AdmissionPermit, WindowSlot};
 use crate::flight::{Boarded, Seat, Waiter};
+use crate::loads::LoadState;
 use crate::plan::{ChunkSpec, FetchPlan};
 use crate::ram::PinnedChunk;
 use crate::report::Tally;
@@ -64,6 +65,7 @@ pub(super) struct Filler<'a> {
     permit: &'a AdmissionPermit,
     waiter: Waiter,
     endpoint: Option<EndpointView>,
+    state: &'a LoadState,
     timeline: &'a Timeline,
     planned: Instant,
     next_chunk: usize,
@@ -105,6 +107,7 @@ impl<'a> Filler<'a> {
             plan: &head.plan,
             permit,
             waiter: request.waiter(),
+            state: head.entry.state(),
             endpoint: stages.fetcher.endpoint(head.plan.manifest()),
             timeline,
             planned,
@@ -231,6 +234,7 @@ impl<'a> Filler<'a> {
 
     fn landed(&mut self, ready: Ready) -> Ready {
         self.tally.tiers.origin += ready.spec.bytes;
+        self.state.brought(ready.spec.bytes);
         self.moved = Instant::now();
         // Another load's flight may have brought it in for another revision.
         self.stages.ram.refer(&ready.spec.key, self.plan.manifest().revision());

@@ -106,3 +106,91 @@ pub(crate) fn dns_lookups(counters: &DnsCounters) {
         counter!(DNS_LOOKUPS, "result" => result).absolute(count);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use forebay_origin::{AttemptClass, AttemptCount, AttemptEnd, BreakerTurns, RefusedCounts};
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+
+    fn endpoint(origin: &str, alias: &str) -> EndpointStats {
+        let count = |class, end, count| AttemptCount { class, end, count };
+        EndpointStats {
+            origin: origin.to_owned(),
+            alias: alias.to_owned(),
+            tokens: 400,
+            breaker: BreakerState::Closed,
+            breaker_opened: 1,
+            breaker_turns: BreakerTurns { opened: 2, half_opened: 2, closed: 1 },
+            limit: 24,
+            inflight: 20,
+            waiting: 3,
+            oldest_wait: Some(Duration::from_millis(1500)),
+            sustained: Some(1e9),
+            attempts: vec![
+                count(AttemptClass::First, AttemptEnd::Answered, 100),
+                count(AttemptClass::Retry, AttemptEnd::Failed("throttled"), 7),
+                count(AttemptClass::Hedge, AttemptEnd::Cancelled, 2),
+            ],
+            retries: 7,
+            retries_denied: 3,
+            throttled: 7,
+            timed_out: 1,
+            refused: RefusedCounts { breaker_open: 5, queue_full: 0, late: 4 },
+            hedges: 2,
+            hedge_wins: 1,
+            hedge_wasted_bytes: 4096,
+        }
+    }
+
+    #[test]
+    fn endpoints_of_one_name_add_up_and_no_host_is_a_name() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        let open = BreakerState::Open(Duration::from_secs(3));
+        let second = EndpointStats { tokens: 90, breaker: open, ..endpoint("s3://b", "s3") };
+        let address = AddressStats {
+            host: "canary.example".to_owned(),
+            address: [192, 0, 2, 1].into(),
+            connections: 3,
+            weight: 0.0,
+            ejected: Some(Duration::from_secs(9)),
+            ejections: 5,
+            slow_ejections: 2,
+            failures: 5,
+            bytes_per_second: None,
+        };
+        metrics::with_local_recorder(&recorder, || {
+            endpoints(&[endpoint("s3://canary", "s3"), second, endpoint("https://h", "https")]);
+            addresses(&[address]);
+        });
+        let shown = handle.render();
+        for line in [
+            "forebay_origin_attempts_total{class=\"first\",outcome=\"ok\",reason=\"none\"} 300",
+            "forebay_origin_attempts_total{class=\"retry\",outcome=\"error\",reason=\"throttled\"} 21",
+            "forebay_origin_attempts_total{class=\"hedge\",outcome=\"cancelled\",reason=\"none\"} 6",
+            "forebay_origin_connections_free 12",
+            "forebay_hedge_wins_total 3",
+            "forebay_hedge_wasted_bytes_total 12288",
+            "forebay_retry_budget_tokens{endpoint=\"s3\"} 90",
+            "forebay_retry_budget_exhausted_total{endpoint=\"s3\"} 6",
+            "forebay_breaker_state{endpoint=\"s3\"} 2",
+            "forebay_breaker_state{endpoint=\"https\"} 0",
+            "forebay_breaker_transitions_total{endpoint=\"s3\",to=\"open\"} 4",
+            "forebay_limiter_limit{limiter=\"s3\"} 48",
+            "forebay_limiter_inflight{limiter=\"https\"} 20",
+            "forebay_limiter_oldest_wait_seconds{limiter=\"https\"} 1.5",
+            "forebay_limiter_drops_total{limiter=\"s3\",reason=\"late\"} 8",
+            "forebay_address_pool_size 1",
+            "forebay_address_ejected 1",
+            "forebay_address_ejections_total{reason=\"slow\"} 2",
+            "forebay_address_ejections_total{reason=\"failing\"} 3",
+        ] {
+            assert!(shown.lines().any(|shown| shown == line), "{line} is not in\n{shown}");
+        }
+        assert!(!shown.contains("canary") && !shown.contains("192.0.2.1"), "{shown}");
+    }
+}

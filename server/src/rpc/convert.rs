@@ -2,16 +2,14 @@
 
 use std::time::Duration;
 
-use forebay_origin::DnsName;
 use forebay_proto::model::is_load_id;
 use forebay_proto::{Failure, Reason, StageSeconds, pb};
 
 use crate::admission::Lane;
 use crate::load::Progress;
 use crate::load::conversation::{ClientEvent, Granted, Opened};
-use crate::loads::LoadState;
 use crate::metrics::as_f64;
-use crate::ram::{CachedCheckpoint, RamSizes};
+use crate::ram::CachedCheckpoint;
 use crate::report::{Report, TierBytes};
 use crate::resolve::{Manifest, Object, Tensor};
 
@@ -174,7 +172,7 @@ pub(super) fn report(report: &Report) -> pb::LoadReport {
         origin_bytes: tally.cost.bytes,
         attempts: tally.cost.attempts,
         retries: tally.cost.retries,
-        hedges: 0,
+        hedges: tally.cost.hedges,
         stages: report.stages.iter().map(stage).collect(),
         critical_path: report
             .critical_path
@@ -196,6 +194,11 @@ pub(super) fn report(report: &Report) -> pb::LoadReport {
             .collect(),
         peak_window_bytes: tally.peak_window_bytes(),
         lane: report.lane.to_owned(),
+        throttles: tally.cost.throttles,
+        hedge_wins: tally.cost.hedge_wins,
+        wasted_bytes: tally.cost.wasted_bytes,
+        origin_queue_seconds: tally.cost.queued.as_secs_f64(),
+        backoff_seconds: tally.cost.backoff.as_secs_f64(),
     }
 }
 
@@ -224,46 +227,6 @@ pub(super) fn checkpoint(cached: &CachedCheckpoint) -> pb::CachedCheckpoint {
 /// What is cached of a whole; the rest is at the origin.
 pub(super) fn in_tiers(ram: u64, whole: u64) -> pb::BytesByTier {
     pb::BytesByTier { ram, nvme: 0, origin: whole.saturating_sub(ram) }
-}
-
-pub(super) fn name(name: &DnsName) -> pb::DnsStatus {
-    let current = name.addresses.iter().filter(|address| address.current);
-    pb::DnsStatus {
-        name: name.name.clone(),
-        state: name.state.as_str().to_owned(),
-        addresses: current.map(|address| address.address.to_string()).collect(),
-        age_seconds: name.age.map_or(-1.0, |age| age.as_secs_f64()),
-        last_failure: name.last_failure.as_ref().map(ToString::to_string).unwrap_or_default(),
-    }
-}
-
-pub(super) fn ram(sizes: RamSizes) -> pb::RamStatus {
-    pb::RamStatus {
-        budget_bytes: sizes.budget,
-        populated_bytes: sizes.populated,
-        cached_bytes: sizes.cached,
-        leased_bytes: sizes.leased,
-        filling_bytes: sizes.filling,
-        free_bytes: sizes.free,
-        locked_bytes: sizes.locked,
-        chunk_bytes: sizes.chunk,
-        segments: sizes.segments,
-    }
-}
-
-pub(super) fn load(load: &LoadState, age: Duration) -> pb::LoadStatus {
-    use std::sync::atomic::Ordering::Relaxed;
-    pb::LoadStatus {
-        load_id: load.load_id.clone(),
-        uri: load.uri.clone(),
-        lane: load.lane.as_str().to_owned(),
-        uid: load.peer.uid,
-        pid: load.peer.pid,
-        age_seconds: age.as_secs_f64(),
-        granted_bytes: load.granted_bytes.load(Relaxed),
-        leased_bytes: load.leased_bytes(),
-        total_bytes: load.total_bytes.load(Relaxed),
-    }
 }
 
 /// A share in per cent, for logs.

@@ -97,10 +97,19 @@ impl Ending {
     }
 }
 
-/// Adds where the time went to a failure.
-pub(super) fn with_stages(mut failure: Failure, timeline: &Timeline) -> Failure {
+/// Adds where the time went, and what the reads cost, to a failure.
+pub(super) fn with_account(mut failure: Failure, timeline: &Timeline) -> Failure {
     failure.stages = timeline.stages();
+    let cost = timeline.cost();
+    if cost.attempts == 0 {
+        return failure;
+    }
     failure
+        .with_fact("attempts", cost.attempts)
+        .with_fact("retries", cost.retries)
+        .with_fact("throttles", cost.throttles)
+        .with_fact("hedges", cost.hedges)
+        .with_fact("origin_bytes", cost.bytes)
 }
 
 /// One `Load`: the open message, then the conversation.
@@ -304,6 +313,8 @@ fn ended(what: &'static str, report: &Report) {
         wall_seconds = report.wall.as_secs_f64(),
         attempts = report.tally.cost.attempts,
         retries = report.tally.cost.retries,
+        throttles = report.tally.cost.throttles,
+        hedges = report.tally.cost.hedges,
         "{what} done"
     );
 }

@@ -141,9 +141,8 @@ impl Addresses {
                 known.note_speed(bytes, time);
                 if self.slowness(address).is_some_and(|times| times >= CRAWLING) {
                     let out = self.eject(address, now, unit);
-                    if let Some(known) = self.known.get_mut(&address) {
-                        known.slow_ejections += u64::from(out);
-                    }
+                    let known = self.known.get_mut(&address).filter(|_| out);
+                    known.into_iter().for_each(|known| known.slow_ejections += 1);
                 }
             }
             Deed::Failed => {

@@ -136,16 +136,10 @@ impl Endpoint {
         loop {
             let Demand { lane, deadline } = *news.borrow_and_update();
             let start_by = deadline.map(|deadline| self.latest_start(want.bytes, deadline));
-            if let (Some(start_by), Some(deadline)) = (start_by, deadline)
-                && Instant::now() >= start_by
-            {
-                match timeout_at(deadline, news.changed()).await {
-                    Ok(_) => continue,
-                    Err(_elapsed) => {
-                        self.lock().counts.refused.late += 1;
-                        return Err(Refused::Late);
-                    }
-                }
+            let late = start_by.is_some_and(|start_by| Instant::now() >= start_by);
+            if let Some(deadline) = deadline.filter(|_| late) {
+                self.more_time(deadline, &mut news).await?;
+                continue;
             }
             let (answer, answered) = oneshot::channel();
             if !self.lock().enter(Waiter { ticket, lane, want, since, answer }) {
@@ -156,6 +150,19 @@ impl Endpoint {
                 return admitted;
             }
         }
+    }
+
+    /// Waits for new terms until the deadline of the old ones.
+    async fn more_time(
+        &self,
+        deadline: Instant,
+        news: &mut watch::Receiver<Demand>,
+    ) -> Result<(), Refused> {
+        if timeout_at(deadline, news.changed()).await.is_ok() {
+            return Ok(());
+        }
+        self.lock().counts.refused.late += 1;
+        Err(Refused::Late)
     }
 
     /// Waits in the line until it is answered, the terms change or there is not enough time left.

@@ -89,8 +89,9 @@ mod tests {
             self.meter.look(self.now, full, self.received);
         }
 
-        fn sustained(&self) -> Option<u64> {
-            self.meter.sustained(self.now).map(|rate| (rate / 1000.0).round() as u64)
+        /// In bytes per millisecond.
+        fn sustained(&self) -> Option<f64> {
+            self.meter.sustained(self.now).map(|rate| (rate / 1000.0).round())
         }
     }
 
@@ -100,7 +101,7 @@ mod tests {
         sim.run(2900, true, 70);
         assert_eq!(sim.sustained(), None);
         sim.run(100, true, 70);
-        assert_eq!(sim.sustained(), Some(70));
+        assert_eq!(sim.sustained(), Some(70.0));
     }
 
     #[test]
@@ -121,9 +122,9 @@ mod tests {
         let mut sim = Sim::new();
         sim.run(5000, true, 300);
         sim.run(30_000, true, 10);
-        assert_eq!(sim.sustained(), Some(300));
+        assert_eq!(sim.sustained(), Some(300.0));
         sim.run(30_000, true, 10);
-        assert_eq!(sim.sustained(), Some(10));
+        assert_eq!(sim.sustained(), Some(10.0));
         sim.run(61_000, false, 0);
         assert_eq!(sim.sustained(), None, "all of it is long ago");
     }

@@ -14,6 +14,7 @@ mod engine;
 mod faults;
 #[cfg(test)]
 mod files;
+#[cfg(test)]
 mod landing;
 #[cfg(test)]
 mod moto;

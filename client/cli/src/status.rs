@@ -1,0 +1,182 @@
+//! `forebay status`: the daemon on one screen.
+
+use forebay_client::model::DaemonStatus;
+
+use crate::context::Context;
+use crate::error::CliError;
+use crate::json;
+use crate::output::Output;
+use crate::text::{Table, duration, printable, size};
+
+pub(crate) async fn status(context: &Context, output: &mut Output) -> Result<(), CliError> {
+    let status = context.client().status().await?;
+    match output.is_json() {
+        true => output.object(&json::status(&status)),
+        false => output.text(&glance(&status)),
+    }
+}
+
+fn glance(status: &DaemonStatus) -> String {
+    let ram = &status.ram;
+    let mut text = format!(
+        "forebayd {}, up {}{}\n\
+         RAM  {} budget, {} populated in {} segments of {} chunks, {} locked\n     \
+         {} cached, {} leased, {} filling, {} free\n",
+        status.version,
+        duration(status.uptime),
+        if status.draining { ", draining" } else { "" },
+        size(ram.budget_bytes),
+        size(ram.populated_bytes),
+        ram.segments,
+        size(ram.chunk_bytes),
+        size(ram.locked_bytes),
+        size(ram.cached_bytes),
+        size(ram.leased_bytes),
+        size(ram.filling_bytes),
+        size(ram.free_bytes),
+    );
+    for table in [
+        queues(status),
+        loads(status),
+        origins(status),
+        endpoints(status),
+        addresses(status),
+        names(status),
+    ] {
+        if !table.is_empty() {
+            text.push('\n');
+            text.push_str(&table.render());
+        }
+    }
+    if !status.degraded.is_empty() {
+        text.push_str("\nDegraded:\n");
+    }
+    for sentence in &status.degraded {
+        text.push_str(&format!("  {}\n", printable(sentence)));
+    }
+    text
+}
+
+fn queues(status: &DaemonStatus) -> Table {
+    let mut table = Table::new(&["QUEUE", "DEPTH", "LIMIT", "OLDEST"]);
+    for queue in &status.queues {
+        table.row(vec![
+            queue.name.clone(),
+            queue.depth.to_string(),
+            queue.limit.to_string(),
+            duration(queue.oldest_wait),
+        ]);
+    }
+    table
+}
+
+fn loads(status: &DaemonStatus) -> Table {
+    let headings = ["LOAD", "LANE", "UID", "PID", "AGE", "GRANTED", "LEASED", "TOTAL", "URI"];
+    let mut table = Table::new(&headings);
+    for load in &status.loads {
+        table.row(vec![
+            load.load_id.clone(),
+            load.lane.clone(),
+            load.uid.to_string(),
+            load.pid.to_string(),
+            duration(load.age),
+            size(load.granted_bytes),
+            size(load.leased_bytes),
+            size(load.total_bytes),
+            printable(&load.uri),
+        ]);
+    }
+    table
+}
+
+fn origins(status: &DaemonStatus) -> Table {
+    let mut table = Table::new(&["ORIGIN", "REQUESTS", "ERRORS", "RECEIVED", "IN FLIGHT"]);
+    for origin in &status.origins {
+        table.row(vec![
+            printable(&origin.origin),
+            origin.requests.to_string(),
+            origin.errors.to_string(),
+            size(origin.bytes),
+            origin.inflight.to_string(),
+        ]);
+    }
+    table
+}
+
+fn endpoints(status: &DaemonStatus) -> Table {
+    let headings = [
+        "ENDPOINT",
+        "LIMIT",
+        "IN FLIGHT",
+        "WAITING",
+        "OLDEST",
+        "SUSTAINED",
+        "BREAKER",
+        "TOKENS",
+        "THROTTLED",
+        "RETRIES",
+        "DENIED",
+        "HEDGES",
+        "WON",
+    ];
+    let mut table = Table::new(&headings);
+    for endpoint in &status.endpoints {
+        let breaker = match endpoint.breaker_open.is_zero() {
+            true => printable(&endpoint.breaker),
+            false => format!("{} {}", endpoint.breaker, duration(endpoint.breaker_open)),
+        };
+        table.row(vec![
+            printable(&endpoint.origin),
+            endpoint.limit.to_string(),
+            endpoint.inflight.to_string(),
+            endpoint.waiting.to_string(),
+            duration(endpoint.oldest_wait),
+            speed(endpoint.sustained_bytes_per_second),
+            breaker,
+            endpoint.retry_tokens.to_string(),
+            endpoint.throttled.to_string(),
+            endpoint.retries.to_string(),
+            endpoint.retries_denied.to_string(),
+            endpoint.hedges.to_string(),
+            endpoint.hedge_wins.to_string(),
+        ]);
+    }
+    table
+}
+
+fn addresses(status: &DaemonStatus) -> Table {
+    let headings =
+        ["HOST", "ADDRESS", "CONNECTIONS", "WEIGHT", "LEFT OUT", "EJECTIONS", "FAILURES", "MEDIAN"];
+    let mut table = Table::new(&headings);
+    for address in &status.addresses {
+        table.row(vec![
+            printable(&address.host),
+            printable(&address.address),
+            address.connections.to_string(),
+            format!("{:.1}", address.weight),
+            address.ejected.map_or_else(|| "-".into(), |time| format!("for {}", duration(time))),
+            address.ejections.to_string(),
+            address.failures.to_string(),
+            speed(address.bytes_per_second),
+        ]);
+    }
+    table
+}
+
+fn names(status: &DaemonStatus) -> Table {
+    let mut table = Table::new(&["NAME", "STATE", "AGE", "ADDRESSES", "LAST FAILURE"]);
+    for name in &status.names {
+        table.row(vec![
+            printable(&name.name),
+            printable(&name.state),
+            name.age.map_or_else(|| "-".into(), duration),
+            printable(&name.addresses.join(", ")),
+            name.last_failure.as_deref().map_or_else(|| "-".into(), printable),
+        ]);
+    }
+    table
+}
+
+fn speed(bytes_per_second: Option<f64>) -> String {
+    bytes_per_second.map_or_else(|| "-".into(), |rate| format!("{:.1} MB/s", rate / 1e6))
+}

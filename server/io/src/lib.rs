@@ -1,0 +1,58 @@
+//! Reads and writes of local files, from and into memory that a client may map: the machinery
+//! below the NVMe tier.
+//!
+//! A [`Directory`] opens [`DataFile`]s, with O_DIRECT where the filesystem can do it. An
+//! [`IoEngine`] carries out operations on them; [`choose`] makes the best one that this kernel
+//! allows, and says why.
+//!
+//! ```text
+//!   caller                     engine                                    kernel
+//!   engine.read(file, at,      Desk: two bounded lanes, quotas, clocks
+//!     slot, range) ── Op ────►   │ start()           ┌─ uring: one thread, one ring ─┐
+//!        │                       ├──────────────────►│                               ├─► device
+//!        ▼                       │                   └─ threads: pread, pwrite ──────┘
+//!   Done { bytes, target,  ◄─────┴ finish()              │
+//!          times }               ▲                       │ owns the op, and so its memory,
+//!                                └── watch: soft and     │ until the completion arrives
+//!                                    hard time limit
+//! ```
+//!
+//! *Memory moves.* An operation owns what it reads into or writes from ([`StableBytes`]): an
+//! [`AlignedBuf`], or a slot of a segment, so that bytes go from the device to where a client maps
+//! them without a copy. It comes back with the completion. Whoever stops waiting loses it to the
+//! engine, which keeps it until the kernel is done: a future that is dropped, or an operation that
+//! is reported as hung, never frees memory that the device may still write.
+//!
+//! Engines have threads of their own and know no runtime: their futures can be awaited anywhere.
+//! Unsafe code lies in `buffer`, `target`, `tcp` and `uring`.
+
+mod buffer;
+mod call;
+mod choose;
+mod clock;
+mod core;
+mod desk;
+mod directory;
+mod engine;
+mod error;
+mod file;
+mod op;
+mod progress;
+mod quota;
+mod stats;
+mod target;
+mod tcp;
+mod threads;
+mod uring;
+mod watch;
+
+pub use buffer::AlignedBuf;
+pub use choose::{EngineChoice, EngineReason, Preference, choose};
+pub use directory::{Create, Directory, OpenHow};
+pub use engine::{EngineSettings, IoEngine, Pending, Registration};
+pub use error::{FileError, IoError, RegisterError};
+pub use file::{BufferedReason, DataFile, FileMode};
+pub use op::{Done, Failed, FileOffset, Lane, Op, OpKind, OpTimes, Outcome, Payload};
+pub use stats::{EngineKind, IoStats, LaneStats};
+pub use target::{Carried, StableBytes, StableBytesMut};
+pub use tcp::{TcpInfo, tcp_info};

@@ -1,0 +1,123 @@
+//! The daemon at a glance: its state as `Status` tells it.
+
+use std::time::Duration;
+
+use forebay_origin::{AddressStats, BreakerState, DnsName, EndpointStats, OriginStats};
+use forebay_proto::pb;
+use tokio::time::Instant;
+
+use super::Shared;
+use crate::loads::LoadState;
+use crate::ram::RamSizes;
+
+/// Everything, as it is now.
+pub(super) fn now(shared: &Shared) -> pb::StatusResponse {
+    let now = Instant::now();
+    let Shared { stages, origins, .. } = shared;
+    let queues = stages.admission.lanes(now).map(|lane| pb::QueueStatus {
+        name: format!("admission.{}", lane.lane.as_str()),
+        depth: lane.depth as u64,
+        limit: lane.limit as u64,
+        oldest_wait_seconds: lane.oldest_wait.as_secs_f64(),
+    });
+    let running = stages.loads.running();
+    let dns = shared.resolver.snapshot();
+    let degraded = shared.degraded.iter().cloned().chain(dns.degraded.clone());
+    pb::StatusResponse {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_seconds: (now - shared.started).as_secs_f64(),
+        draining: shared.draining.is_cancelled(),
+        ram: Some(ram(stages.ram.sizes())),
+        queues: queues.into(),
+        loads: running.iter().map(|running| load(running, now - running.opened)).collect(),
+        origins: origins.stats().into_iter().map(origin).collect(),
+        degraded: degraded.chain(stages.ram.pool().degraded()).collect(),
+        names: dns.names.iter().map(name).collect(),
+        endpoints: origins.endpoints().into_iter().map(endpoint).collect(),
+        addresses: origins.addresses().into_iter().map(address).collect(),
+    }
+}
+
+fn origin(stats: OriginStats) -> pb::OriginStatus {
+    let OriginStats { origin, requests, errors, bytes, inflight } = stats;
+    pb::OriginStatus { origin, requests, errors, bytes, inflight }
+}
+
+fn endpoint(stats: EndpointStats) -> pb::EndpointStatus {
+    let (breaker, open) = match stats.breaker {
+        BreakerState::Closed => ("closed", Duration::ZERO),
+        BreakerState::HalfOpen => ("half_open", Duration::ZERO),
+        BreakerState::Open(time) => ("open", time),
+    };
+    pb::EndpointStatus {
+        origin: stats.origin,
+        limit: stats.limit as u64,
+        inflight: stats.inflight as u64,
+        waiting: stats.waiting as u64,
+        oldest_wait_seconds: stats.oldest_wait.unwrap_or_default().as_secs_f64(),
+        retry_tokens: u64::from(stats.tokens),
+        breaker: breaker.to_owned(),
+        breaker_open_seconds: open.as_secs_f64(),
+        breaker_opened: stats.breaker_opened,
+        throttled: stats.throttled,
+        retries: stats.retries,
+        retries_denied: stats.retries_denied,
+        hedges: stats.hedges,
+        hedge_wins: stats.hedge_wins,
+        hedge_wasted_bytes: stats.hedge_wasted_bytes,
+        sustained_bytes_per_second: stats.sustained.unwrap_or_default(),
+    }
+}
+
+fn address(stats: AddressStats) -> pb::AddressStatus {
+    pb::AddressStatus {
+        host: stats.host,
+        address: stats.address.to_string(),
+        connections: stats.connections as u64,
+        weight: stats.weight,
+        ejected_seconds: stats.ejected.unwrap_or_default().as_secs_f64(),
+        ejections: stats.ejections,
+        failures: u64::from(stats.failures),
+        bytes_per_second: stats.bytes_per_second.unwrap_or_default(),
+    }
+}
+
+fn name(name: &DnsName) -> pb::DnsStatus {
+    let current = name.addresses.iter().filter(|address| address.current);
+    pb::DnsStatus {
+        name: name.name.clone(),
+        state: name.state.as_str().to_owned(),
+        addresses: current.map(|address| address.address.to_string()).collect(),
+        age_seconds: name.age.map_or(-1.0, |age| age.as_secs_f64()),
+        last_failure: name.last_failure.as_ref().map(ToString::to_string).unwrap_or_default(),
+    }
+}
+
+fn ram(sizes: RamSizes) -> pb::RamStatus {
+    pb::RamStatus {
+        budget_bytes: sizes.budget,
+        populated_bytes: sizes.populated,
+        cached_bytes: sizes.cached,
+        leased_bytes: sizes.leased,
+        filling_bytes: sizes.filling,
+        free_bytes: sizes.free,
+        locked_bytes: sizes.locked,
+        chunk_bytes: sizes.chunk,
+        segments: sizes.segments,
+    }
+}
+
+fn load(load: &LoadState, age: Duration) -> pb::LoadStatus {
+    use std::sync::atomic::Ordering::Relaxed;
+    pb::LoadStatus {
+        load_id: load.load_id.clone(),
+        uri: load.uri.clone(),
+        lane: load.lane.as_str().to_owned(),
+        uid: load.peer.uid,
+        pid: load.peer.pid,
+        age_seconds: age.as_secs_f64(),
+        granted_bytes: load.granted_bytes.load(Relaxed),
+        leased_bytes: load.leased_bytes(),
+        total_bytes: load.total_bytes.load(Relaxed),
+    }
+}
