@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use forebay_testkit::{Content, HttpOptions, HttpOrigin, LinkOptions, Op};
+use forebay_testkit::{
+    Content, Fault, FaultRule, HttpOptions, HttpOrigin, LinkOptions, Op, Site, SiteOptions,
+};
 use futures::future::join_all;
 use tokio::time::Instant;
 
@@ -100,4 +102,27 @@ async fn an_object_of_five_gibibytes_is_there() {
     let reply = get_range(&origin.url("huge"), "bytes=5368709000-").await;
     assert_eq!(reply.header("content-range"), "bytes 5368709000-5368709119/5368709120");
     assert!(content.matches(5_368_709_000, &reply.body) && reply.body.len() == 120);
+}
+
+#[tokio::test]
+async fn each_address_of_a_site_has_its_own_origin() {
+    let options = SiteOptions { named: 4, served: 3, close: true, ..SiteOptions::default() };
+    let mut site = Site::start(options).await;
+    site.put("k", Content::synthetic(1, 1 << 20));
+    let url = |site: &Site, last| format!("http://{}/k", site.address(last));
+    assert_eq!(send("GET", &url(&site, 4), &[]).await.map(drop).ok(), None, "nothing is there");
+    let link = LinkOptions { bytes_per_second: Some(4 << 20), ..LinkOptions::default() };
+    site.serve(4, link).await;
+    site.origin(2).clear_faults();
+    site.origin(2).fault(FaultRule::new("k", Fault::Status { code: 500, retry_after: None }));
+    for (last, status) in [(1, 200), (2, 500), (3, 200), (4, 200)] {
+        let started = Instant::now();
+        let reply = send("GET", &url(&site, last), &[]).await.unwrap();
+        assert_eq!(reply.status, status, "address {last}");
+        assert!(last != 4 || started.elapsed() >= Duration::from_millis(220));
+        assert_eq!(site.origin(last).counts("k").gets, 1);
+    }
+    site.stop(1);
+    assert_eq!(send("GET", &url(&site, 1), &[]).await.map(drop).ok(), None, "it was stopped");
+    assert_eq!(site.origins().count(), 3);
 }

@@ -17,6 +17,8 @@ mod files;
 #[cfg(test)]
 mod landing;
 #[cfg(test)]
+mod moto;
+#[cfg(test)]
 mod rows;
 #[cfg(test)]
 mod server;

@@ -52,33 +52,38 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// its rest is asked of another address.
 #[tokio::test]
 async fn a_body_that_drips_is_cut_off_and_its_rest_comes_from_elsewhere() {
-    for bytes_per_second in [1, 64 << 10] {
-        let site = site_of(2, 2, true).await;
-        let mut settings = settings();
-        settings.timeouts.part_base = Duration::from_millis(300);
-        let limit = settings.timeouts.part(BYTES);
-        assert!(limit < Duration::from_millis(400), "1 s + bytes / 4 MB/s, but for the base");
-        let origins = origins_of(&site, settings);
-        let (store, meta) = open(&site, &origins).await;
-        let slow = site.origin(2);
-        slow.clear_faults();
-        let drip = slow.fault(FaultRule::new("o", Fault::Drip { bytes_per_second }));
-        let mut bytes = vec![0; usize::try_from(BYTES).unwrap()];
-        let mut log = Vec::new();
-        while drip.hits() == 0 {
-            bytes.fill(0);
-            let record = store.read(&request(&meta, 0..BYTES), &mut bytes).await.unwrap();
-            assert!(content().matches(0, &bytes));
-            log = record.attempt_log;
+    drips(1).await;
+    drips(64 << 10).await;
+}
+
+async fn drips(bytes_per_second: u64) {
+    let site = site_of(2, 2, true).await;
+    let mut settings = settings();
+    settings.timeouts.part_base = Duration::from_millis(300);
+    let limit = settings.timeouts.part(BYTES);
+    assert!(limit < Duration::from_millis(400), "1 s + bytes / 4 MB/s, but for the base");
+    let origins = origins_of(&site, settings);
+    let (store, meta) = open(&site, &origins).await;
+    let slow = site.origin(2);
+    slow.clear_faults();
+    let drip = slow.fault(FaultRule::new("o", Fault::Drip { bytes_per_second }));
+    let mut bytes = vec![0; usize::try_from(BYTES).unwrap()];
+    // Until one of them chooses the slow address.
+    let record = loop {
+        bytes.fill(0);
+        let record = store.read(&request(&meta, 0..BYTES), &mut bytes).await.unwrap();
+        assert!(content().matches(0, &bytes));
+        if drip.hits() > 0 {
+            break record;
         }
-        let [cut, rest] = &log[..] else { panic!("{log:?}") };
-        assert_eq!(cut.outcome, AttemptOutcome::Failed(OriginErrorKind::Timeout));
-        assert!(cut.body > cut.first_byte.unwrap(), "the body was slow: {cut:?}");
-        assert_eq!((rest.outcome, cut.bytes + rest.bytes), (AttemptOutcome::Done, BYTES));
-        assert!(cut.bytes > 0 && rest.connect.is_some(), "what had come was kept");
-        let last = site.origin(1).records().pop().unwrap();
-        assert_eq!(last.range, Some(cut.bytes..BYTES));
-    }
+    };
+    let [cut, rest] = &record.attempt_log[..] else { panic!("{record:?}") };
+    assert_eq!(cut.outcome, AttemptOutcome::Failed(OriginErrorKind::Timeout));
+    assert!(cut.body > cut.first_byte.unwrap(), "the body was slow: {cut:?}");
+    assert_eq!((rest.outcome, cut.bytes + rest.bytes), (AttemptOutcome::Done, BYTES));
+    assert!(cut.bytes > 0 && rest.connect.is_some(), "what had come was kept");
+    let last = site.origin(1).records().pop().unwrap();
+    assert_eq!(last.range, Some(cut.bytes..BYTES));
 }
 
 /// Row 3: silence before the head is time to the first byte, silence after it is time of the body.
@@ -145,29 +150,27 @@ async fn every_error_of_s3_is_of_its_class() {
 #[tokio::test]
 async fn an_object_replaced_at_any_part_is_never_mixed() {
     for replaced_at in 1..=PARTS {
-        replaced_at_part(replaced_at, false).await;
-        replaced_at_part(replaced_at, true).await;
+        replaced(replaced_at, false).await;
+        replaced(replaced_at, true).await;
     }
 }
 
 const PARTS: u64 = 8;
 
-/// With `broken`, the part before is resumed, by a request that meets the new version.
-async fn replaced_at_part(replaced_at: u64, broken: bool) {
-    let seed = Seed::new(replaced_at);
+/// With `broken`, the part is under way when the object is replaced, and resumed after that.
+async fn replaced(at: u64, broken: bool) {
+    let seed = Seed::new(at);
     let (origin, _origins, store, meta) = s3().await;
-    let new = Content::synthetic(99, BYTES);
-    if broken {
-        let sent = seed.prng().below(BYTES / PARTS);
-        origin.fault(FaultRule::new("o", Fault::TruncateTo(sent)).nth(replaced_at));
-    }
-    let at = replaced_at + u64::from(broken);
-    origin.fault(FaultRule::new("o", Fault::ReplaceObject(new)).nth(at));
+    let sent = seed.prng().below(BYTES / PARTS);
+    let cut = Fault::TruncateTo(sent);
+    let cut = broken.then(|| origin.fault(FaultRule::new("o", cut).nth(at)));
+    let new = Fault::ReplaceObject(Content::synthetic(99, BYTES));
+    origin.fault(FaultRule::new("o", new).nth(at + u64::from(cut.is_some())));
     for part in 0..PARTS {
         let (start, end) = (part * BYTES / PARTS, (part + 1) * BYTES / PARTS);
         let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
         let read = store.read(&request(&meta, start..end), &mut bytes).await;
-        if part + 1 < replaced_at {
+        if part + 1 < at {
             read.unwrap();
             assert!(content().matches(start, &bytes), "part {part}");
             continue;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use forebay_origin::{ObjectMeta, OriginErrorKind, OriginSettings, OriginStore, Origins};
 use forebay_testkit::{
-    Content, Fault, FaultRule, HttpOptions, HttpOrigin, Prng, S3Options, S3Origin, When,
+    Content, Fault, FaultRule, HttpOptions, HttpOrigin, S3Options, S3Origin, Seed, When,
 };
 use futures::StreamExt;
 
@@ -53,7 +53,8 @@ async fn weather(
     meta: ObjectMeta,
     content: Content,
 ) {
-    let mut random = Prng::new(0x5eed);
+    let seed = Seed::new(0x5eed);
+    let mut random = seed.prng();
     let ranges: Vec<(u64, u64)> = (0..READS)
         .map(|_| {
             let start = random.below(BYTES - 1);
