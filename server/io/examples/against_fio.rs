@@ -88,15 +88,10 @@ impl Bench {
         let mut rows = Vec::new();
         for shape in SHAPES.into_iter().take(shapes) {
             let mut runs: [Vec<Run>; 3] = Default::default();
-            for round in 0..rounds {
-                // Whoever goes first finds another disk than whoever goes last: they take turns.
-                for who in (round..round + 3).map(|turn| turn % 3) {
-                    runs[who].push(match who {
-                        0 => self.fio(direction, shape)?,
-                        1 => self.ours(direction, shape, Preference::Auto)?,
-                        _ => self.ours(direction, shape, Preference::Threads)?,
-                    });
-                }
+            // Whoever goes first finds another disk than whoever goes last: they take turns.
+            let turns = (0..rounds).flat_map(|round| (round..round + 3).map(|turn| turn % 3));
+            for who in turns {
+                runs[who].push(self.turn(who, direction, shape)?);
             }
             let medians = runs.map(|runs| median(&runs));
             best = best.max(medians[0].gigabytes_per_second);
@@ -111,6 +106,15 @@ impl Bench {
             println!();
         }
         Ok(())
+    }
+
+    /// A run of fio, of io_uring or of threads.
+    fn turn(&self, who: usize, direction: Direction, shape: (usize, usize)) -> Result<Run> {
+        match who {
+            0 => self.fio(direction, shape),
+            1 => self.ours(direction, shape, Preference::Auto),
+            _ => self.ours(direction, shape, Preference::Threads),
+        }
     }
 
     fn fio(&self, direction: Direction, (depth, mib): (usize, usize)) -> Result<Run> {
