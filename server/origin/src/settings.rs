@@ -110,7 +110,8 @@ impl Default for EngineSettings {
             limit_min: 2,
             limit_max: 256,
             breaker_open: Duration::from_secs(1),
-            breaker_open_cap: Duration::from_secs(30),
+            // With its jitter, an origin that is well again is asked again within 10 s.
+            breaker_open_cap: Duration::from_secs(7),
             ejection: Duration::from_secs(30),
             ejection_cap: Duration::from_secs(300),
             hedging: true,

@@ -20,6 +20,9 @@ use super::jittered;
 const FAILURES_MAX: u32 = 5;
 /// Parts that a judgement of an address's speed takes.
 const PARTS: usize = 20;
+/// Parts after which one that crawls is left out: as many as failures, for a crawl costs its caller
+/// as much.
+const PARTS_CRAWLING: usize = 5;
 /// An address this many times slower than the median of its peers gets half weight.
 const SLOW: f64 = 3.0;
 /// One this many times slower is left out.
@@ -139,7 +142,7 @@ impl Addresses {
             Deed::Served { bytes, time } => {
                 known.well();
                 known.note_speed(bytes, time);
-                if self.slowness(address).is_some_and(|times| times >= CRAWLING) {
+                if self.crawls(address) {
                     let out = self.eject(address, now, unit);
                     let known = self.known.get_mut(&address).filter(|_| out);
                     known.into_iter().for_each(|known| known.slow_ejections += 1);
@@ -254,6 +257,16 @@ impl Addresses {
     }
 
     /// Leaves an address out, unless too many are; whether it did.
+    /// Whether its few last parts were so much slower than those of its peers that no more are
+    /// needed to say so.
+    fn crawls(&self, address: IpAddr) -> bool {
+        let mine = self.known.get(&address).and_then(Address::recent);
+        let peers = self.known.iter().filter(|(peer, _)| **peer != address);
+        let peers = median(peers.filter_map(|(_, known)| known.recent()).collect());
+        let slowness = mine.zip(peers).map(|(mine, peers)| peers / mine.max(f64::MIN_POSITIVE));
+        slowness.is_some_and(|times| times >= CRAWLING)
+    }
+
     fn eject(&mut self, address: IpAddr, now: Instant, unit: f64) -> bool {
         let current = |known: &&Address| now < known.named + KEPT;
         let all = self.known.values().filter(current).count();
@@ -294,6 +307,12 @@ impl Address {
     fn well(&mut self) {
         self.failures = 0;
         self.probation = false;
+    }
+
+    /// The median speed of the parts there are, once there are some.
+    fn recent(&self) -> Option<f64> {
+        let enough = self.speeds.len() >= PARTS_CRAWLING;
+        enough.then(|| median(self.speeds.clone())).flatten()
     }
 
     fn note_speed(&mut self, bytes: u64, time: Duration) {
