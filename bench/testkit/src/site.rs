@@ -147,7 +147,8 @@ impl Site {
         })
     }
 
-    /// Starts an origin at the `last`th address, in place of what was there, with a speed of its own.
+    /// Starts an origin at the `last`th address, in place of what was there, with a speed of its
+    /// own.
     ///
     /// # Panics
     /// If the port is taken there.

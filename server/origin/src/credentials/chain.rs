@@ -2,8 +2,8 @@
 //! environment, the token of a web identity, the profile, the container, the instance.
 //!
 //! The first place that has something counts, even if what it has is of no use: whoever set it up
-//! does not want to be somebody else. What a profile may say and Forebay does not follow is an error
-//! that names it.
+//! does not want to be somebody else. What a profile may say and Forebay does not follow is an
+//! error that names it.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -1,8 +1,9 @@
 //! How far an origin's clock is from this machine's: learnt from the `Date` of a refusal.
 //!
 //! Signatures carry a time, and an origin refuses one that is minutes from its own. The distance is
-//! taken over once per refusal that it explains, whoever of the callers comes first; every signature
-//! after that is made for the origin's time. Timers do not come here: they are all monotonic.
+//! taken over once per refusal that it explains, whoever of the callers comes first; every
+//! signature after that is made for the origin's time. Timers do not come here: they are all
+//! monotonic.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,9 +1,9 @@
 //! Credentials of Google and Azure: object_store's own, with a bound on the wait, and had anew when
 //! the origin refuses them.
 //!
-//! object_store keeps a token until five minutes before its end, renews it once for all who wait, and
-//! cannot be told that it is refused. So a store is built for its provider alone, and again when the
-//! provider is to forget.
+//! object_store keeps a token until five minutes before its end, renews it once for all who wait,
+//! and cannot be told that it is refused. So a store is built for its provider alone, and again
+//! when the provider is to forget.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -10,8 +10,8 @@
 //!
 //! A fetch is a future that all its waiters drive: if they all go, it is gone. What it finds counts
 //! as a new generation only if it differs from what was held: so nobody asks an origin again with
-//! what it has just refused. A failure is told to all who waited, and for a moment to those who come
-//! after; a credential that is still good is used while fetches fail.
+//! what it has just refused. A failure is told to all who waited, and for a moment to those who
+//! come after; a credential that is still good is used while fetches fail.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -2,13 +2,13 @@
 //! anew.
 //!
 //! ```text
-//! tries.rs --"refused"--> Renewal ----+---- S3Signer (sign.rs): signs again with the origin's time
-//!                                     |        |- Keyring (keyring.rs): one refresh for all callers
-//!                                     |        |     \- Chain (chain.rs): the places AWS tools look
-//!                                     |        |           |- profile.rs: ~/.aws, pure
-//!                                     |        |           \- fetch.rs: STS, containers, IMDS
-//!                                     |        \- clock.rs: how far the origin's clock is from ours
-//!                                     \---- Regrown (cloud.rs): Google's and Azure's, object_store's own
+//! tries.rs --"refused"--> Renewal --+-- S3Signer (sign.rs): signs again with the origin's time
+//!                                   |      |- Keyring (keyring.rs): one refresh for all callers
+//!                                   |      |     \- Chain (chain.rs): where AWS tools look
+//!                                   |      |           |- profile.rs: ~/.aws, pure
+//!                                   |      |           \- fetch.rs: STS, containers, IMDS
+//!                                   |      \- clock.rs: how far the origin's clock is from ours
+//!                                   \-- Regrown (cloud.rs): Google's and Azure's, object_store's
 //! ```
 //!
 //! object_store asks for a credential before each request. Whoever asks first fetches it and all

@@ -1,8 +1,9 @@
 //! The AWS tools' files of profiles: a pure reading of them, and which profile is meant.
 //!
 //! A profile's settings may be spread over both files; those of the credentials file win. The forms
-//! of the sections differ: `[name]` there, `[profile name]` in the config file, but for `[default]`.
-//! Indented lines under a setting without a value are settings of it: `s3.endpoint_url`.
+//! of the sections differ: `[name]` there, `[profile name]` in the config file, but for
+//! `[default]`. Indented lines under a setting without a value are settings of it:
+//! `s3.endpoint_url`.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};

@@ -2,10 +2,10 @@
 //! another they are made again here, on the way to the transport.
 //!
 //! object_store's signer takes the time from the system and has no way to be given another. But a
-//! signed request holds all that its signature is made of: method, target, signed headers and scope.
-//! So the day and the time are replaced and the signature is computed anew, with the key that is
-//! still held. A session of S3 Express is signed with a key that only object_store has: it is sent
-//! as it is.
+//! signed request holds all that its signature is made of: method, target, signed headers and
+//! scope. So the day and the time are replaced and the signature is computed anew, with the key
+//! that is still held. A session of S3 Express is signed with a key that only object_store has: it
+//! is sent as it is.
 
 use std::fmt;
 use std::sync::Arc;
@@ -325,7 +325,8 @@ mod tests {
             assert!(SignedWith::parse(odd).is_none(), "{odd}");
         }
         let parts = SignedWith::parse(
-            "AWS4-HMAC-SHA256 Credential=a/b/20300101/r/s3/aws4_request, SignedHeaders=host, Signature=0",
+            "AWS4-HMAC-SHA256 Credential=a/b/20300101/r/s3/aws4_request, SignedHeaders=host, \
+             Signature=0",
         );
         assert_eq!(parts.unwrap().key_id, "a/b");
     }

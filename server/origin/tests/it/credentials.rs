@@ -336,7 +336,8 @@ async fn sts() -> (u16, JoinSet<()>, Arc<std::sync::Mutex<Vec<String>>>) {
                 "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>\
                  <SessionToken>{}</SessionToken><SecretAccessKey>{secret}</SecretAccessKey>\
                  <Expiration>2999-01-01T00:00:00Z</Expiration><AccessKeyId>{id}</AccessKeyId>\
-                 </Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>",
+                 </Credentials></AssumeRoleWithWebIdentityResult>\
+                 </AssumeRoleWithWebIdentityResponse>",
                 token.unwrap()
             );
             let headers = [("connection", "close")];

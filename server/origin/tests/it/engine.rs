@@ -1,4 +1,5 @@
-//! Endpoints and addresses that are slow, dead, throttling or lying, and what the engine makes of it.
+//! Endpoints and addresses that are slow, dead, throttling or lying, and what the engine makes of
+//! it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,8 +20,8 @@ fn content() -> Content {
     Content::synthetic(7, BYTES)
 }
 
-/// A site that answers at the first `served` of `named` addresses; with `close`, a connection serves
-/// one request.
+/// A site that answers at the first `served` of `named` addresses; with `close`, a connection
+/// serves one request.
 pub(crate) async fn site_of(served: u8, named: u8, close: bool) -> Site {
     let site = Site::start(SiteOptions { named, served, close, ..SiteOptions::default() }).await;
     site.put("o", content());

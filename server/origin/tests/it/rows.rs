@@ -1,5 +1,5 @@
-//! Rows of the reliability table that are about one read as a whole: what it may cost, whom its time
-//! is charged to, and what is left when it is dropped.
+//! Rows of the reliability table that are about one read as a whole: what it may cost, whom its
+//! time is charged to, and what is left when it is dropped.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -48,8 +48,8 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     tokio::time::timeout(PATIENCE, waiting).await.expect(what);
 }
 
-/// Row 2: a body that drips is cut off when its part's time is up, though never silent for long, and
-/// its rest is asked of another address.
+/// Row 2: a body that drips is cut off when its part's time is up, though never silent for long,
+/// and its rest is asked of another address.
 #[tokio::test]
 async fn a_body_that_drips_is_cut_off_and_its_rest_comes_from_elsewhere() {
     drips(1).await;
@@ -181,8 +181,8 @@ async fn replaced(at: u64, broken: bool) {
     }
 }
 
-/// Row 7: a body that is too short, however it says so, is resumed; and if it is short every time it
-/// is an error.
+/// Row 7: a body that is too short, however it says so, is resumed; and if it is short every time
+/// it is an error.
 #[tokio::test]
 async fn a_body_that_is_cut_short_is_resumed_however_it_ends() {
     type Cut = fn(u64) -> Fault;
@@ -305,8 +305,8 @@ async fn a_read_may_be_dropped_at_every_await_point() {
         let points = drops(&origins, &*store, &meta).await;
         assert!(points > 6, "{points} points with {fault:?}");
         drop(rule);
-        // Those of the pools: of metadata, of the read that was done, and of one whose body had been
-        // read when it was dropped.
+        // Those of the pools: of metadata, of the read that was done, and of one whose body had
+        // been read when it was dropped.
         until("connections end", || origin.connections().open <= 3).await;
         drop((store, origins));
         until("all connections end", || origin.connections().open == 0).await;

@@ -26,8 +26,8 @@ pub(crate) fn acceptor() -> TlsAcceptor {
     acceptor_of("server")
 }
 
-/// What shakes hands with one of the certificates: `server` is for origin.test, `other` for other.test,
-/// both by the authority of `ca.pem`, whose key nobody has any more.
+/// What shakes hands with one of the certificates: `server` is for origin.test, `other` for
+/// other.test, both by the authority of `ca.pem`, whose key nobody has any more.
 fn acceptor_of(name: &str) -> TlsAcceptor {
     let certificate = CertificateDer::from_pem_file(fixture(&format!("{name}.pem"))).unwrap();
     let key = PrivateKeyDer::from_pem_file(fixture(&format!("{name}.key"))).unwrap();
