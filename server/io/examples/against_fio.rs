@@ -1,6 +1,8 @@
 //! How fast both engines read and write beside fio, on one file, in interleaved rounds.
 //!
-//! `cargo run --release -p forebay-io --example against_fio -- DIRECTORY [MIB] [ROUNDS]`
+//! `cargo run --release -p forebay-io --example against_fio -- DIRECTORY [MIB] [ROUNDS] [SHAPES]`
+//!
+//! SHAPES is how many of the depths and block sizes to try.
 //!
 //! Needs fio. Prints, for each depth and block size, the median GB/s and CPU seconds per GiB over the
 //! rounds of fio (io_uring, O_DIRECT; CPU of its process), of both engines reading into slots of
@@ -14,10 +16,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_io::{
-    AlignedBuf, Create, DataFile, Directory, EngineSettings, FileOffset, IoEngine, OpenHow,
-    Preference, Registration, choose,
+    Create, DataFile, Directory, EngineSettings, FileOffset, IoEngine, OpenHow, Preference,
+    Registration, choose,
 };
-use forebay_shm::{Segment, SegmentId, SegmentSpec, SlotIndex};
+use forebay_shm::{Segment, SegmentId, SegmentSpec, SlotIndex, SlotReader, SlotWriter};
 use futures::stream::{FuturesUnordered, StreamExt};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -48,10 +50,11 @@ fn main() -> Result<()> {
     let directory = arguments.next().ok_or("which directory?")?;
     let mib: usize = arguments.next().map_or(Ok(4096), |text| text.parse())?;
     let rounds: usize = arguments.next().map_or(Ok(5), |text| text.parse())?;
+    let shapes: usize = arguments.next().map_or(Ok(SHAPES.len()), |text| text.parse())?;
     let bench = Bench { directory: directory.into(), bytes: mib << 20 };
     bench.lay_out()?;
     for direction in [Direction::Read, Direction::Write] {
-        bench.compare(direction, rounds)?;
+        bench.compare(direction, rounds, shapes)?;
     }
     std::fs::remove_file(bench.path())?;
     Ok(())
@@ -78,17 +81,17 @@ impl Bench {
         Ok(())
     }
 
-    fn compare(&self, direction: Direction, rounds: usize) -> Result<()> {
+    fn compare(&self, direction: Direction, rounds: usize, shapes: usize) -> Result<()> {
         let name = if direction == Direction::Read { "read" } else { "overwrite + fdatasync" };
         println!("\n{name}, medians of {rounds}: GB/s (CPU s per GiB)");
         let mut best = 0.0_f64;
         let mut rows = Vec::new();
-        for shape in SHAPES {
+        for shape in SHAPES.into_iter().take(shapes) {
             let mut runs: [Vec<Run>; 3] = Default::default();
-            for _ in 0..rounds {
-                runs[0].push(self.fio(direction, shape)?);
-                runs[1].push(self.ours(direction, shape, Preference::Auto)?);
-                runs[2].push(self.ours(direction, shape, Preference::Threads)?);
+            // Whoever goes first finds another disk than whoever goes last: they take turns.
+            let turns = (0..rounds).flat_map(|round| (round..round + 3).map(|turn| turn % 3));
+            for who in turns {
+                runs[who].push(self.turn(who, direction, shape)?);
             }
             let medians = runs.map(|runs| median(&runs));
             best = best.max(medians[0].gigabytes_per_second);
@@ -103,6 +106,15 @@ impl Bench {
             println!();
         }
         Ok(())
+    }
+
+    /// A run of fio, of io_uring or of threads.
+    fn turn(&self, who: usize, direction: Direction, shape: (usize, usize)) -> Result<Run> {
+        match who {
+            0 => self.fio(direction, shape),
+            1 => self.ours(direction, shape, Preference::Auto),
+            _ => self.ours(direction, shape, Preference::Threads),
+        }
     }
 
     fn fio(&self, direction: Direction, (depth, mib): (usize, usize)) -> Result<Run> {
@@ -147,13 +159,17 @@ impl Bench {
         // Twice as many as the device gets: the engine refills it without waiting for the caller.
         let ahead = depth * 2;
         let (segment, _registration) = slots(&*choice.engine, ahead, block)?;
+        let writers = (0..segment.slots()).map(|slot| segment.writer(SlotIndex(slot)));
+        let writers = writers.collect::<std::result::Result<Vec<_>, _>>()?;
         let (begun, cpu) = (now(), cpu_seconds());
+        let Self { bytes, .. } = *self;
         match direction {
             Direction::Read => {
-                futures::executor::block_on(read_all(&choice.engine, &file, &segment, self.bytes))?;
+                futures::executor::block_on(read_all(&choice.engine, &file, writers, bytes))?;
             }
             Direction::Write => {
-                futures::executor::block_on(write_all(&choice.engine, &file, ahead, block))?;
+                let readers = writers.into_iter().map(SlotWriter::publish).collect();
+                futures::executor::block_on(write_all(&choice.engine, &file, readers, bytes))?;
             }
         }
         let (seconds, cpu) = (begun.elapsed().as_secs_f64(), cpu_seconds() - cpu);
@@ -178,16 +194,14 @@ fn slots(
 async fn read_all(
     engine: &Arc<dyn IoEngine>,
     file: &Arc<DataFile>,
-    segment: &Arc<Segment>,
+    writers: Vec<SlotWriter>,
     bytes: usize,
 ) -> Result<()> {
-    let block = segment.slot_bytes();
-    let mut offsets = (0..bytes).step_by(block);
+    let block = writers.first().map_or(1, |writer| writer.as_slice().len());
+    let mut offsets = (0..u64::try_from(bytes)?).step_by(block).map(FileOffset);
     let mut reads = FuturesUnordered::new();
-    for slot in 0..segment.slots() {
-        let Some(offset) = offsets.next() else { break };
-        let writer = segment.writer(SlotIndex(slot))?;
-        reads.push(engine.read(file, FileOffset(u64::try_from(offset)?), writer, 0..block));
+    for (writer, offset) in writers.into_iter().zip(offsets.by_ref()) {
+        reads.push(engine.read(file, offset, writer, 0..block));
     }
     while let Some(done) = reads.next().await {
         let done = done.map_err(|failed| failed.error)?;
@@ -195,31 +209,29 @@ async fn read_all(
             return Err("a short read".into());
         }
         if let Some(offset) = offsets.next() {
-            let offset = FileOffset(u64::try_from(offset)?);
             reads.push(engine.read(file, offset, done.target, 0..block));
         }
     }
     Ok(())
 }
 
-/// Writes the file anew from buffers, and makes that survive a crash.
+/// Writes the file anew from slots, and makes that survive a crash.
 async fn write_all(
     engine: &Arc<dyn IoEngine>,
     file: &Arc<DataFile>,
-    depth: usize,
-    block: usize,
+    readers: Vec<SlotReader>,
+    bytes: usize,
 ) -> Result<()> {
-    let mut offsets = (0..usize::try_from(file.bytes()?)?).step_by(block);
+    let block = readers.first().map_or(1, |reader| reader.bytes().len());
+    let mut offsets = (0..u64::try_from(bytes)?).step_by(block).map(FileOffset);
     let mut writes = FuturesUnordered::new();
-    for offset in offsets.by_ref().take(depth) {
-        let source = AlignedBuf::populated(block, 4096)?;
-        writes.push(engine.write(file, FileOffset(u64::try_from(offset)?), source, 0..block));
+    for (reader, offset) in readers.into_iter().zip(offsets.by_ref()) {
+        writes.push(engine.write(file, offset, reader, 0..block));
     }
     while let Some(done) = writes.next().await {
-        let source = done.map_err(|failed| failed.error)?.target;
+        let reader = done.map_err(|failed| failed.error)?.target;
         if let Some(offset) = offsets.next() {
-            let offset = FileOffset(u64::try_from(offset)?);
-            writes.push(engine.write(file, offset, source, 0..block));
+            writes.push(engine.write(file, offset, reader, 0..block));
         }
     }
     engine.sync(file).await?;

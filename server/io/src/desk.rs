@@ -40,6 +40,13 @@ pub(crate) struct Limits {
     pub(crate) hard: Duration,
 }
 
+impl Limits {
+    /// How long dropping an engine may wait for the device.
+    pub(crate) fn drop_wait(&self) -> Duration {
+        self.hard.min(Duration::from_secs(5))
+    }
+}
+
 type Waiter = oneshot::Sender<Outcome>;
 
 #[derive(Debug)]

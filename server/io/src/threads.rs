@@ -25,7 +25,7 @@ use crate::watch;
 pub(crate) struct ThreadsEngine {
     core: Arc<Core>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    hard_limit: Duration,
+    drop_wait: Duration,
 }
 
 impl ThreadsEngine {
@@ -37,8 +37,11 @@ impl ThreadsEngine {
         let limits = settings.limits(settings.threads);
         let core = Arc::new(Core::new(EngineKind::Threads, limits));
         // From here on the value's drop ends what was started, should a later thread be refused.
-        let engine =
-            Self { core: Arc::clone(&core), threads: Mutex::default(), hard_limit: limits.hard };
+        let engine = Self {
+            core: Arc::clone(&core),
+            threads: Mutex::default(),
+            drop_wait: limits.drop_wait(),
+        };
         let mut threads = vec![watch::start(Arc::clone(&core), limits.soft)?];
         for index in 0..limits.quotas.depth() {
             let (core, calls) = (Arc::clone(&core), Arc::clone(&calls));
@@ -97,7 +100,7 @@ impl IoEngine for ThreadsEngine {
 
 impl Drop for ThreadsEngine {
     fn drop(&mut self) {
-        let running = self.close(self.hard_limit);
+        let running = self.close(self.drop_wait);
         if running > 0 {
             // Their threads are in the kernel, with the memory of these operations. They end by
             // themselves when the kernel lets them go.
@@ -215,11 +218,11 @@ mod tests {
         let writes = [write(), write(), write(), write()];
         let read = engine.read(&file, FileOffset(0), buffer(), 0..4096);
         // Of two places, writes take one: the read gets the other while three writes wait.
-        let read_runs = || engine.stats().reads.running == 1;
-        while !read_runs() {
+        let running = |stats: IoStats| (stats.reads.running, stats.writes.running);
+        while running(engine.stats()) != (1, 1) {
             tokio::task::yield_now().await;
         }
-        assert_eq!((engine.stats().writes.running, engine.stats().writes.queued), (1, 3));
+        assert_eq!(engine.stats().writes.queued, 3);
         gate.open();
         read.await.unwrap();
         futures::future::try_join_all(writes).await.unwrap();

@@ -93,7 +93,7 @@ pub(crate) struct UringEngine {
     core: Arc<Core>,
     mailbox: Arc<Mailbox>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    hard_limit: Duration,
+    drop_wait: Duration,
 }
 
 impl UringEngine {
@@ -118,7 +118,7 @@ impl UringEngine {
             core: Arc::clone(&core),
             mailbox,
             threads: Mutex::new(vec![ring]),
-            hard_limit: limits.hard,
+            drop_wait: limits.drop_wait(),
         };
         let watch = watch::start(core, limits.soft).map_err(SetupError::Failed)?;
         engine.threads.lock().unwrap_or_else(PoisonError::into_inner).push(watch);
@@ -181,7 +181,7 @@ impl IoEngine for UringEngine {
 
 impl Drop for UringEngine {
     fn drop(&mut self) {
-        let running = self.close(self.hard_limit);
+        let running = self.close(self.drop_wait);
         if running > 0 {
             tracing::warn!(running, "the disk still has operations of an io engine that ends");
             return;
