@@ -247,7 +247,7 @@ impl ObjectOrigin {
         Err(Fault::of(&error, &seen))
     }
 
-    /// How long an attempt for so many bytes may take in all. An origin that is slow as a whole is
+    /// How long the body of so many bytes may take in all. An origin that is slow as a whole is
     /// given the time that it usually takes, and more; one part that only drips is left.
     fn body_limit(&self, bytes: u64) -> Option<Duration> {
         let endpoint = self.endpoint.as_ref()?;
@@ -268,7 +268,6 @@ impl ObjectOrigin {
         let direct = Direct::default();
         let mut options = conditional(&request.pin, wanted.clone(), probe);
         options.extensions.insert(direct.clone());
-        let until = self.body_limit(length(filling.missing())).map(|limit| Instant::now() + limit);
         let answer = self.store.get_opts(path, options).await;
         let seen = probe.seen();
         let answer = answer.map_err(|error| self.fault_of(&error, &seen))?;
@@ -278,6 +277,9 @@ impl ObjectOrigin {
                 let body = direct.take().ok_or_else(|| {
                     Fault::new(OriginErrorKind::Malformed, &seen, "an answer without a body")
                 })?;
+                // From the head on: the wait for that has a limit of its own.
+                let limit = self.body_limit(length(filling.missing()));
+                let until = limit.map(|limit| Instant::now() + limit);
                 if let Err(stopped) = body.fill(filling, until).await {
                     probe.note(|seen| seen.broke = Some((stopped.broke, stopped.text.clone())));
                     return Err(Fault::of_break(stopped.broke, &seen, &stopped.text));

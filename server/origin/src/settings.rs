@@ -65,14 +65,14 @@ pub struct Timeouts {
     pub first_byte: Duration,
     /// Without a byte of body, while one is waited for.
     pub body_idle: Duration,
-    /// A whole attempt for a part, beside the time that its bytes take...
+    /// A whole body of a part, from its head on, beside the time that its bytes take...
     pub part_base: Duration,
     /// ... at this many bytes per second. One at an origin that usually takes longer gets longer.
     pub part_bytes_per_second: u64,
 }
 
 impl Timeouts {
-    /// The limit on an attempt for so many bytes at an origin of which nothing else is known.
+    /// The limit on a body of so many bytes at an origin of which nothing else is known.
     #[must_use]
     pub fn part(&self, bytes: u64) -> Duration {
         let rate = self.part_bytes_per_second.max(1);

@@ -86,6 +86,22 @@ async fn drips(bytes_per_second: u64) {
     assert_eq!(last.range, Some(cut.bytes..BYTES));
 }
 
+/// Row 2: the clock of a body starts with its head, and not with its request.
+#[tokio::test]
+async fn a_head_that_comes_late_leaves_the_body_its_time() {
+    let site = site_of(1, 1, false).await;
+    let mut settings = settings();
+    settings.timeouts.part_base = Duration::from_millis(300);
+    let late = settings.timeouts.part(BYTES) * 2;
+    let origins = origins_of(&site, settings);
+    let (store, meta) = open(&site, &origins).await;
+    site.origin(1).fault(FaultRule::new("o", Fault::Delay(late)));
+    let mut bytes = vec![0; usize::try_from(BYTES).unwrap()];
+    let record = store.read(&request(&meta, 0..BYTES), &mut bytes).await.unwrap();
+    assert!(content().matches(0, &bytes));
+    assert_eq!(record.attempts, 1, "{record:?}");
+}
+
 /// Row 3: silence before the head is time to the first byte, silence after it is time of the body.
 #[tokio::test]
 async fn silence_is_charged_to_the_phase_it_falls_into() {
