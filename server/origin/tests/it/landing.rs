@@ -1,8 +1,13 @@
 //! Who looks at the bytes as they land sees what is there at the end, whatever happened on the way.
 
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use forebay_origin::{Destination, Landing, ObjectMeta, OriginStore, ReadTerms};
+use forebay_origin::{
+    Destination, Landing, ObjectMeta, OriginStore, ReadTerms, SocketEvidence, TcpSnapshot,
+};
 use forebay_testkit::{Content, Fault, FaultRule, HttpOptions, HttpOrigin, LinkOptions};
 
 use crate::{origins, quick, request, uri};
@@ -74,4 +79,31 @@ async fn a_tail_that_another_copy_brought_is_shown_too() {
     }
     origin.fault(FaultRule::new("o", Fault::StallAfter(BYTES / 3)).nth(1));
     assert_eq!(read(&*store, &meta, &content).await, (1, 1));
+}
+
+/// A kernel that has received ten bytes more at each look.
+#[derive(Debug, Default)]
+struct Kernel(AtomicU64);
+
+impl SocketEvidence for Kernel {
+    fn tcp(&self, _socket: BorrowedFd<'_>) -> Option<TcpSnapshot> {
+        let looks = self.0.fetch_add(1, Ordering::Relaxed);
+        Some(TcpSnapshot { bytes_received: looks * 10, out_of_order: 7, ..TcpSnapshot::default() })
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_tells_what_happened_on_its_connection() {
+    let origin = HttpOrigin::start(HttpOptions::default()).await;
+    origin.put("o", Content::synthetic(7, BYTES));
+    let uri = uri(&origin.url("o"));
+    let store = origins(quick()).with_evidence(Arc::<Kernel>::default()).open(&uri).unwrap();
+    let meta = store.head(uri.key()).await.unwrap();
+    origin.fault(FaultRule::new("o", Fault::ResetAfter(1000)).nth(1));
+    let mut bytes = vec![0; usize::try_from(BYTES).unwrap()];
+    let record = store.read(&request(&meta, 0..BYTES), &mut bytes).await.unwrap();
+    let told: Vec<_> = record.attempt_log.iter().map(|attempt| attempt.tcp).collect();
+    let told: Vec<_> =
+        told.iter().flatten().map(|tcp| (tcp.bytes_received, tcp.out_of_order)).collect();
+    assert_eq!(told, [(10, 0), (10, 0)], "of a failed one too, and only what is new");
 }
