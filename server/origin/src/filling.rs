@@ -76,7 +76,9 @@ impl<'a> Filling<'a> {
 
     /// Puts the tail in place that another copy of the request brought.
     pub(crate) fn complete_with(&mut self, from: usize, tail: &[u8]) {
-        if let Some(place) = self.into.get_mut(from..).filter(|place| place.len() == tail.len()) {
+        debug_assert!(from <= self.filled, "the bytes before the tail are there");
+        let place = self.into.get_mut(from..).filter(|place| place.len() == tail.len());
+        if let Some(place) = place.filter(|_| from <= self.filled) {
             place.copy_from_slice(tail);
             self.filled = self.into.len();
             self.show_again();

@@ -114,7 +114,9 @@ impl ObjectOrigin {
                 Ok(()) => None,
                 Err(fault) => {
                     failed = Some(fault);
-                    Some(second.as_mut().await)
+                    // If what came before the copy's part was taken back, the copy is no use.
+                    let whole = progress.load(Ordering::Relaxed) >= at;
+                    if whole { Some(second.as_mut().await) } else { None }
                 }
             },
             result = &mut second => Some(result),
@@ -123,7 +125,8 @@ impl ObjectOrigin {
         let received = into.received;
         let mut copied = Copied { made: true, won: false, received, wasted: received };
         let race = match (outcome, failed) {
-            (None, _) => Race::Done,
+            (None, None) => Race::Done,
+            (None, Some(failed)) => Race::Failed(failed),
             (Some(Ok(())), failed) => {
                 drop(first);
                 copied.won = true;

@@ -140,7 +140,13 @@ impl OriginStore for ObjectOrigin {
                 Race::Overtaken(why) => {
                     return Ok(tries.overtaken(attempt, filling.received, why));
                 }
-                Race::Failed(fault) => tries.failed(attempt, filling.received, fault).await?,
+                Race::Failed(fault) => {
+                    // Whole, and yet wrong: there is no rest to ask for.
+                    if filling.missing() == 0 {
+                        filling.take_back(0);
+                    }
+                    tries.failed(attempt, filling.received, fault).await?;
+                }
             }
         }
     }

@@ -145,8 +145,13 @@ impl DirectBody {
             // Whatever it was that came, it was not what the head promised.
             filling.take_back(begun);
         }
-        received?;
-        self.finished();
+        match received {
+            Ok(()) => self.finished(),
+            // Everything that was asked for is there. How the connection ends then, without the end
+            // of the chunks or that of TLS, is nothing but a reason not to use it again.
+            Err(stopped) if stopped.broke != Break::Protocol && filling.missing() == 0 => {}
+            Err(stopped) => return Err(stopped),
+        }
         Ok(())
     }
 
@@ -163,6 +168,7 @@ impl DirectBody {
             Framing::Chunked => self.receive_chunks(&mut filling).await,
             Framing::Close => self.receive_to_the_end(&mut filling).await,
         };
+        self.terms.watch.end(&self.wire.stream);
         let filled = filling.filled;
         if received.is_ok() && self.framing == Framing::Length(length(filled)) {
             self.finished();

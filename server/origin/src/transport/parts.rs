@@ -21,9 +21,9 @@ impl Transport {
         probe: &Probe,
     ) -> Result<http::Response<DirectBody>, HttpError> {
         let route = Route::current();
+        let mut fresh = route.fresh;
         loop {
-            let kept =
-                if route.fresh { None } else { self.idle.take(request.uri(), Instant::now()) };
+            let kept = if fresh { None } else { self.idle.take(request.uri(), Instant::now()) };
             let reused = kept.is_some();
             let mut wire = match kept {
                 Some(wire) => wire,
@@ -44,8 +44,12 @@ impl Transport {
             }
             let head = match answered {
                 Ok(Ok(head)) => head,
-                // Closed by its server while it was idle: the request was never seen.
-                Ok(Err(WireError::Unanswered(_))) if reused => continue,
+                // Closed by its server while it was idle, most likely: the request was not seen. Once,
+                // for it may have been, and then repeating it is for the schedule to decide.
+                Ok(Err(WireError::Unanswered(_))) if reused => {
+                    fresh = true;
+                    continue;
+                }
                 Ok(Err(error)) => return Err(unanswered(error, probe)),
                 Err(_elapsed) => return Err(silent(limit, probe)),
             };
@@ -57,6 +61,8 @@ impl Transport {
     }
 
     async fn connect(&self, uri: &Uri, route: Route, probe: &Probe) -> Result<Stream, HttpError> {
+        // What a connection before this one led to says nothing about it.
+        probe.note(|seen| (seen.mark, seen.tcp) = (None, None));
         self.connector.open(uri, route).await.map_err(|error| {
             probe.note(|seen| note_unconnected(seen, &error));
             HttpError::new(HttpErrorKind::Connect, error)

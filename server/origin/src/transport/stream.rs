@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper_util::client::legacy::connect::{Connected, Connection};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
@@ -71,11 +73,17 @@ impl Stream {
         self.tcp().as_fd()
     }
 
-    /// Whether nothing has come since the last answer, and its end has not either.
+    /// Whether nothing has come since the last answer, and its end has not either. The kernel is
+    /// asked: what tokio knows of a socket may be old. TLS may hold bytes that the kernel gave it.
     pub(crate) fn is_quiet(&self) -> bool {
-        let mut byte = [0];
-        let read = self.tcp().try_read(&mut byte);
-        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        if let Io::Tls(tls) = &self.io
+            && !tls.get_ref().1.wants_read()
+        {
+            return false;
+        }
+        let mut byte = [MaybeUninit::uninit()];
+        let peeked = SockRef::from(self.tcp()).peek(&mut byte);
+        peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     fn tcp(&self) -> &TcpStream {

@@ -199,7 +199,11 @@ fn framing(status: StatusCode, headers: &HeaderMap) -> Result<Framing, &'static 
         if headers.contains_key(CONTENT_LENGTH) {
             return Err("both a length and a transfer encoding");
         }
-        return match says(headers, &TRANSFER_ENCODING, "chunked") {
+        // Alone: what is coded otherwise too is not the object's bytes.
+        let mut values = headers.get_all(TRANSFER_ENCODING).into_iter();
+        let first = values.next().and_then(|value| value.to_str().ok()).map(str::trim);
+        let plain = first.is_some_and(|value| value.eq_ignore_ascii_case("chunked"));
+        return match plain && values.next().is_none() {
             true => Ok(Framing::Chunked),
             false => Err("an unknown transfer encoding"),
         };
@@ -254,7 +258,9 @@ mod tests {
         assert_eq!(of(204, &[]), Some(Framing::Length(0)));
         assert_eq!(of(304, &[length]), Some(Framing::Length(0)));
         assert_eq!(of(200, &[]), Some(Framing::Close));
-        assert_eq!(of(200, &[("transfer-encoding", "gzip, Chunked")]), Some(Framing::Chunked));
+        assert_eq!(of(200, &[("transfer-encoding", "Chunked")]), Some(Framing::Chunked));
+        assert_eq!(of(200, &[("transfer-encoding", "gzip, chunked")]), None);
+        assert_eq!(of(200, &[("transfer-encoding", "chunked, gzip")]), None);
         assert_eq!(of(200, &[("transfer-encoding", "gzip")]), None);
         assert_eq!(of(200, &[("transfer-encoding", "chunked"), length]), None);
     }

@@ -1,6 +1,8 @@
 //! Tests of the origin layer against servers and files of their own.
 
 #[cfg(test)]
+mod bodies;
+#[cfg(test)]
 mod cloud;
 #[cfg(test)]
 mod common;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 /// A request as it came.
@@ -46,6 +46,10 @@ pub(crate) enum Act {
     Reset,
     /// Says nothing until the peer goes.
     Stall,
+    /// Says nothing until it is told to go on.
+    Await(Arc<Notify>),
+    /// Says nothing until the peer goes, and then tells of it.
+    Gone(Arc<Notify>),
 }
 
 type Script = dyn Fn(&Asked) -> Vec<Act> + Send + Sync;
@@ -140,6 +144,15 @@ async fn perform(stream: &mut TcpStream, act: Act) -> bool {
         }
         Act::Reset => {
             stream.set_zero_linger().unwrap();
+            false
+        }
+        Act::Await(told) => {
+            told.notified().await;
+            true
+        }
+        Act::Gone(tell) => {
+            drop(stream.read_to_end(&mut Vec::new()).await);
+            tell.notify_one();
             false
         }
         Act::Stall => {
