@@ -70,7 +70,7 @@ pub(crate) struct FetchedChunk {
 }
 
 impl FetchedChunk {
-    /// The address that its last bytes came from.
+    /// The address that its bytes came from, if it is one.
     pub(crate) fn address(&self) -> Option<IpAddr> {
         self.address
     }
@@ -150,7 +150,7 @@ impl Fetcher {
             {
                 *place = (extent.bytes, part.digest);
             }
-            (spans, address) = (part.spans, part.address);
+            (spans, address) = (part.spans, part.address.filter(|_| spec.extents.len() == 1));
         }
         drop(running);
         let objects = || spec.extents.iter().filter_map(|e| manifest.objects().get(e.object));
@@ -186,9 +186,17 @@ impl Fetcher {
         };
         self.meters.ended(log.len(), retry_delays(log));
         let spans = attempt_spans(log, offered, Instant::now());
-        let address = log.last().and_then(|attempt| attempt.address);
+        let address = source_of(log);
         read?;
         Ok(Part { number, digest: digest.finish(), address, spans })
+    }
+}
+
+/// The address that all bytes of a read came from; none if they came from several, or from a copy.
+fn source_of(log: &[AttemptRecord]) -> Option<IpAddr> {
+    match log {
+        [only] if only.outcome == AttemptOutcome::Done => only.address,
+        _ => None,
     }
 }
 
