@@ -74,13 +74,30 @@ struct Opening {
 
 impl GrantStream {
     /// Opens a load and receives its manifest.
+    ///
+    /// The connection may have ended while nobody used it, with a daemon that was restarted, and the
+    /// first call may be the one that finds out. It said nothing to the daemon of now, so it is made
+    /// again, once.
     pub(crate) async fn open(client: &Client, request: LoadRequest) -> Result<Self, ClientError> {
+        let deadline = client.deadline(request.deadline);
+        match Box::pin(Self::open_once(client, request.clone(), deadline)).await {
+            Err(error) if error.reason() == Reason::DaemonUnreachable => {
+                Box::pin(Self::open_once(client, request, deadline)).await
+            }
+            opened => opened,
+        }
+    }
+
+    async fn open_once(
+        client: &Client,
+        request: LoadRequest,
+        deadline: Deadline,
+    ) -> Result<Self, ClientError> {
         let handoff = client.endpoint().handoff().ok_or_else(|| {
             let message =
                 format!("a load needs the daemon's Unix socket, not {}", client.endpoint());
             ClientError::new(Reason::BadRequest, message)
         })?;
-        let deadline = client.deadline(request.deadline);
         let known = client.session();
         let session = known.as_ref().map(|session| session.token().as_bytes().to_vec());
         let outbox = Outbox::new(pb::LoadOpen {
