@@ -16,7 +16,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags
 use rustix::io::Errno;
 
 use crate::error::FileError;
-use crate::file::{BufferedReason, DataFile};
+use crate::file::{BufferedReason, DataFile, FileMode};
 
 /// Ours alone.
 const DIRECTORY_MODE: Mode = Mode::RWXU;
@@ -83,6 +83,13 @@ impl Directory {
         Ok(Self { descriptor })
     }
 
+    /// The same directory once more, wherever its path leads by now.
+    pub fn try_clone(&self) -> Result<Self, FileError> {
+        let descriptor = rustix::io::fcntl_dupfd_cloexec(&self.descriptor, 0)
+            .map_err(|errno| FileError::system("open a directory once more", errno))?;
+        Ok(Self { descriptor })
+    }
+
     /// Opens a directory in this one; makes it if that is asked for.
     pub fn subdirectory(&self, name: &str, create: bool) -> Result<Self, FileError> {
         component(name)?;
@@ -127,6 +134,18 @@ impl Directory {
         Ok(DataFile::buffered(descriptor, refused))
     }
 
+    /// Opens a file in the mode that another one of this filesystem turned out to have: nothing is
+    /// tried, so it costs no read.
+    pub fn file_as(&self, name: &str, how: OpenHow, mode: FileMode) -> Result<DataFile, FileError> {
+        component(name)?;
+        let direct = match mode {
+            FileMode::Direct { .. } => OFlags::DIRECT,
+            FileMode::Buffered(_) => OFlags::empty(),
+        };
+        let descriptor = self.descriptor_of(name, how, how.flags() | direct)?;
+        Ok(DataFile::in_mode(descriptor, mode))
+    }
+
     fn descriptor_of(&self, name: &str, how: OpenHow, flags: OFlags) -> Result<OwnedFd, FileError> {
         let mode = if how.create == Create::Never { Mode::empty() } else { FILE_MODE };
         let descriptor = open_beneath(self.descriptor.as_fd(), name, flags, mode)
@@ -146,15 +165,30 @@ impl Directory {
     }
 
     /// Gives a file of this directory another name, in this directory or another one. Never puts it
-    /// in the place of a file that is there.
+    /// in the place of a file that is there. Some filesystems cannot make sure of that (older NFS and
+    /// FUSE); there it is looked at first, and what comes in between is replaced.
     pub fn rename(&self, from: &str, into: &Self, to: &str) -> Result<(), FileError> {
         component(from)?;
         component(to)?;
         let (old, new) = (&self.descriptor, &into.descriptor);
-        rustix::fs::renameat_with(old, from, new, to, RenameFlags::NOREPLACE).map_err(|errno| {
+        let renamed = match rustix::fs::renameat_with(old, from, new, to, RenameFlags::NOREPLACE) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                rename_if_free((old.as_fd(), from), (new.as_fd(), to))
+            }
+            renamed => renamed,
+        };
+        renamed.map_err(|errno| {
             let name = if errno == Errno::EXIST { to } else { from };
             FileError::of_name("rename a file", name, errno)
         })
+    }
+
+    /// How long a file is, without opening it: whatever lies there, and whoever made it.
+    pub fn bytes_of(&self, name: &str) -> Result<u64, FileError> {
+        component(name)?;
+        let stat = rustix::fs::statat(&self.descriptor, name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|errno| FileError::of_name("look at a file", name, errno))?;
+        Ok(u64::try_from(stat.st_size).unwrap_or(0))
     }
 
     /// Makes names that were made, removed or changed in this directory survive a crash.
@@ -181,6 +215,18 @@ impl Directory {
 impl AsFd for Directory {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
+    }
+}
+
+/// Renames where nothing lies yet, in two steps.
+fn rename_if_free(
+    (old, from): (BorrowedFd<'_>, &str),
+    (new, to): (BorrowedFd<'_>, &str),
+) -> Result<(), Errno> {
+    match rustix::fs::statat(new, to, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => Err(Errno::EXIST),
+        Err(Errno::NOENT) => rustix::fs::renameat(old, from, new, to),
+        Err(errno) => Err(errno),
     }
 }
 

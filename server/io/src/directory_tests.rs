@@ -125,6 +125,43 @@ fn names_change_and_go_without_replacing_any() {
     assert!(!directory.remove("b").unwrap());
 }
 
+/// As where the kernel cannot do both at once.
+#[test]
+fn names_change_in_two_steps_without_replacing_any() {
+    let Ours { directory, path } = ours();
+    for name in ["a", "b"] {
+        directory.file(name, OpenHow::NEW).unwrap();
+    }
+    symlink(path.path().join("nothing"), path.path().join("dangling")).unwrap();
+    let own = directory.as_fd();
+    for taken in ["b", "dangling"] {
+        assert_eq!(rename_if_free((own, "a"), (own, taken)), Err(Errno::EXIST));
+    }
+    rename_if_free((own, "a"), (own, "c")).unwrap();
+    assert_eq!(rename_if_free((own, "a"), (own, "d")), Err(Errno::NOENT));
+    directory.file("c", OpenHow::READ).unwrap();
+}
+
+#[test]
+fn a_directory_stays_the_one_that_was_opened() {
+    let Ours { directory, path } = ours();
+    let below = directory.subdirectory("below", true).unwrap();
+    fs::rename(path.path().join("below"), path.path().join("moved")).unwrap();
+    fs::create_dir(path.path().join("below")).unwrap();
+    below.try_clone().unwrap().file("x", OpenHow::NEW).unwrap();
+    assert!(path.path().join("moved/x").exists());
+}
+
+#[test]
+fn a_file_is_handed_to_those_who_write_it_themselves() {
+    let Ours { directory, path } = ours();
+    let file = directory.file("x", OpenHow { direct: false, ..OpenHow::NEW }).unwrap();
+    std::io::Write::write_all(&mut fs::File::from(file), b"bytes").unwrap();
+    assert_eq!(fs::read(path.path().join("x")).unwrap(), b"bytes");
+    assert_eq!(directory.bytes_of("x").unwrap(), 5);
+    assert!(matches!(directory.bytes_of("y"), Err(FileError::NotFound(_))));
+}
+
 #[test]
 fn room_is_taken_and_given_back() {
     let Ours { directory, path: _path } = ours();

@@ -5,6 +5,7 @@
 //! the first read: so it is tried out, and where it does not work the file is buffered and says so.
 
 use std::fmt;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FallocateFlags, OFlags, StatxFlags};
@@ -43,6 +44,8 @@ pub enum BufferedReason {
     Refused,
     /// The filesystem takes the flag and then fails to read.
     ReadFailed,
+    /// The filesystem takes only blocks that are larger than what is read and written.
+    LargeBlocks,
 }
 
 impl fmt::Display for BufferedReason {
@@ -56,6 +59,10 @@ impl fmt::Display for BufferedReason {
             Self::ReadFailed => {
                 "buffered: the filesystem accepts O_DIRECT and then fails to read, so the page \
                  cache takes memory and a copy; put the cache on ext4 or xfs"
+            }
+            Self::LargeBlocks => {
+                "buffered: the filesystem wants larger blocks for O_DIRECT than ours, so the page \
+                 cache takes memory and a copy; put the cache on a device with blocks of 4096 bytes"
             }
         })
     }
@@ -71,6 +78,11 @@ pub struct DataFile {
 impl DataFile {
     pub(crate) fn buffered(descriptor: OwnedFd, reason: BufferedReason) -> Self {
         Self { descriptor, mode: FileMode::Buffered(reason) }
+    }
+
+    /// A file whose flags are those of `mode`.
+    pub(crate) fn in_mode(descriptor: OwnedFd, mode: FileMode) -> Self {
+        Self { descriptor, mode }
     }
 
     /// A file that was opened with O_DIRECT, if that works: the flag is there, and a block can be
@@ -138,6 +150,14 @@ impl DataFile {
     pub fn sync_data(&self) -> Result<(), FileError> {
         rustix::io::retry_on_intr(|| rustix::fs::fdatasync(&self.descriptor))
             .map_err(|errno| FileError::system("sync a file", errno))
+    }
+}
+
+impl From<DataFile> for File {
+    /// The file for those who read and write it themselves. It keeps the flags it was opened with: a
+    /// direct one takes only whole blocks.
+    fn from(file: DataFile) -> Self {
+        file.descriptor.into()
     }
 }
 

@@ -12,12 +12,20 @@ pub enum EngineKind {
     Threads,
 }
 
-impl fmt::Display for EngineKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl EngineKind {
+    /// Its name, for people and for metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
             Self::Uring => "io_uring",
             Self::Threads => "threads",
-        })
+        }
+    }
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
