@@ -3,7 +3,9 @@
 //!
 //! ```text
 //! origin.rs, origin/*   scenarios: what is run, what it is held to
+//! nvme.rs, nvme/*          the same of the NVMe tier
 //!    │  node.rs, process.rs    daemons and loads
+//!    │  proof.rs               whether the bytes are right
 //!    │  measure.rs, cpu.rs     one run; several runs
 //!    └► report.rs              rows, bounds, table, JSON
 //! ```
@@ -16,8 +18,10 @@ pub mod cpu;
 pub mod demo;
 pub mod measure;
 mod node;
+pub mod nvme;
 pub mod origin;
 pub mod process;
+mod proof;
 pub mod report;
 
 /// Any error of a demo or a bench ends it; it is for a person to read.

@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use forebay_bench::nvme::{self, NvmeOptions, NvmeRow};
 use forebay_bench::origin::{self, OriginOptions, Promise};
+use forebay_bench::report::Table;
 
 const ORIGIN_HELP: &str = "\
 The table has medians of all runs, and the bound that each row is held to. Origins are local and
@@ -11,6 +13,13 @@ their speed is shaped: no network is needed. A full run takes about 25 minutes a
 memory, --quick --runs 1 two minutes.
 
 Example: forebay-bench origin --only cold --only stalls --check";
+
+const NVME_HELP: &str = "\
+The table has medians of all runs, and the bound that each row is held to. The rows hit and
+threads need fio. The disk is that of --dir: a full run writes some 60 GB to it and needs 20 GB
+of room, of which 10 stay free, 14 GiB of memory, and about 15 minutes.
+
+Example: forebay-bench nvme --only hit --only threads --check";
 
 #[derive(Debug, Parser)]
 #[command(name = "forebay-bench", version, about = "Shows what Forebay does, on this machine")]
@@ -34,6 +43,9 @@ enum Verb {
     /// Measure what the origin client promises, each promise beside what it is compared with
     #[command(after_help = ORIGIN_HELP)]
     Origin(OriginArgs),
+    /// Measure what the NVMe tier promises, each promise beside what it is compared with
+    #[command(after_help = NVME_HELP)]
+    Nvme(NvmeArgs),
     /// What `forebayd` does; demo and benches start themselves with this
     #[command(hide = true, disable_help_flag = true)]
     Daemon {
@@ -74,6 +86,31 @@ struct OriginArgs {
     check: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct NvmeArgs {
+    /// What to measure; may be repeated [default: everything]
+    #[arg(long, value_name = "ROW")]
+    only: Vec<NvmeRow>,
+    /// Runs of each side
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..))]
+    runs: u8,
+    /// Size of the checkpoint of the loads in MiB
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u64).range(64..=65536))]
+    mib: u64,
+    /// Extents of the start, of 8 MiB each
+    #[arg(long, default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(1..))]
+    extents: u32,
+    /// A directory on the disk to measure [default: that of temporary files]
+    #[arg(long)]
+    dir: Option<std::path::PathBuf>,
+    /// Form of the result
+    #[arg(long, value_enum, default_value_t = Format::Human)]
+    format: Format,
+    /// Exit with 1 if a bound is missed
+    #[arg(long)]
+    check: bool,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// A table
@@ -86,6 +123,7 @@ fn main() -> ExitCode {
     let ended = match Args::parse().verb {
         Verb::Demo { mib } => forebay_bench::demo::run(mib << 20).map(|()| true),
         Verb::Origin(args) => origin(&args),
+        Verb::Nvme(args) => nvme(&args),
         Verb::RawOrigin { bytes } => origin::serve(bytes).map(|()| true),
         Verb::Daemon { args } => {
             let name = std::ffi::OsString::from("forebayd");
@@ -103,7 +141,6 @@ fn main() -> ExitCode {
 }
 
 /// Runs the bench; whether the caller is to be content.
-#[expect(clippy::print_stdout, reason = "the result of the verb")]
 fn origin(args: &OriginArgs) -> forebay_bench::Outcome<bool> {
     let table = origin::run(&OriginOptions {
         promises: args.only.clone(),
@@ -112,11 +149,29 @@ fn origin(args: &OriginArgs) -> forebay_bench::Outcome<bool> {
         connections: args.connections.into(),
         quick: args.quick,
     })?;
-    match args.format {
+    show(&table, args.format);
+    Ok(table.holds() || !args.check)
+}
+
+/// The same of the NVMe tier.
+fn nvme(args: &NvmeArgs) -> forebay_bench::Outcome<bool> {
+    let table = nvme::run(&NvmeOptions {
+        rows: args.only.clone(),
+        runs: args.runs.into(),
+        bytes: args.mib << 20,
+        extents: args.extents,
+        dir: args.dir.clone(),
+    })?;
+    show(&table, args.format);
+    Ok(table.holds() || !args.check)
+}
+
+#[expect(clippy::print_stdout, reason = "the result of the verb")]
+fn show(table: &Table, format: Format) {
+    match format {
         Format::Human => print!("{}", table.text()),
         Format::Json => println!("{}", table.json()),
     }
-    Ok(table.holds() || !args.check)
 }
 
 #[expect(clippy::print_stderr, reason = "the sentence that a failed run owes its caller")]

@@ -1,12 +1,14 @@
-//! A daemon as it stands on a node that has been up for a moment, and cold loads through it.
+//! A daemon as it stands on a node that has been up for a moment, and loads through it.
 //!
 //! The daemon is a child process; its pool has its full size before anything is timed. The client
 //! takes every chunk and gives it back, on one thread, as `forebay load` does.
 
+use std::path::Path;
 use std::time::Duration;
 
-use forebay_client::model::Report;
-use forebay_client::{Chunk, Client, Endpoint, LoadRequest};
+use forebay_client::model::{DaemonStatus, Report};
+use forebay_client::{Chunk, Client, Endpoint, EvictRequest, KeepTier, LoadRequest};
+use tempfile::TempDir;
 
 use crate::Outcome;
 use crate::measure::{Counted, Measurement, Stopwatch};
@@ -17,7 +19,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How often it is looked at until it has to be empty.
 const LOOKS_MAX: usize = 500;
 /// RAM beyond a checkpoint: the tail chunks of its shards, and the chunk of its small files.
-const HEADROOM_BYTES: u64 = 192 << 20;
+pub(crate) const HEADROOM_BYTES: u64 = 192 << 20;
 
 /// A daemon and a client of it.
 pub(crate) struct Node {
@@ -26,13 +28,24 @@ pub(crate) struct Node {
     daemon: DaemonProcess,
 }
 
-/// A daemon that can keep checkpoints of so many bytes; the variables are settings of its.
+/// A daemon that can keep checkpoints of so many bytes, without an NVMe tier; the variables are
+/// settings of its.
 pub(crate) fn daemon(bytes: u64, env: &[(&str, String)]) -> Outcome<DaemonSpec> {
+    tiered_daemon(bytes, 0, env)
+}
+
+/// A daemon whose RAM can keep checkpoints of so many bytes, and whose NVMe tier has a budget.
+pub(crate) fn tiered_daemon(
+    bytes: u64,
+    nvme_bytes: u64,
+    env: &[(&str, String)],
+) -> Outcome<DaemonSpec> {
     // A whole number of chunks, so that the pool can reach it.
     let ram = format!("{}MiB", ((bytes + HEADROOM_BYTES) >> 23) << 3);
+    let nvme = format!("{}MiB", nvme_bytes >> 20);
     let env = env.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
     let spec = DaemonSpec::new(std::env::current_exe()?, &["daemon", "--metrics", "off"]);
-    Ok(spec.arg("--nvme").arg("0").arg("--ram").arg(ram).env(env))
+    Ok(spec.arg("--nvme").arg(nvme).arg("--ram").arg(ram).env(env))
 }
 
 /// Waits until the pool has its size, as it has on a node whose daemon has been up for a second:
@@ -53,10 +66,64 @@ pub(crate) async fn until_populated(client: &Client) -> Outcome<u64> {
 impl Node {
     /// Starts the daemon and waits for its pool.
     pub(crate) async fn start(spec: DaemonSpec) -> Outcome<Self> {
-        let daemon = spec.start()?;
+        Self::begin(spec.start()?).await
+    }
+
+    /// The same in the directory of one that is gone: its cache is found.
+    pub(crate) async fn start_in(spec: DaemonSpec, dir: TempDir) -> Outcome<Self> {
+        Self::begin(spec.start_in(dir)?).await
+    }
+
+    async fn begin(daemon: DaemonProcess) -> Outcome<Self> {
         let client = Client::connect(Endpoint::unix(&daemon.socket())?).await?;
         until_populated(&client).await?;
         Ok(Self { client, daemon })
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+
+    /// Where its files are.
+    pub(crate) fn dir(&self) -> &Path {
+        self.daemon.dir()
+    }
+
+    /// Waits until its status is as wanted, for so long.
+    pub(crate) async fn until(
+        &self,
+        limit: Duration,
+        mut wanted: impl FnMut(&DaemonStatus) -> bool,
+    ) -> Outcome<DaemonStatus> {
+        let begun = tokio::time::Instant::now();
+        loop {
+            let status = self.client.status().await?;
+            if wanted(&status) {
+                return Ok(status);
+            }
+            if begun.elapsed() > limit {
+                return Err(
+                    format!("the daemon is not as wanted after {limit:?}: {status:?}").into()
+                );
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Ends the daemon as an operator would, and keeps its directory for the next one.
+    pub(crate) fn stop(self) -> Outcome<TempDir> {
+        drop(self.client);
+        let mut daemon = self.daemon;
+        let status = daemon.stop()?;
+        if !status.success() {
+            return Err(format!("the daemon ended with {status}: {}", daemon.log()).into());
+        }
+        // It has ended; what is left to take is the directory.
+        Ok(daemon.kill()?)
     }
 
     /// Loads `uri` with nothing of it in the RAM tier; `see` sees every chunk before it goes back.
@@ -67,9 +134,27 @@ impl Node {
     pub(crate) async fn cold(
         &self,
         uri: &str,
-        mut see: impl FnMut(&Chunk) -> Outcome<()>,
+        see: impl FnMut(&Chunk) -> Outcome<()>,
     ) -> Outcome<(Measurement, Report)> {
         self.forget(uri).await?;
+        let (run, report) = self.load(uri, see).await?;
+        let tiers = report.bytes_by_tier;
+        if tiers.origin != report.bytes {
+            let (bytes, ram) = (report.bytes, tiers.ram);
+            return Err(format!("of {bytes} bytes {ram} came from RAM: not a cold load").into());
+        }
+        Ok((run, report))
+    }
+
+    /// Loads `uri` from wherever it is; otherwise as [`Node::cold`].
+    ///
+    /// # Errors
+    /// If the load fails.
+    pub(crate) async fn load(
+        &self,
+        uri: &str,
+        mut see: impl FnMut(&Chunk) -> Outcome<()>,
+    ) -> Outcome<(Measurement, Report)> {
         let processes = [
             Counted { name: "daemon", pid: self.daemon.pid() },
             Counted { name: "client", pid: std::process::id() },
@@ -81,19 +166,23 @@ impl Node {
         }
         let report = load.finish().await?;
         let run = watch.stop(report.bytes)?;
-        let tiers = report.bytes_by_tier;
-        if tiers.origin != report.bytes {
-            let (bytes, ram) = (report.bytes, tiers.ram);
-            return Err(format!("of {bytes} bytes {ram} came from RAM: not a cold load").into());
-        }
         Ok((run, report))
     }
 
-    /// Evicts `uri` until nothing of it is left: the releases of the last load may still be on
-    /// their way.
+    /// Evicts `uri` from every tier.
     async fn forget(&self, uri: &str) -> Outcome<()> {
+        self.evict(EvictRequest::new(uri)).await
+    }
+
+    /// Evicts `uri` from the RAM tier alone.
+    pub(crate) async fn empty_ram(&self, uri: &str) -> Outcome<()> {
+        self.evict(EvictRequest::new(uri).tier(KeepTier::Ram)).await
+    }
+
+    /// Evicts until the RAM tier is empty: the releases of the last load may still be on their way.
+    async fn evict(&self, what: EvictRequest) -> Outcome<()> {
         for _ in 0..LOOKS_MAX {
-            self.client.evict(uri).await?;
+            self.client.evict(what.clone()).await?;
             let ram = self.client.status().await?.ram;
             if ram.cached_bytes + ram.leased_bytes + ram.filling_bytes == 0 {
                 return Ok(());

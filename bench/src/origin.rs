@@ -6,7 +6,7 @@
 //! while is slow for all. Bounds are made of medians.
 
 mod addresses;
-mod child;
+pub(crate) mod child;
 mod cold;
 mod controller;
 mod engine;
@@ -85,21 +85,21 @@ pub fn run(options: &OriginOptions) -> Outcome<Table> {
 
 /// Tells a person who waits how far it is.
 #[expect(clippy::print_stderr, reason = "the table on stdout comes at the end only")]
-fn progress(line: Arguments<'_>) {
+pub(crate) fn progress(line: Arguments<'_>) {
     eprintln!("{line}");
 }
 
 /// The ratio of two medians.
-fn ratio(of: &crate::measure::Spread, to: &crate::measure::Spread) -> f64 {
+pub(crate) fn ratio(of: &crate::measure::Spread, to: &crate::measure::Spread) -> f64 {
     of.median() / to.median()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people, two digits")]
-fn gib(bytes: u64) -> f64 {
+pub(crate) fn gib(bytes: u64) -> f64 {
     bytes as f64 / 1_073_741_824.0
 }
 
 /// A row without figures yet.
-fn row(name: &'static str, what: String) -> Row {
+pub(crate) fn row(name: &'static str, what: String) -> Row {
     Row { name, what, figures: Vec::new(), bounds: Vec::new() }
 }

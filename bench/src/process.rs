@@ -5,7 +5,9 @@
 //! killed and reaped and the directory removed.
 
 use std::ffi::OsString;
+use std::fs::Permissions;
 use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -23,6 +25,7 @@ pub struct DaemonSpec {
     program: PathBuf,
     args: Vec<OsString>,
     env: Vec<(String, String)>,
+    cache: Option<PathBuf>,
     log: bool,
 }
 
@@ -34,6 +37,7 @@ impl DaemonSpec {
             program: program.into(),
             args: args.iter().map(OsString::from).collect(),
             env: Vec::new(),
+            cache: None,
             log: false,
         }
     }
@@ -50,6 +54,12 @@ impl DaemonSpec {
     pub fn env(mut self, env: impl IntoIterator<Item = (String, String)>) -> Self {
         self.env.extend(env);
         self
+    }
+
+    /// With its cache in this directory, instead of `cache/` in its own.
+    #[must_use]
+    pub fn cache(self, dir: impl Into<PathBuf>) -> Self {
+        Self { cache: Some(dir.into()), ..self }
     }
 
     /// Lets the child's log through to this process's stderr.
@@ -88,6 +98,8 @@ impl DaemonProcess {
         let notify_path = dir.path().join("notify.sock");
         drop(std::fs::remove_file(&notify_path));
         let notify = UnixDatagram::bind(&notify_path)?;
+        // The daemon may be another user's; the directory decides who comes here.
+        std::fs::set_permissions(&notify_path, Permissions::from_mode(0o666))?;
         notify.set_read_timeout(Some(Duration::from_millis(50)))?;
         let log = std::fs::File::create(dir.path().join("log"))?;
         let mut command = Command::new(&spec.program);
@@ -96,7 +108,7 @@ impl DaemonProcess {
             .arg("--listen")
             .arg(format!("unix://{}", socket_in(dir.path()).display()))
             .arg("--cache-dir")
-            .arg(dir.path().join("cache"))
+            .arg(spec.cache.unwrap_or_else(|| dir.path().join("cache")))
             .env_clear()
             .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
             .envs(spec.env)

@@ -11,14 +11,15 @@ use std::sync::Arc;
 
 use forebay_proto::Reason;
 use forebay_proto::model::{
-    CachedCheckpoint, DaemonStatus, Evicted, Manifest, Opened, PrefetchEvent, Report,
+    CachedCheckpoint, DaemonStatus, Evicted, Manifest, Opened, Pinned, PrefetchEvent, Report,
+    Unpinned, VerifyEvent, VerifySummary,
 };
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::chunk::Chunk;
 use crate::endpoint::Endpoint;
 use crate::error::ClientError;
-use crate::options::{CallOptions, LoadRequest, PrefetchRequest};
+use crate::options::{CallOptions, EvictRequest, LoadRequest, PrefetchRequest};
 use crate::order::Piece;
 use crate::verbs::Stat;
 use crate::view::{ObjectView, Tensor};
@@ -99,9 +100,38 @@ impl Client {
         self.run(self.client.list(uri))
     }
 
+    /// See [`crate::Client::pin`].
+    pub fn pin(&self, uri: impl Into<String>) -> Result<Pinned, ClientError> {
+        self.run(self.client.pin(uri))
+    }
+
+    /// See [`crate::Client::unpin`].
+    pub fn unpin(&self, uri: impl Into<String>) -> Result<Unpinned, ClientError> {
+        self.run(self.client.unpin(uri))
+    }
+
     /// See [`crate::Client::evict`].
-    pub fn evict(&self, uri: impl Into<String>) -> Result<Evicted, ClientError> {
-        self.run(self.client.evict(uri))
+    pub fn evict(&self, request: impl Into<EvictRequest>) -> Result<Evicted, ClientError> {
+        self.run(self.client.evict(request))
+    }
+
+    /// See [`crate::Client::verify`]. `progress` sees every event; the summary comes back.
+    pub fn verify(
+        &self,
+        uri: impl Into<String>,
+        mut progress: impl FnMut(&VerifyEvent),
+    ) -> Result<VerifySummary, ClientError> {
+        self.run(async {
+            let mut verify = self.client.verify(uri).await?;
+            let mut summary = None;
+            while let Some(event) = verify.next().await? {
+                progress(&event);
+                summary = summary.or_else(|| event.into_summary());
+            }
+            summary.ok_or_else(|| {
+                ClientError::new(Reason::Internal, "the verification ended without a summary")
+            })
+        })
     }
 
     /// See [`crate::Client::status`].

@@ -61,8 +61,9 @@ pub use forebay_device::{Device, DeviceError, DeviceSpec, HostDevice};
 pub use forebay_proto::{ErrorKind, Failure, Reason, StageSeconds, model};
 pub use load::Load;
 pub use options::{
-    BadTraceParent, CallOptions, KeepTier, Lane, LoadRequest, PrefetchRequest, TraceParent,
+    BadTraceParent, CallOptions, EvictRequest, KeepTier, Lane, LoadRequest, PrefetchRequest,
+    TraceParent,
 };
 pub use order::Piece;
-pub use verbs::{Prefetch, Stat};
+pub use verbs::{Prefetch, Stat, Verify};
 pub use view::{ObjectView, Tensor};

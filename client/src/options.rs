@@ -1,4 +1,4 @@
-//! What a caller asks for: a load, a prefetch, and what goes with every call.
+//! What a caller asks for: a load, a prefetch, an eviction, and what goes with every call.
 
 use std::fmt;
 use std::str::FromStr;
@@ -84,12 +84,14 @@ pub enum Lane {
     Prefetch,
 }
 
-/// Which tier a prefetch keeps the bytes in.
+/// A tier of this node that keeps bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum KeepTier {
     /// Host memory.
     Ram,
+    /// Local disk.
+    Nvme,
 }
 
 /// What to load, and how.
@@ -158,18 +160,26 @@ pub struct PrefetchRequest {
     pub(crate) uri: String,
     pub(crate) load_id: String,
     pub(crate) tier: Option<KeepTier>,
+    pub(crate) pin: bool,
 }
 
 impl PrefetchRequest {
     /// Every byte of every object of `uri`.
     pub fn new(uri: impl Into<String>) -> Self {
-        Self { uri: uri.into(), load_id: String::new(), tier: None }
+        Self { uri: uri.into(), load_id: String::new(), tier: None, pin: false }
     }
 
-    /// Where to keep it; the daemon chooses if not said.
+    /// Where it has to be in the end; RAM if not said.
     #[must_use]
     pub fn tier(mut self, tier: KeepTier) -> Self {
         self.tier = Some(tier);
+        self
+    }
+
+    /// Pins it in the NVMe tier, where it has to be in the end too.
+    #[must_use]
+    pub fn pin(mut self) -> Self {
+        self.pin = true;
         self
     }
 
@@ -178,6 +188,45 @@ impl PrefetchRequest {
     pub fn load_id(mut self, load_id: impl Into<String>) -> Self {
         self.load_id = load_id.into();
         self
+    }
+}
+
+/// What to drop from the tiers. A URI alone stands for all of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EvictRequest {
+    pub(crate) uri: String,
+    pub(crate) tier: Option<KeepTier>,
+}
+
+impl EvictRequest {
+    /// What every tier holds of the checkpoints at or under `uri`.
+    pub fn new(uri: impl Into<String>) -> Self {
+        Self { uri: uri.into(), tier: None }
+    }
+
+    /// Only from this tier.
+    #[must_use]
+    pub fn tier(mut self, tier: KeepTier) -> Self {
+        self.tier = Some(tier);
+        self
+    }
+}
+
+impl From<&str> for EvictRequest {
+    fn from(uri: &str) -> Self {
+        Self::new(uri)
+    }
+}
+
+impl From<&String> for EvictRequest {
+    fn from(uri: &String) -> Self {
+        Self::new(uri)
+    }
+}
+
+impl From<String> for EvictRequest {
+    fn from(uri: String) -> Self {
+        Self::new(uri)
     }
 }
 

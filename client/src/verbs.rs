@@ -1,29 +1,25 @@
-//! The control verbs: prefetch, stat, list, evict, status.
+//! The control verbs: prefetch, stat, list, pin, unpin, evict, verify, status.
 
 use forebay_proto::model::{
-    CachedCheckpoint, DaemonStatus, Evicted, Malformed, Manifest, ManifestBuilder, PrefetchEvent,
-    StatSummary,
+    CachedCheckpoint, DaemonStatus, Evicted, Malformed, Manifest, ManifestBuilder, Pinned,
+    PrefetchEvent, StatSummary, Unpinned, VerifyEvent,
 };
 use forebay_proto::pb;
 use tonic::{Response, Status, Streaming};
 
 use crate::client::Client;
 use crate::error::ClientError;
-use crate::options::{KeepTier, PrefetchRequest};
+use crate::options::{EvictRequest, KeepTier, PrefetchRequest};
 use crate::wire::{self, Deadline};
 
 impl Client {
-    /// Fetches a checkpoint and keeps it in a tier, without lending it.
+    /// Fetches a checkpoint and keeps it in a tier, without lending it. A tier that cannot take it
+    /// is `NVME_EXHAUSTED` or `NVME_OFF`.
     pub async fn prefetch(&self, request: PrefetchRequest) -> Result<Prefetch, ClientError> {
-        let tier = match request.tier {
-            None => pb::Tier::Unspecified,
-            Some(KeepTier::Ram) => pb::Tier::Ram,
-        };
-        let PrefetchRequest { uri, load_id, .. } = request;
-        let message = pb::PrefetchRequest { uri, tier: tier.into(), load_id };
+        let PrefetchRequest { uri, load_id, tier, pin } = request;
+        let message = pb::PrefetchRequest { uri, tier: on_wire(tier), load_id, pin };
         let call = self.call(message, async |mut grpc, call| grpc.prefetch(call).await);
-        let (events, deadline) = call.await?;
-        Ok(Prefetch { client: self.clone(), events, deadline, is_over: false })
+        Ok(Prefetch(Events::new(self, call.await?)))
     }
 
     /// What a URI resolves to, its objects and tensors, and how much of it is cached.
@@ -66,11 +62,37 @@ impl Client {
         Ok(checkpoints)
     }
 
-    /// Drops a checkpoint from the tiers. What is leased stays readable until it is released.
-    pub async fn evict(&self, uri: impl Into<String>) -> Result<Evicted, ClientError> {
-        let message = pb::EvictRequest { uri: uri.into() };
+    /// Keeps the checkpoints at or under a URI in the NVMe tier: they are never evicted to make
+    /// room. `NOT_CACHED` if the tier holds nothing of them.
+    pub async fn pin(&self, uri: impl Into<String>) -> Result<Pinned, ClientError> {
+        let message = pb::PinRequest { uri: uri.into() };
+        let call = self.call(message, async |mut grpc, call| grpc.pin(call).await);
+        Ok(Pinned::receive(call.await?.0))
+    }
+
+    /// Lets the checkpoints at or under a URI be evicted again.
+    pub async fn unpin(&self, uri: impl Into<String>) -> Result<Unpinned, ClientError> {
+        let message = pb::UnpinRequest { uri: uri.into() };
+        let call = self.call(message, async |mut grpc, call| grpc.unpin(call).await);
+        Ok(Unpinned::receive(call.await?.0))
+    }
+
+    /// Drops checkpoints from the tiers, or from one of them. What is leased stays readable until
+    /// it is released; what is pinned stays in the NVMe tier.
+    pub async fn evict(&self, request: impl Into<EvictRequest>) -> Result<Evicted, ClientError> {
+        let EvictRequest { uri, tier } = request.into();
+        let message = pb::EvictRequest { uri, tier: on_wire(tier) };
         let call = self.call(message, async |mut grpc, call| grpc.evict(call).await);
         Ok(Evicted::receive(call.await?.0))
+    }
+
+    /// Reads everything that is cached at or under a URI again and checks it. What is bad is no
+    /// error: the daemon gives it up, fetches it again when it is next needed, and the summary says
+    /// how much it was.
+    pub async fn verify(&self, uri: impl Into<String>) -> Result<Verify, ClientError> {
+        let message = pb::VerifyRequest { uri: uri.into() };
+        let call = self.call(message, async |mut grpc, call| grpc.verify(call).await);
+        Ok(Verify(Events::new(self, call.await?)))
     }
 
     /// Tiers, loads, queues, origins.
@@ -105,6 +127,15 @@ impl Client {
 
 type Grpc = pb::forebay_client::ForebayClient<tonic::transport::Channel>;
 
+fn on_wire(tier: Option<KeepTier>) -> i32 {
+    let tier = match tier {
+        None => pb::Tier::Unspecified,
+        Some(KeepTier::Ram) => pb::Tier::Ram,
+        Some(KeepTier::Nvme) => pb::Tier::Nvme,
+    };
+    tier.into()
+}
+
 /// What a URI resolves to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stat {
@@ -116,25 +147,54 @@ pub struct Stat {
 
 /// A running prefetch. Dropping it cancels it.
 #[derive(Debug)]
-pub struct Prefetch {
-    client: Client,
-    events: Streaming<pb::PrefetchResponse>,
-    deadline: Deadline,
-    is_over: bool,
-}
+pub struct Prefetch(Events<pb::PrefetchResponse>);
 
 impl Prefetch {
     /// How far it is, then the report, then none.
     pub async fn next(&mut self) -> Result<Option<PrefetchEvent>, ClientError> {
+        let Some(response) = self.0.next("PrefetchResponse").await? else { return Ok(None) };
+        let event = PrefetchEvent::receive(response)?;
+        self.0.is_over = matches!(event, PrefetchEvent::Report(_));
+        Ok(Some(event))
+    }
+}
+
+/// A running verification. Dropping it cancels it.
+#[derive(Debug)]
+pub struct Verify(Events<pb::VerifyResponse>);
+
+impl Verify {
+    /// How far it is, then the summary, then none.
+    pub async fn next(&mut self) -> Result<Option<VerifyEvent>, ClientError> {
+        let Some(response) = self.0.next("VerifyResponse").await? else { return Ok(None) };
+        let event = VerifyEvent::receive(response)?;
+        self.0.is_over = matches!(event, VerifyEvent::Summary(_));
+        Ok(Some(event))
+    }
+}
+
+/// A stream that has to end with a certain message: whoever takes it notes that it is over.
+#[derive(Debug)]
+struct Events<R> {
+    client: Client,
+    responses: Streaming<R>,
+    deadline: Deadline,
+    is_over: bool,
+}
+
+impl<R> Events<R> {
+    fn new(client: &Client, (responses, deadline): (Streaming<R>, Deadline)) -> Self {
+        Self { client: client.clone(), responses, deadline, is_over: false }
+    }
+
+    /// The next message, which is a `message`; none after the last.
+    async fn next(&mut self, message: &'static str) -> Result<Option<R>, ClientError> {
         if self.is_over {
             return Ok(None);
         }
-        let Some(response) = self.client.next(&mut self.events, self.deadline).await? else {
-            let what = "the stream ended without a report";
-            return Err(Malformed::new("PrefetchResponse", what).into());
-        };
-        let event = PrefetchEvent::receive(response)?;
-        self.is_over = matches!(event, PrefetchEvent::Report(_));
-        Ok(Some(event))
+        match self.client.next(&mut self.responses, self.deadline).await? {
+            Some(response) => Ok(Some(response)),
+            None => Err(Malformed::new(message, "the stream ended before its last message").into()),
+        }
     }
 }

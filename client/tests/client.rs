@@ -5,11 +5,12 @@ mod fake;
 
 use std::time::Duration;
 
-use forebay_client::model::PrefetchEvent;
+use forebay_client::model::{BytesByTier, NvmeStatus, PrefetchEvent, VerifyEvent};
 use forebay_client::{
-    CallOptions, Client, Endpoint, ErrorKind, Failure, Lane, Load, LoadRequest, PrefetchRequest,
-    Reason, Tensor, TraceParent, blocking,
+    CallOptions, Client, Endpoint, ErrorKind, EvictRequest, Failure, KeepTier, Lane, Load,
+    LoadRequest, PrefetchRequest, Reason, Tensor, TraceParent, blocking,
 };
+use forebay_proto::pb;
 use futures::TryFutureExt;
 
 use fake::{Fake, Fault, Script};
@@ -462,9 +463,15 @@ async fn control_verbs_answer() {
     let stat = client.stat("s3://b/k/").await.unwrap();
     assert_eq!((stat.manifest.objects().len(), stat.manifest.tensors().len()), (4, 7));
     assert_eq!(stat.summary.bytes, load_bytes());
-    assert_eq!(client.list(None).await.unwrap()[0].idle, Duration::from_millis(1500));
-    assert_eq!(client.evict("s3://b/k/").await.unwrap().freed_bytes, 2048);
-    assert_eq!(client.status().await.unwrap().version, "fake");
+    assert_eq!(stat.manifest.objects()[2].cached_nvme_bytes, 3072);
+    let listed = &client.list(None).await.unwrap()[0];
+    assert_eq!(listed.idle, Duration::from_millis(1500));
+    assert_eq!((listed.cached.nvme, listed.pinned), (2 << 20, true));
+    let status = client.status().await.unwrap();
+    assert_eq!(status.version, "fake");
+    let NvmeStatus { state, extents, engine, recovery, .. } = status.nvme;
+    assert_eq!((state.as_str(), extents, recovery), ("recovering", 412, None));
+    assert_eq!(engine.as_deref(), Some("threads"));
     let mut prefetch = client.prefetch(PrefetchRequest::new("s3://b/k/")).await.unwrap();
     let mut events = Vec::new();
     while let Some(event) = prefetch.next().await.unwrap() {
@@ -475,6 +482,73 @@ async fn control_verbs_answer() {
         PrefetchEvent::Progress(done),
         PrefetchEvent::Report(report),
     ] if start.done_bytes == 0 && done.done_bytes == report.bytes));
+}
+
+#[tokio::test]
+async fn tiers_and_pins_are_asked_for() {
+    let fake = Fake::start(checkpoint());
+    let client = connect(&fake).await;
+    let uri = "s3://b/k/";
+    for request in [
+        PrefetchRequest::new(uri),
+        PrefetchRequest::new(uri).tier(KeepTier::Ram).pin(),
+        PrefetchRequest::new(uri).tier(KeepTier::Nvme),
+    ] {
+        client.prefetch(request).await.unwrap();
+    }
+    let evicted = client.evict(uri).await.unwrap();
+    assert_eq!((evicted.freed_bytes, evicted.nvme_freed_bytes), (2048, 4096));
+    assert_eq!((evicted.leased_bytes, evicted.pinned_checkpoints), (1, 3));
+    client.evict(EvictRequest::new(uri).tier(KeepTier::Ram)).await.unwrap();
+    client.evict(EvictRequest::new(uri).tier(KeepTier::Nvme)).await.unwrap();
+    let pinned = client.pin(uri).await.unwrap();
+    assert_eq!((pinned.checkpoints, pinned.nvme_bytes, pinned.missing_bytes), (1, 2048, 512));
+    assert_eq!(client.unpin(uri).await.unwrap().checkpoints, 2);
+
+    let seen = fake.seen();
+    let (none, ram, nvme) = (pb::Tier::Unspecified, pb::Tier::Ram, pb::Tier::Nvme);
+    let asked: Vec<_> = seen.prefetches.iter().map(|asked| (asked.tier(), asked.pin)).collect();
+    assert_eq!(asked, [(none, false), (ram, true), (nvme, false)]);
+    let dropped: Vec<_> = seen.evictions.iter().map(pb::EvictRequest::tier).collect();
+    assert_eq!(dropped, [none, ram, nvme]);
+    assert!(seen.evictions.iter().all(|eviction| eviction.uri == uri));
+    assert_eq!((seen.pins[0].uri.as_str(), seen.unpins[0].uri.as_str()), (uri, uri));
+}
+
+#[tokio::test]
+async fn a_verification_ends_with_what_it_found_and_bad_bytes_are_no_error() {
+    let bad = pb::BytesByTier { nvme: 7, ..Default::default() };
+    let unreadable = pb::BytesByTier { ram: 5, ..Default::default() };
+    let fake = Fake::start(checkpoint().fault(Fault::Decayed { bad, unreadable }));
+    let mut verify = connect(&fake).await.verify("s3://b/k/").await.unwrap();
+    let mut events = Vec::new();
+    while let Some(event) = verify.next().await.unwrap() {
+        events.push(event);
+    }
+    let [VerifyEvent::Progress(start), VerifyEvent::Progress(done), VerifyEvent::Summary(found)] =
+        events[..]
+    else {
+        panic!("{events:?}")
+    };
+    assert_eq!((start.checked_bytes, done.checked_bytes), (0, done.total_bytes));
+    assert_eq!((found.checked.cached(), found.bad.nvme, found.unreadable.ram), (4096, 7, 5));
+    assert_eq!(verify.next().await.unwrap(), None);
+    assert_eq!(fake.seen().verifications[0].uri, "s3://b/k/");
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_before_its_last_message_is_an_error() {
+    let fake = Fake::start(checkpoint().fault(Fault::Unfinished));
+    let client = connect(&fake).await;
+    let mut prefetch = client.prefetch(PrefetchRequest::new("s3://b/k/")).await.unwrap();
+    let mut verify = client.verify("s3://b/k/").await.unwrap();
+    for _ in 0..2 {
+        assert!(prefetch.next().await.unwrap().is_some());
+        assert!(verify.next().await.unwrap().is_some());
+    }
+    for error in [prefetch.next().await.unwrap_err(), verify.next().await.unwrap_err()] {
+        assert_eq!(error.reason(), Reason::Internal, "{error}");
+    }
 }
 
 #[tokio::test]
@@ -509,6 +583,14 @@ fn the_blocking_facade_does_the_same() {
     let request = PrefetchRequest::new("s3://b/k/");
     let report = client.prefetch(request, |_| steps += 1).unwrap();
     assert_eq!((report.bytes, steps), (load_bytes(), 3));
+    assert_eq!(client.pin("s3://b/k/").unwrap().nvme_bytes, 2048);
+    assert_eq!(client.unpin("s3://b/k/").unwrap().checkpoints, 2);
+    let mut steps = 0;
+    let summary = client.verify("s3://b/k/", |_| steps += 1).unwrap();
+    assert_eq!((summary.checked.cached(), summary.bad, steps), (4096, BytesByTier::default(), 3));
+    fake.set_fault(Fault::Unfinished);
+    client.verify("s3://b/k/", |_| {}).unwrap_err();
+    fake.set_fault(Fault::None);
 
     let mut load = client.load(everything()).unwrap();
     let mut bytes = 0;

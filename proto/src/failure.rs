@@ -160,6 +160,8 @@ reasons! {
     OriginRejected = "ORIGIN_REJECTED", InvalidArgument, "check the URI, the region and the endpoint";
     /// The object or prefix does not exist.
     ObjectNotFound = "OBJECT_NOT_FOUND", NotFound, "check the URI";
+    /// No tier holds anything of it.
+    NotCached = "NOT_CACHED", NotFound, "fetch it with `forebay prefetch URI`";
     /// The peer's uid is not on the allow-list.
     UidNotAllowed = "UID_NOT_ALLOWED", PermissionDenied, "add the uid to `allow_uids`";
     /// The origin refuses the daemon's credentials (403).
@@ -170,6 +172,8 @@ reasons! {
     QueueFull = "QUEUE_FULL", ResourceExhausted, "retry after the hinted delay";
     /// No slot can be had: leases hold the pool.
     RamExhausted = "RAM_EXHAUSTED", ResourceExhausted, "release leases or raise --ram";
+    /// The NVMe tier has no room: what is in it is pinned or in use, or the disk is full.
+    NvmeExhausted = "NVME_EXHAUSTED", ResourceExhausted, "unpin or evict checkpoints, or raise --nvme";
     /// The deadline cannot be met at the measured rates.
     DeadlineInfeasible = "DEADLINE_INFEASIBLE", ResourceExhausted, "give a longer deadline";
     /// A limit on the size or count of what a checkpoint may hold.
@@ -192,6 +196,8 @@ reasons! {
     Deadline = "DEADLINE", DeadlineExceeded, "give a longer deadline";
     /// Nothing moved for the no-progress limit.
     NoProgress = "NO_PROGRESS", DeadlineExceeded, "see which stage the time went to";
+    /// There is no NVMe tier, or its disk fails.
+    NvmeOff = "NVME_OFF", FailedPrecondition, "see `forebay status`, and start forebayd with --nvme";
     /// An object is no longer the one that was resolved.
     RevisionChanged = "REVISION_CHANGED", FailedPrecondition, "load again to get the new revision";
     /// Another stream opened the same load id.

@@ -7,8 +7,10 @@
 //!
 //! * [`Opened`], [`Manifest`], [`Grant`]: one load, in the order in which it speaks.
 //! * [`Report`], [`PrefetchEvent`]: how it went.
-//! * [`StatSummary`], [`CachedCheckpoint`], [`Evicted`], [`DaemonStatus`]: the control verbs.
+//! * [`StatSummary`], [`CachedCheckpoint`], [`Pinned`], [`Evicted`], [`VerifyEvent`],
+//!   [`DaemonStatus`]: the control verbs.
 
+mod cached;
 mod grant;
 mod manifest;
 mod report;
@@ -20,12 +22,16 @@ use std::time::Duration;
 use crate::failure::{Failure, Reason};
 use crate::pb;
 
+pub use cached::{
+    CachedCheckpoint, Evicted, Pinned, StatSummary, Unpinned, VerifyEvent, VerifyProgress,
+    VerifySummary,
+};
 pub use grant::{ChunkIndex, Extent, Grant, LeaseId, Opened, SessionToken};
 pub use manifest::{Manifest, ManifestBuilder, ObjectEntry, ObjectIndex, TensorEntry};
 pub use report::{IdleTime, PathStep, PrefetchEvent, PrefetchProgress, Report, StageTime};
 pub use status::{
-    AddressStatus, CachedCheckpoint, DaemonStatus, EndpointStatus, Evicted, LoadStatus, NameStatus,
-    OriginStatus, QueueStatus, RamStatus, StatSummary,
+    AddressStatus, DaemonStatus, EndpointStatus, LoadStatus, NameStatus, NvmeStatus, OriginStatus,
+    QueueStatus, RamStatus,
 };
 
 /// A message of the daemon that cannot be: a bug of it, or a daemon of another version.
@@ -122,6 +128,12 @@ pub struct BytesByTier {
 }
 
 impl BytesByTier {
+    /// Those that a tier of this node holds.
+    #[must_use]
+    pub fn cached(self) -> u64 {
+        self.ram.saturating_add(self.nvme)
+    }
+
     fn receive(message: Option<pb::BytesByTier>) -> Self {
         let pb::BytesByTier { ram, nvme, origin } = message.unwrap_or_default();
         Self { ram, nvme, origin }

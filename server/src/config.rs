@@ -15,11 +15,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use forebay_io::Preference;
 use forebay_origin::{EngineSettings, OriginBlock, OriginSettings, OriginUri, Timeouts};
 
 pub use flags::Flags;
 pub use raw::ConfigError;
 use raw::{Raw, RawOrigin, Written};
+
+use crate::nvme::Budget;
 use size::{Size, parse_duration, show_bytes};
 
 /// Default size of a slot: in the 8-16 MiB range where one connection of an object store is at its
@@ -31,6 +34,12 @@ const SLOTS_MIN: u64 = 2;
 
 /// Share of the host's memory the RAM tier takes by default.
 const RAM_DEFAULT: Size = Size::Percent(25);
+
+/// Share of the free space of the cache directory that the NVMe tier takes by default.
+const NVME_DEFAULT: Budget = Budget::Percent(80);
+
+/// What the scrub reads by default: a terabyte in 18 hours, and less than a hundredth of what a disk can.
+const SCRUB_BYTES_PER_SECOND: u64 = 16 << 20;
 
 /// Requests that one origin may get at a time. How many it does get is found while loading; this is
 /// for a network of 100 Gbit/s at the 0.4 Gbit/s that a connection of an object store gives at least:
@@ -76,7 +85,10 @@ pub struct Settings {
     pub(crate) sockets: Vec<PathBuf>,
     pub(crate) cache_dir: Option<PathBuf>,
     pub(crate) ram_bytes: u64,
-    pub(crate) nvme_asked: Option<String>,
+    /// How large the NVMe tier may be; none if it is off.
+    pub(crate) nvme: Option<Budget>,
+    pub(crate) nvme_engine: Preference,
+    pub(crate) scrub_bytes_per_second: u64,
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) log: LogForm,
     pub(crate) allow_uids: Vec<u32>,
@@ -145,7 +157,9 @@ impl Settings {
             sockets: take.sockets()?,
             cache_dir: take.cache_dir(),
             ram_bytes: take.ram_bytes(chunk_bytes)?,
-            nvme_asked: take.nvme()?,
+            nvme: take.nvme()?,
+            nvme_engine: take.nvme_engine()?,
+            scrub_bytes_per_second: take.scrub()?,
             metrics: take.metrics()?,
             log: take.log()?,
             allow_uids: take.allow_uids()?,
@@ -327,11 +341,28 @@ impl Take<'_> {
         })
     }
 
-    /// The NVMe tier that was asked for, if one was.
-    fn nvme(&mut self) -> Result<Option<String>, ConfigError> {
-        self.read("nvme", None, |text| match Size::parse(text) {
+    fn nvme(&mut self) -> Result<Option<Budget>, ConfigError> {
+        self.read("nvme", Some(NVME_DEFAULT), |text| match Size::parse(text) {
             Ok(Size::Bytes(0) | Size::Percent(0)) => Ok(None),
-            Ok(_) => Ok(Some(text.to_owned())),
+            Ok(Size::Bytes(bytes)) => Ok(Some(Budget::Bytes(bytes))),
+            Ok(Size::Percent(percent)) => Ok(Some(Budget::Percent(percent.into()))),
+            Err(error) => Err(error.to_string()),
+        })
+    }
+
+    fn nvme_engine(&mut self) -> Result<Preference, ConfigError> {
+        self.read("nvme_engine", Preference::Auto, |text| match text {
+            "auto" => Ok(Preference::Auto),
+            "threads" => Ok(Preference::Threads),
+            _ => Err("is auto or threads"),
+        })
+    }
+
+    fn scrub(&mut self) -> Result<u64, ConfigError> {
+        let default = SCRUB_BYTES_PER_SECOND;
+        self.read("scrub_bytes_per_second", default, |text| match Size::parse(text) {
+            Ok(Size::Bytes(bytes)) => Ok(bytes),
+            Ok(Size::Percent(_)) => Err("is a size such as 16MiB, or 0".to_owned()),
             Err(error) => Err(error.to_string()),
         })
     }
@@ -478,7 +509,15 @@ impl fmt::Display for Settings {
             writeln!(f, "cache_dir = {:?}", dir.display().to_string())?;
         }
         writeln!(f, "ram = \"{}\"", show_bytes(self.ram_bytes))?;
-        writeln!(f, "nvme = {:?}", self.nvme_asked.as_deref().unwrap_or("0"))?;
+        match self.nvme {
+            None => writeln!(f, "nvme = \"0\"")?,
+            Some(Budget::Bytes(bytes)) => writeln!(f, "nvme = \"{}\"", show_bytes(bytes))?,
+            Some(Budget::Percent(percent)) => writeln!(f, "nvme = \"{percent}%\"")?,
+        }
+        let engine = if self.nvme_engine == Preference::Threads { "threads" } else { "auto" };
+        writeln!(f, "nvme_engine = \"{engine}\"")?;
+        let scrub = show_bytes(self.scrub_bytes_per_second);
+        writeln!(f, "scrub_bytes_per_second = \"{scrub}\"")?;
         let metrics = self.metrics.map_or_else(|| "off".to_owned(), |addr| addr.to_string());
         writeln!(f, "metrics = \"{metrics}\"")?;
         writeln!(f, "log = \"{}\"", if self.log == LogForm::Json { "json" } else { "human" })?;
@@ -601,6 +640,9 @@ mod tests {
         assert!(problem("chunk = \"3MiB\"").contains("power of two"));
         assert!(problem("listen = \"tcp://0.0.0.0:1\"").contains("TLS"));
         assert!(problem("listen = \"/run/x.sock\"").contains("unix:///PATH"));
+        assert!(problem("nvme = \"lots\"").contains("nvme"));
+        assert!(problem("nvme_engine = \"spdk\"").contains("auto or threads"));
+        assert!(problem("scrub_bytes_per_second = \"5%\"").contains("16MiB"));
         assert!(problem("drain = \"0s\"").contains("more than zero"));
         assert!(problem("connections = 0").contains("from 1"));
         assert!(problem("allow_uids = [\"root\"]").contains("numeric"));
@@ -612,7 +654,8 @@ mod tests {
 
     #[test]
     fn every_key_is_taken_and_what_is_shown_reads_back() {
-        let file = "listen = [\"unix:///a/b.sock\"]\ncache_dir = \"/c\"\nram = \"1GiB\"\nnvme = \"0\"\n\
+        let file = "listen = [\"unix:///a/b.sock\"]\ncache_dir = \"/c\"\nram = \"1GiB\"\nnvme = \"70%\"\n\
+            nvme_engine = \"threads\"\nscrub_bytes_per_second = \"1MiB\"\n\
             metrics = \"off\"\nlog = \"json\"\nallow_uids = [5]\nchunk = \"1MiB\"\nlock_memory = false\n\
             max_loads = 2\nmax_queue = 3\nconnections = 4\ndeadline = \"5s\"\ndeadline_max = \"6s\"\n\
             no_progress = \"7s\"\ndrain = \"8s\"\nfirst_byte_timeout = \"9s\"\nbody_idle_timeout = \"10s\"\n\

@@ -2,7 +2,7 @@
 //!
 //! Such work on the async runtime would delay every socket of the daemon. Jobs wait in one bounded
 //! queue; a caller that meets a full queue waits. The threads live as long as [`Workers`]: dropping
-//! it closes the queue, and what is queued is dropped unrun.
+//! it closes the queue, what is queued is still run, and then they end.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -13,6 +13,10 @@ use tokio::sync::{mpsc, oneshot};
 /// Jobs that may wait per worker. Two keep a worker busy while its next job is on the way.
 const QUEUED_PER_WORKER: usize = 2;
 
+/// The nice value of threads in the background: a tenth of a core that others want too. With less (19
+/// leaves 1.5 %) nothing of a checkpoint larger than the RAM tier is stored while its load runs.
+const LOWER_PRIORITY: i32 = 10;
+
 type Job = Box<dyn FnOnce() + Send>;
 
 /// The threads and their queue.
@@ -20,6 +24,8 @@ type Job = Box<dyn FnOnce() + Send>;
 pub(crate) struct Workers {
     jobs: Option<mpsc::Sender<Job>>,
     threads: Vec<JoinHandle<()>>,
+    /// Whether the end waits for them.
+    joined: bool,
 }
 
 /// The worker's thread is gone: the daemon is shutting down.
@@ -36,14 +42,39 @@ impl From<Stopped> for Failure {
 impl Workers {
     /// Starts `count` threads named after `name`.
     pub(crate) fn start(name: &str, count: usize) -> std::io::Result<Self> {
+        Self::start_threads(name, count, true, || {})
+    }
+
+    /// The same for work that may never end, as calls to a disk that hangs: dropping this leaves such
+    /// threads behind.
+    pub(crate) fn start_loose(name: &str, count: usize) -> std::io::Result<Self> {
+        Self::start_threads(name, count, false, || {})
+    }
+
+    /// The same for work that nobody waits for: it gets what the others leave of the CPU. It may close
+    /// files, so it may hang as well.
+    pub(crate) fn start_in_background(name: &str, count: usize) -> std::io::Result<Self> {
+        let lower = || {
+            // Of Linux: with no id, the priority of the calling thread.
+            if let Err(error) = rustix::process::setpriority_process(None, LOWER_PRIORITY) {
+                tracing::debug!(%error, "a background thread has the usual priority");
+            }
+        };
+        Self::start_threads(name, count, false, lower)
+    }
+
+    fn start_threads(name: &str, count: usize, joined: bool, begin: fn()) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>(count.max(1) * QUEUED_PER_WORKER);
         let queue = Arc::new(Mutex::new(queue));
         let spawn = |n: usize| {
             let queue = Arc::clone(&queue);
-            std::thread::Builder::new().name(format!("{name}-{n}")).spawn(move || work(&queue))
+            std::thread::Builder::new().name(format!("{name}-{n}")).spawn(move || {
+                begin();
+                work(&queue);
+            })
         };
         let threads = (0..count.max(1)).map(spawn).collect::<std::io::Result<_>>()?;
-        Ok(Self { jobs: Some(jobs), threads })
+        Ok(Self { jobs: Some(jobs), threads, joined })
     }
 
     /// Runs `work` on one of the threads. Dropped before it ran, the work is still run, and its
@@ -73,6 +104,9 @@ fn work(queue: &Mutex<mpsc::Receiver<Job>>) {
 impl Drop for Workers {
     fn drop(&mut self) {
         self.jobs = None;
+        if !self.joined {
+            return;
+        }
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a worker thread panicked");

@@ -6,10 +6,12 @@
 //! log, in `Status` and in a metric.
 //!
 //! Stop: SIGTERM or SIGINT turns health to NOT_SERVING, refuses new loads and waits for those that
-//! run, up to the drain limit; a second signal ends at once. Every task is in one of two trackers,
-//! every thread is joined.
+//! run, up to the drain limit; a second signal ends at once. Every task is in one of two trackers.
+//! Threads are joined, but for those that a disk may hold up: the ones that call it, the NVMe tier's
+//! background and its recovery. They end by themselves, or with the process.
 
 mod place;
+mod tiers;
 mod vitals;
 
 use std::io::IsTerminal;
@@ -42,14 +44,15 @@ use crate::handoff::Sessions;
 use crate::load::Stages;
 use crate::loads::Loads;
 use crate::metrics::{self, Metrics, PartMeters};
+use crate::nvme::NvmeTier;
 use crate::ram::RamTier;
-use crate::ram::pool::{Pool, PoolSpec};
-use crate::resolve::Resolver;
+use crate::ram::pool::Pool;
+use crate::resolve::{HeaderCache, Resolver};
 use crate::rpc::serve::Face;
 use crate::rpc::{Service, Shared};
 use crate::verify::Verifier;
 use crate::verify::record::Records;
-use place::{Places, notify_ready};
+use place::{CacheDir, Places, notify_ready};
 use vitals::DaemonVitals;
 
 /// What a client message may have at most: releases and opens are small.
@@ -179,6 +182,8 @@ struct Daemon {
     pool: Arc<Pool>,
     growth: JoinHandle<()>,
     places: Places,
+    _cache: Option<CacheDir>,
+    nvme_tasks: TaskTracker,
     health: HealthReporter,
     /// Calls.
     streams: TaskTracker,
@@ -200,14 +205,16 @@ impl Daemon {
         let mut places = Places::take(&settings.sockets, &settings.allow_uids)?;
         let recorder = Metrics::install()
             .map_err(|error| DaemonError::Internal(format!("the metrics recorder: {error}")))?;
-        let records = open_records(&settings, &mut degraded)?;
-        if let Some(asked) = &settings.nvme_asked {
-            degraded.push(format!("nvme: this build has no NVMe tier, so --nvme {asked} is off"));
-        }
-        let pool = make_pool(&settings, descriptors)?;
+        let (records, cache) = tiers::open_cache(&settings, &mut degraded)?;
+        let pool = tiers::make_pool(&settings, descriptors)?;
+        let ram = Arc::new(RamTier::new(Arc::clone(&pool), metrics::ram()));
         let (resolver, origins) = open_origins(&settings)?;
         let flights = TaskTracker::new();
-        let stages = build_stages(&settings, &pool, &origins, records, &flights)?;
+        let nvme_tasks = TaskTracker::new();
+        let under = (cache.as_ref(), &ram, &nvme_tasks);
+        let nvme = tiers::open_nvme(&settings, under, &mut degraded);
+        let parts = Parts { origins: &origins, records, flights: &flights, ram, nvme };
+        let stages = build_stages(&settings, parts)?;
         let sessions = Arc::<Sessions>::default();
         let shared = Arc::new(Shared {
             stages: Arc::clone(&stages),
@@ -247,6 +254,8 @@ impl Daemon {
             pool,
             growth,
             places,
+            _cache: cache,
+            nvme_tasks,
             health,
             streams: shared.tasks.clone(),
             flights,
@@ -267,19 +276,22 @@ impl Daemon {
         set_health(&self.health, ServingStatus::NotServing).await;
         self.stages.admission.drain();
         self.streams.close();
+        let limit = Instant::now() + self.settings.drain;
         tokio::select! {
             () = self.streams.wait() => {}
-            () = tokio::time::sleep(self.settings.drain) => {
+            () = tokio::time::sleep_until(limit) => {
                 tracing::warn!(streams = self.streams.len(), "the drain limit has passed");
             }
             () = self.signals.next() => {
                 tracing::warn!(streams = self.streams.len(), "a second signal: ending at once");
+                return self.take_down(Instant::now()).await;
             }
         }
-        self.take_down().await
+        self.take_down(limit).await
     }
 
-    async fn take_down(mut self) -> Result<(), DaemonError> {
+    /// What waits to be stored has until `limit` for that, or until another signal.
+    async fn take_down(mut self, limit: Instant) -> Result<(), DaemonError> {
         self.stop.cancel();
         self.pool.stop_growing();
         self.streams.wait().await;
@@ -291,6 +303,14 @@ impl Daemon {
         }
         self.flights.close();
         self.flights.wait().await;
+        if let Some(nvme) = &self.stages.nvme {
+            let hurry = async { self.signals.next().await };
+            nvme.close(limit, hurry).await;
+        }
+        self.nvme_tasks.close();
+        if tokio::time::timeout(place::FAREWELL, self.nvme_tasks.wait()).await.is_err() {
+            tracing::warn!("the disk of the NVMe tier does not answer; its tasks are left behind");
+        }
         drop(self.places);
         if self.growth.join().is_err() {
             return Err(DaemonError::Internal("the thread that grows the pool panicked".into()));
@@ -298,35 +318,6 @@ impl Daemon {
         tracing::info!("stopped");
         Ok(())
     }
-}
-
-fn open_records(settings: &Settings, degraded: &mut Vec<String>) -> Result<Records, DaemonError> {
-    let in_memory = || Records::in_memory().map_err(DaemonError::system("get random bytes"));
-    let Some(dir) = &settings.cache_dir else {
-        degraded.push("cache-dir: no home directory, so digests last as long as the daemon".into());
-        return in_memory();
-    };
-    match place::cache_dir(dir).and_then(|()| Records::open(dir)) {
-        Ok(records) => Ok(records),
-        Err(error) => {
-            degraded.push(format!(
-                "cache-dir: {}: {error}; digests last as long as the daemon",
-                dir.display()
-            ));
-            in_memory()
-        }
-    }
-}
-
-/// The RAM tier's slots: its first segment.
-fn make_pool(settings: &Settings, descriptors: u64) -> Result<Arc<Pool>, DaemonError> {
-    Ok(Arc::new(Pool::create(PoolSpec {
-        budget_bytes: settings.ram_bytes,
-        chunk_bytes: settings.chunk_bytes,
-        lock: settings.lock_memory,
-        // The rest is for connections, clients and files.
-        segments_max: usize::try_from(descriptors / 2).unwrap_or(usize::MAX),
-    })?))
 }
 
 /// The object stores, and the resolver under them, which begins to look up what is configured.
@@ -341,13 +332,17 @@ fn open_origins(settings: &Settings) -> Result<(Arc<AheadResolver>, Arc<Origins>
     Ok((resolver, Arc::new(origins)))
 }
 
-fn build_stages(
-    settings: &Settings,
-    pool: &Arc<Pool>,
-    origins: &Arc<Origins>,
+/// What the stages are built over.
+struct Parts<'a> {
+    origins: &'a Arc<Origins>,
     records: Records,
-    flights: &TaskTracker,
-) -> Result<Arc<Stages>, DaemonError> {
+    flights: &'a TaskTracker,
+    ram: Arc<RamTier>,
+    nvme: Option<Arc<NvmeTier>>,
+}
+
+fn build_stages(settings: &Settings, parts: Parts<'_>) -> Result<Arc<Stages>, DaemonError> {
+    let Parts { origins, records, flights, ram, nvme } = parts;
     let limits = Limits { queued_max: settings.max_queue, active_max: settings.max_loads };
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     // One digest worker per two cores: BLAKE3 is some five times faster than a connection.
@@ -356,24 +351,37 @@ fn build_stages(
     let cpu = Arc::new(workers);
     let stages = Stages {
         admission: Admission::new(limits, settings.no_progress),
-        resolver: Resolver::new(Arc::clone(origins), Arc::clone(&cpu)),
+        resolver: Resolver::new(
+            Arc::clone(origins),
+            Arc::clone(&cpu),
+            nvme.clone().map(|nvme| Arc::new(nvme) as Arc<dyn HeaderCache>),
+        ),
         fetcher: Fetcher::new(Arc::clone(origins), records.key(), PartMeters::new()),
         verifier: Verifier::new(Arc::clone(&cpu), records),
-        ram: Arc::new(RamTier::new(Arc::clone(pool), metrics::ram_evictions())),
+        ram,
+        nvme,
         flights: Flights::new(flights.clone()),
         loads: Loads::default(),
         cpu,
         chunk_bytes: settings.chunk_bytes,
         no_progress: settings.no_progress,
     };
-    stages.admission.grow(pool.slots());
+    stages.admission.grow(stages.ram.pool().slots());
     Ok(Arc::new(stages))
 }
 
 fn grow(pool: &Arc<Pool>, stages: &Arc<Stages>) -> Result<JoinHandle<()>, DaemonError> {
     let stages = Arc::clone(stages);
     Arc::clone(pool)
-        .grow_in_background(move |slots| stages.admission.grow(slots))
+        .grow_in_background(move |slots| {
+            if let Some((nvme, segment)) =
+                stages.nvme.as_ref().zip(stages.ram.pool().segments().last())
+            {
+                nvme.register(segment);
+                nvme.slots(stages.ram.pool().slots());
+            }
+            stages.admission.grow(slots);
+        })
         .map_err(DaemonError::system("start the thread that grows the pool"))
 }
 

@@ -27,6 +27,7 @@ use crate::admission::Lane;
 use crate::deadline::Deadline;
 use crate::plan::ChunkKey;
 use crate::ram::PinnedChunk;
+use crate::report::Tier;
 use crate::timeline::{Kind, Span, Stage};
 
 /// Who waits for a flight.
@@ -53,7 +54,16 @@ fn origin_lane(lane: Lane) -> forebay_origin::Lane {
     }
 }
 
-type Outcome = Result<PinnedChunk, Failure>;
+/// What a flight brought.
+#[derive(Debug, Clone)]
+pub(crate) struct Landed {
+    /// The chunk.
+    pub(crate) pinned: PinnedChunk,
+    /// From where.
+    pub(crate) tier: Tier,
+}
+
+type Outcome = Result<Landed, Failure>;
 
 /// What a flight was at, and since when.
 #[derive(Debug, Default)]

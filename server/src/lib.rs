@@ -18,7 +18,6 @@ mod admission;
 mod fetch;
 mod flight;
 mod handoff;
-#[cfg_attr(not(test), expect(dead_code, reason = "the format, ahead of the tier that uses it"))]
 mod nvme;
 mod plan;
 mod ram;
@@ -33,4 +32,5 @@ mod evidence;
 mod http;
 mod metrics;
 mod report;
+mod residency;
 mod timeline;

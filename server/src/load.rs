@@ -2,8 +2,8 @@
 //! digest, the cache and a lease; at the end the report.
 //!
 //! This is the only module that calls stages. [`lend`] serves a client that reads the bytes,
-//! [`keep`] fetches without lending. Both bring the plan's chunks into RAM with a [`filler`]; `lend`
-//! holds a [`conversation`] about them. [`fill`] is one chunk's way from the origin.
+//! [`keep()`] fetches without lending. Both bring the plan's chunks into RAM with a [`filler`]; `lend`
+//! holds a [`conversation`] about them. [`fill`] is one chunk's way, from the NVMe tier or the origin.
 //!
 //! Everything a load owns lives in these functions' frames: dropping the future, as a deadline or a
 //! vanished client does, gives back tokens, leases, flights and connections.
@@ -11,6 +11,7 @@
 pub(crate) mod conversation;
 mod feasible;
 mod filler;
+mod keep;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,17 +26,21 @@ use crate::admission::{Admission, AdmissionPermit, Holder, Lane};
 use crate::cpu::Workers;
 use crate::deadline::{Deadline, Expired};
 use crate::fetch::Fetcher;
-use crate::flight::{FlightLog, Flights, Waiter};
+use crate::flight::{FlightLog, Flights, Landed, Waiter};
 use crate::handoff::{Peer, SessionStay};
 use crate::loads::{Entry, LoadState, Loads};
+use crate::nvme::{NvmeTier, TierUse};
 use crate::plan::{ChunkSpec, FetchPlan, PlanError, Selection, plan};
+use crate::ram::pool::ClaimedSlot;
 use crate::ram::{PinnedChunk, RamTier, RevisionUse};
-use crate::report::{Report, Subject, Tally, close};
-use crate::resolve::{Manifest, Resolver};
+use crate::report::{Report, Subject, Tally, Tier, close};
+use crate::resolve::{Manifest, Resolver, Revision};
 use crate::timeline::{Kind, Stage, Timeline};
-use crate::verify::{Verifier, VerifyError};
+use crate::verify::{Decayed, Verifier, VerifyError};
 use conversation::{ClientEvent, Conversation, LoadEvent};
 use filler::Filler;
+
+pub(crate) use keep::{Keep, Progress, keep};
 
 /// How long a load that is opened again waits for a place before it ends its old stream for it. A
 /// refusal comes at once, and then the old stream goes on.
@@ -54,6 +59,8 @@ pub(crate) struct Stages {
     pub(crate) verifier: Verifier,
     /// Slots and what is in them.
     pub(crate) ram: Arc<RamTier>,
+    /// Chunks in files, if there is such a tier.
+    pub(crate) nvme: Option<Arc<NvmeTier>>,
     /// One fetch per chunk.
     pub(crate) flights: Flights,
     /// Loads that run.
@@ -91,17 +98,6 @@ impl LoadRequest {
     }
 }
 
-/// How far a [`keep`] is.
-#[derive(Debug, Clone)]
-pub(crate) struct Progress {
-    /// What is fetched.
-    pub(crate) manifest: Arc<Manifest>,
-    /// Bytes that are cached now.
-    pub(crate) done_bytes: u64,
-    /// So far.
-    pub(crate) tally: Tally,
-}
-
 /// Lends the checkpoint to a client, chunk by chunk, until the client is done.
 ///
 /// The deadline covers everything up to the last grant. After that a client may keep its leases as
@@ -121,12 +117,14 @@ pub(crate) async fn lend(
         let opening = open(stages, request, timeline, &entry);
         let (head, permit) = in_time(deadline, opening).await?;
         let mut conversation = Conversation::new(&head, &stay, timeline, talk);
-        let mut filler = Filler::new(stages, &head, &permit, request, timeline);
+        let what = (&head.plan, head.entry);
+        let mut filler = Filler::new(stages, what, &permit, request, timeline);
         let streaming = conversation.stream(&mut filler, &permit, request);
         in_time(deadline, streaming).await?;
         let tally = Tally { peak_slots: permit.peak_slots(), ..filler.tally() };
         drop(filler);
         drop(permit);
+        head.handed_over();
         conversation.linger().await?;
         let report = report(request, &head, timeline, tally, conversation.copies());
         let said = conversation.say(LoadEvent::Report(Box::new(report)));
@@ -141,26 +139,6 @@ pub(crate) async fn lend(
     ended?;
     stay.finish();
     Ok(())
-}
-
-/// Fetches the checkpoint into the RAM tier and keeps it there.
-pub(crate) async fn keep(
-    stages: &Arc<Stages>,
-    request: &LoadRequest,
-    timeline: &Timeline,
-    stay: SessionStay,
-    progress: mpsc::Sender<Progress>,
-) -> Result<Report, Failure> {
-    let entry = stages.loads.enter(stay.load(), state_of(request, timeline));
-    let state = Arc::clone(entry.state());
-    let keeping = keep_all(stages, request, timeline, &entry, &progress);
-    let kept = tokio::select! {
-        kept = in_time(request.deadline, keeping) => kept,
-        () = state.superseded.cancelled() => Err(superseded(request)),
-    };
-    answered(stages, request, &kept);
-    stay.finish();
-    kept
 }
 
 /// An id whose load is answered is free again; so is one whose revision is gone.
@@ -179,56 +157,21 @@ fn superseded(request: &LoadRequest) -> Failure {
     Failure::new(Reason::Superseded, message)
 }
 
-async fn keep_all(
-    stages: &Arc<Stages>,
-    request: &LoadRequest,
-    timeline: &Timeline,
-    entry: &Entry<'_>,
-    progress: &mpsc::Sender<Progress>,
-) -> Result<Report, Failure> {
-    let (head, permit) = open(stages, request, timeline, entry).await?;
-    let budget = stages.ram.pool().spec().budget_bytes;
-    let needed = head.plan.chunks().len() as u64 * stages.chunk_bytes;
-    if needed > budget {
-        return Err(not_kept(format!(
-            "the checkpoint takes {needed} bytes of slots and the RAM tier has {budget}"
-        )));
-    }
-    let mut filler = Filler::new(stages, &head, &permit, request, timeline);
-    let mut done_bytes = 0;
-    loop {
-        let look_again = filler.quiet(stages.no_progress)?;
-        let ready = tokio::select! {
-            ready = filler.next() => ready?,
-            () = tokio::time::sleep_until(look_again) => continue,
-        };
-        let Some(ready) = ready else { break };
-        done_bytes += ready.spec.bytes;
-        filler.granted(&ready);
-        // Progress is a courtesy: a reader that is behind misses steps, not the report.
-        let manifest = Arc::clone(head.plan.manifest());
-        drop(progress.try_send(Progress { manifest, done_bytes, tally: filler.tally() }));
-    }
-    let gone = head.plan.chunks().iter().filter(|chunk| !stages.ram.holds(&chunk.key)).count();
-    if gone > 0 {
-        let chunks = head.plan.chunks().len();
-        return Err(not_kept(format!(
-            "{gone} of {chunks} chunks had to make room again: other loads use the RAM tier"
-        )));
-    }
-    let tally = Tally { peak_slots: permit.peak_slots(), ..filler.tally() };
-    Ok(report(request, &head, timeline, tally, &[]))
-}
-
-fn not_kept(message: String) -> Failure {
-    Failure::new(Reason::RamExhausted, &message).with_quota(format!("ram: {message}"))
-}
-
 /// What lies before the first chunk.
 struct Head<'a> {
     plan: Arc<FetchPlan>,
     entry: &'a Entry<'a>,
     _in_use: RevisionUse,
+    stored: Option<TierUse>,
+}
+
+impl Head<'_> {
+    /// Every chunk is granted; the client may keep them for hours.
+    fn handed_over(&self) {
+        if let Some(stored) = &self.stored {
+            stored.handed_over();
+        }
+    }
 }
 
 async fn open<'a>(
@@ -293,7 +236,8 @@ async fn open<'a>(
     stages.loads.remember(uid, load_id, &manifest);
     entry.supersede_others();
     let in_use = stages.ram.use_revision(&manifest);
-    Ok((Head { plan: Arc::new(plan), entry, _in_use: in_use }, permit))
+    let stored = stages.nvme.as_ref().map(|nvme| nvme.use_revision(&manifest, request.lane));
+    Ok((Head { plan: Arc::new(plan), entry, _in_use: in_use, stored }, permit))
 }
 
 async fn planned(
@@ -374,19 +318,29 @@ fn report(
     close(subject, timeline, tally, copies, Instant::now())
 }
 
-/// One chunk's way from the origin into the cache: slot, bytes, digest, tier. Notes in `log` what it
-/// is at, for those who run out of time before it lands.
+/// One chunk's way into the cache: from the NVMe tier if it is there, else from the origin. Notes in
+/// `log` what it is at, for those who run out of time before it lands.
 async fn fill(
     stages: Arc<Stages>,
     manifest: Arc<Manifest>,
     spec: Arc<ChunkSpec>,
     terms: ReadTerms,
     log: Arc<FlightLog>,
-) -> Result<PinnedChunk, Failure> {
+) -> Result<Landed, Failure> {
+    let revision = manifest.revision();
+    let mut claimed = match fill_from_nvme(&stages, (revision, &terms), &spec, &log).await? {
+        Ok(pinned) => return Ok(Landed { pinned, tier: Tier::Nvme }),
+        Err(claimed) => claimed,
+    };
     let mut again = true;
     loop {
-        log.at(Stage::LeaseAlloc, Kind::Service);
-        let slot = stages.ram.claim().await?;
+        let slot = match claimed.take() {
+            Some(slot) => slot,
+            None => {
+                log.at(Stage::LeaseAlloc, Kind::Service);
+                stages.ram.claim().await?
+            }
+        };
         log.at(Stage::Fetch, Kind::Service);
         let (fetched, spans) = stages.fetcher.fetch(&manifest, &spec, &terms, slot).await?;
         // Now the phases are known.
@@ -395,7 +349,12 @@ async fn fill(
         match stages.verifier.verify(fetched).await {
             Ok((verified, spans)) => {
                 log.replace_last(spans.to_vec());
-                return Ok(stages.ram.insert(verified, manifest.revision()));
+                let digest = verified.to_store();
+                let pinned = stages.ram.insert(verified, revision);
+                if let (Some(nvme), Some(digest)) = (&stages.nvme, digest) {
+                    nvme.offer(&spec, digest, revision);
+                }
+                return Ok(Landed { pinned, tier: Tier::Origin });
             }
             // The way here may have done it, so the bytes are asked for once more, another way.
             Err(VerifyError::Mismatch { address, .. }) if again => {
@@ -403,6 +362,41 @@ async fn fill(
                 terms.distrust(address);
             }
             Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The chunk from the NVMe tier; else the slot that was claimed for that, if it came back.
+async fn fill_from_nvme(
+    stages: &Stages,
+    (revision, terms): (Revision, &ReadTerms),
+    spec: &Arc<ChunkSpec>,
+    log: &FlightLog,
+) -> Result<Result<PinnedChunk, Option<ClaimedSlot>>, Failure> {
+    let Some(nvme) = &stages.nvme else { return Ok(Err(None)) };
+    log.at(Stage::NvmeRead, Kind::Queue);
+    let lane = || match terms.lane() {
+        forebay_origin::Lane::Interactive => Lane::Interactive,
+        forebay_origin::Lane::Prefetch => Lane::Prefetch,
+    };
+    let Some(found) = nvme.find(&spec.key, revision, lane).await else { return Ok(Err(None)) };
+    log.at(Stage::LeaseAlloc, Kind::Service);
+    let slot = stages.ram.claim().await?;
+    log.at(Stage::NvmeRead, Kind::Service);
+    let ((checked, verified), read) =
+        match nvme.read(found, spec, slot, stages.verifier.of_stored()).await {
+            Ok(read) => read,
+            Err(slot) => return Ok(Err(slot)),
+        };
+    log.replace_last(read.into_iter().chain([verified]).collect());
+    match checked {
+        Ok(verified) => {
+            nvme.was_right();
+            Ok(Ok(stages.ram.insert(verified, revision)))
+        }
+        Err(Decayed { why, generation, slot }) => {
+            nvme.quarantine(spec.key, generation, why).await;
+            Ok(Err(Some(slot)))
         }
     }
 }

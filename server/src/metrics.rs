@@ -5,6 +5,7 @@
 //! they cannot drift: see [`Metrics::render`]. Labels come from closed sets: never a key, a URI, a
 //! uid or an address.
 
+mod nvme;
 mod origin;
 
 use std::sync::OnceLock;
@@ -19,6 +20,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 
 use crate::report::{Report, Tally};
 
+pub(crate) use nvme::{DiskMeters, TierMeters, nvme};
 pub(crate) use origin::{addresses, dns_lookups, endpoints};
 
 /// What a metric counts.
@@ -88,7 +90,27 @@ table! {
     POOL_EJECTIONS "forebay_address_ejections_total" Counter Count ["reason"] "Times that an address was left out: failing or slow";
     ORIGIN_BYTES "forebay_origin_bytes_total" Counter Bytes [] "Body bytes received from origins by finished loads, failed attempts included";
     REJECTED "forebay_admission_rejected_total" Counter Count ["reason"] "Loads refused by admission";
-    EVICTIONS "forebay_cache_evictions_total" Counter Count ["tier"] "Chunks given up to make room";
+    EVICTIONS "forebay_cache_evictions_total" Counter Count ["tier" "reason"] "Chunks given up: for room, for the filesystem's floor, or because somebody asked";
+    CACHE_REQUESTS "forebay_cache_requests_total" Counter Count ["tier" "result"] "Chunks asked of a tier: hit, miss, corrupt, or bypass where its disk is left alone or fails";
+    CACHE_BYTES "forebay_cache_bytes" Gauge Bytes ["tier" "state"] "Bytes of the NVMe tier: budget, stored, pinned, filling; free is what its filesystem has";
+    CACHE_EXTENTS "forebay_cache_extents" Gauge Count ["tier"] "Chunks stored";
+    FILLS "forebay_cache_fills_total" Counter Count ["tier"] "Chunks stored since the start";
+    FILL_BYTES "forebay_cache_fill_bytes_total" Counter Bytes ["tier"] "Bytes of objects stored since the start";
+    FILL_ABORTED "forebay_cache_fill_aborted_total" Counter Count ["tier" "reason"] "Chunks that were not stored";
+    FILL_QUEUE "forebay_cache_fill_queue_depth" Gauge Count ["tier"] "Chunks that wait to be stored";
+    QUARANTINED "forebay_cache_quarantined_total" Counter Count ["tier" "reason"] "Extents that were found to be bad";
+    SCRUBBED_BYTES "forebay_cache_scrubbed_bytes_total" Counter Bytes ["tier"] "Bytes that the scrub has read";
+    RECOVERY_SECONDS "forebay_cache_recovery_seconds" Gauge Seconds ["tier"] "From the start until every extent was known";
+    RECOVERED "forebay_cache_recovered_entries" Gauge Count ["tier"] "Extents that were known then";
+    DISK_STATE "forebay_cache_disk_state" Gauge Count ["tier"] "0 normal, 1 unstable, 2 down";
+    DISK_TURNS "forebay_cache_disk_transitions_total" Counter Count ["tier" "to"] "Changes of that state";
+    IO_SECONDS "forebay_nvme_io_seconds" Histogram Seconds ["op" "phase"] "Reads and writes of the NVMe tier: waiting for their turn, and with the device";
+    IO_ERRORS "forebay_nvme_io_errors_total" Counter Count ["op" "reason"] "Reads and writes that failed";
+    IO_QUEUE "forebay_nvme_io_queue_depth" Gauge Count ["op"] "Reads and writes that wait for their turn";
+    IO_OLDEST_SECONDS "forebay_nvme_io_oldest_wait_seconds" Gauge Seconds ["op"] "Age of the oldest of them";
+    IO_INFLIGHT "forebay_nvme_io_inflight" Gauge Count ["op"] "Reads and writes that the device has";
+    IO_COUNTS "forebay_nvme_io_events_total" Counter Count ["event"] "Operations that were slow, hung, late or short, and others that the engine counts";
+    IO_ENGINE "forebay_nvme_io_engine" Gauge Count ["engine"] "1 for the engine in use";
     DIGEST_MISMATCHES "forebay_digest_mismatches_total" Counter Count [] "Chunks whose bytes differ from their digest";
     QUEUE_DEPTH "forebay_admission_queue_depth" Gauge Count ["lane"] "Loads waiting for admission";
     QUEUE_LIMIT "forebay_admission_queue_limit" Gauge Count [] "Bound on loads waiting for admission";
@@ -185,6 +207,7 @@ pub(crate) fn digest_mismatch() {
 pub(crate) fn load_ended(report: &Report) {
     let Tally { tiers, cost, .. } = report.tally;
     counter!(STAGE_BYTES, "tier" => "ram").increment(tiers.ram);
+    counter!(STAGE_BYTES, "tier" => "nvme").increment(tiers.nvme);
     counter!(STAGE_BYTES, "tier" => "origin").increment(tiers.origin);
     counter!(ORIGIN_BYTES).increment(cost.bytes);
     histogram!(UNATTRIBUTED_SECONDS).record(report.unattributed.as_secs_f64());
@@ -228,9 +251,10 @@ impl std::fmt::Debug for PartMeters {
     }
 }
 
-/// The counter of chunks given up by the RAM tier.
-pub(crate) fn ram_evictions() -> Counter {
-    counter!(EVICTIONS, "tier" => "ram")
+/// The counters of the RAM tier: chunks given up, hits, misses.
+pub(crate) fn ram() -> [Counter; 3] {
+    let requests = |result| counter!(CACHE_REQUESTS, "tier" => "ram", "result" => result);
+    [counter!(EVICTIONS, "tier" => "ram", "reason" => "room"), requests("hit"), requests("miss")]
 }
 
 fn stages(stages: &[StageSeconds]) {

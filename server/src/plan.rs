@@ -91,6 +91,14 @@ impl FetchPlan {
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
+
+    /// The plan without the chunks that are there already.
+    pub(crate) fn without(&self, there: impl Fn(&ChunkSpec) -> bool) -> Self {
+        let missing = self.chunks.iter().filter(|chunk| !there(chunk));
+        let chunks: Vec<Arc<ChunkSpec>> = missing.cloned().collect();
+        let bytes = chunks.iter().map(|chunk| chunk.bytes).sum();
+        Self { manifest: Arc::clone(&self.manifest), chunks, bytes }
+    }
 }
 
 /// What a client asked for. Empty: everything.

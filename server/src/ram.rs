@@ -10,8 +10,8 @@
 //! the index at once and its slot comes free with the last reference.
 
 pub(crate) mod pool;
-pub(crate) mod residency;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -21,9 +21,9 @@ use metrics::Counter;
 use tokio::time::Instant;
 
 use crate::admission::WindowSlot;
-use crate::plan::ChunkKey;
+use crate::plan::{ChunkKey, ChunkSpec};
 use crate::ram::pool::{ClaimedSlot, Pool, ReadableSlot};
-use crate::ram::residency::Residency;
+use crate::residency::Residency;
 use crate::resolve::{Manifest, Revision};
 use crate::verify::VerifiedChunk;
 
@@ -37,7 +37,7 @@ pub(crate) struct PinnedChunk(Arc<Pinned>);
 #[derive(Debug)]
 struct Pinned {
     slot: ReadableSlot,
-    bytes: u64,
+    spec: Arc<ChunkSpec>,
     /// The window token that pays for the slot while it is lent, whoever brought it.
     paid: Mutex<Weak<WindowSlot>>,
 }
@@ -77,7 +77,17 @@ impl PinnedChunk {
 
     /// Bytes of it that are used.
     pub(crate) fn bytes(&self) -> u64 {
-        self.0.bytes
+        self.0.spec.bytes
+    }
+
+    /// What it holds.
+    pub(crate) fn spec(&self) -> &Arc<ChunkSpec> {
+        &self.0.spec
+    }
+
+    /// The first bytes of its slot; none if the slot is smaller.
+    pub(crate) fn payload(&self, bytes: usize) -> Option<&[u8]> {
+        self.0.slot.reader().bytes().get(..bytes)
     }
 
     /// Whether anyone but the tier refers to it. Exact under the tier's lock: new references to a
@@ -158,19 +168,21 @@ pub(crate) struct RamTier {
     pool: Arc<Pool>,
     index: Mutex<Index>,
     evicted_chunks: Counter,
+    hits: Counter,
+    misses: Counter,
 }
 
 #[derive(Debug)]
 struct Index {
     residency: Residency<PinnedChunk>,
-    last_used: std::collections::BTreeMap<Revision, Instant>,
+    last_used: BTreeMap<Revision, Instant>,
 }
 
 impl RamTier {
-    /// A tier over `pool`; `evicted_chunks` counts what was given up for room.
-    pub(crate) fn new(pool: Arc<Pool>, evicted_chunks: Counter) -> Self {
+    /// A tier over `pool`, with counters for chunks given up for room, for hits and for misses.
+    pub(crate) fn new(pool: Arc<Pool>, [evicted_chunks, hits, misses]: [Counter; 3]) -> Self {
         let index = Index { residency: Residency::new(), last_used: Default::default() };
-        Self { pool, index: Mutex::new(index), evicted_chunks }
+        Self { pool, index: Mutex::new(index), evicted_chunks, hits, misses }
     }
 
     /// The slots.
@@ -189,12 +201,35 @@ impl RamTier {
 
     /// The chunk, if it is here.
     pub(crate) fn get(&self, key: &ChunkKey, revision: Revision) -> Option<PinnedChunk> {
-        self.lock().residency.get(key, revision)
+        let found = self.lock().residency.get(key, revision);
+        self.hits.increment(u64::from(found.is_some()));
+        found
     }
 
     /// `revision` refers to the chunk from now on, if it is here.
     pub(crate) fn refer(&self, key: &ChunkKey, revision: Revision) {
         self.lock().residency.refer(*key, revision);
+    }
+
+    /// The chunk, if it is here, without counting as a use.
+    pub(crate) fn peek(&self, key: &ChunkKey) -> Option<PinnedChunk> {
+        self.lock().residency.peek(key).cloned()
+    }
+
+    /// Gives up a chunk that turned out to be wrong; leases of it last.
+    pub(crate) fn discard(&self, key: &ChunkKey) {
+        let gone = self.lock().residency.remove(key);
+        drop(gone);
+    }
+
+    /// Every chunk of the checkpoints at or under `uri`, once, and its bytes. Names only: they keep
+    /// nothing from being evicted.
+    pub(crate) fn keys_under(&self, uri: &str) -> BTreeMap<ChunkKey, u64> {
+        let index = self.lock();
+        let revisions = index.residency.revisions();
+        let under = revisions.filter(|(_, entry)| is_at_or_under(&entry.uri, uri));
+        let chunks = under.flat_map(|(revision, _)| index.residency.chunks_of(revision));
+        chunks.map(|chunk| (chunk.spec().key, chunk.bytes())).collect()
     }
 
     /// Whether the chunk is here, without counting as a use.
@@ -228,10 +263,12 @@ impl RamTier {
 
     /// Takes a verified chunk in and makes it readable.
     pub(crate) fn insert(&self, verified: VerifiedChunk, revision: Revision) -> PinnedChunk {
+        // What was there would not have been brought here.
+        self.misses.increment(1);
         let (slot, spec) = verified.into_parts();
         let pinned = PinnedChunk(Arc::new(Pinned {
             slot: slot.publish(),
-            bytes: spec.bytes,
+            spec: Arc::clone(&spec),
             paid: Mutex::default(),
         }));
         let replaced = self.lock().residency.insert(spec.key, revision, spec.bytes, pinned.clone());
@@ -322,7 +359,7 @@ impl RamTier {
 }
 
 /// `s3://b/a` is at or under `s3://b` and `s3://b/a/`, not under `s3://b/aa`.
-fn is_at_or_under(uri: &str, root: &str) -> bool {
+pub(crate) fn is_at_or_under(uri: &str, root: &str) -> bool {
     let root = root.trim_end_matches('/');
     uri.trim_end_matches('/')
         .strip_prefix(root)
@@ -343,7 +380,7 @@ impl Drop for RevisionUse {
         let Index { residency, last_used } = &mut *index;
         last_used.insert(self.revision, Instant::now());
         // Bounded like the residency: what it forgot is forgotten here.
-        let known: std::collections::BTreeSet<&Revision> =
+        let known: BTreeSet<&Revision> =
             residency.revisions().map(|(revision, _)| revision).collect();
         last_used.retain(|revision, _| known.contains(revision));
     }

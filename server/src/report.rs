@@ -9,13 +9,43 @@ use crate::cost::FetchCost;
 use crate::timeline::path::CriticalPath;
 use crate::timeline::{Kind, Span, Stage, Timeline};
 
+/// Where the bytes of a chunk came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tier {
+    /// They were in RAM.
+    Ram,
+    /// They were in the NVMe tier.
+    Nvme,
+    /// They were fetched.
+    Origin,
+}
+
 /// Which tier the bytes of a load came from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct TierBytes {
     /// RAM hits.
     pub(crate) ram: u64,
+    /// NVMe hits.
+    pub(crate) nvme: u64,
     /// From the origin, by this load's fetches or by those it joined.
     pub(crate) origin: u64,
+}
+
+impl TierBytes {
+    /// Counts bytes.
+    pub(crate) fn add(&mut self, tier: Tier, bytes: u64) {
+        let sum = match tier {
+            Tier::Ram => &mut self.ram,
+            Tier::Nvme => &mut self.nvme,
+            Tier::Origin => &mut self.origin,
+        };
+        *sum += bytes;
+    }
+
+    /// All of them.
+    pub(crate) fn total(&self) -> u64 {
+        self.ram + self.nvme + self.origin
+    }
 }
 
 /// What a load counts while it runs.
@@ -80,6 +110,10 @@ pub(crate) enum Cause {
     TcpConnect,
     /// Waiting for a slot that leases held.
     LeaseMemory,
+    /// Waiting for the disk of the NVMe tier.
+    NvmeQueue,
+    /// Reads of the NVMe tier.
+    NvmeService,
     /// Digests, and waiting for them.
     Verify,
     /// Readable, and the client did not take it.
@@ -96,14 +130,18 @@ impl Cause {
             Self::Dns => "dns",
             Self::TcpConnect => "tcp_connect",
             Self::LeaseMemory => "lease_memory",
+            Self::NvmeQueue => "nvme_queue",
+            Self::NvmeService => "nvme_service",
             Self::Verify => "verify",
             Self::Client => "client",
             Self::Unknown => "unknown",
         }
     }
 
-    fn of(stage: Stage) -> Self {
+    fn of(stage: Stage, kind: Kind) -> Self {
         match stage {
+            Stage::NvmeRead if kind == Kind::Queue => Self::NvmeQueue,
+            Stage::NvmeRead => Self::NvmeService,
             Stage::Admission => Self::AdmissionQueue,
             Stage::Dns => Self::Dns,
             Stage::Connect => Self::TcpConnect,
@@ -197,7 +235,7 @@ fn idle_causes(gaps: &[(Instant, Instant)], path: &CriticalPath) -> Vec<(Cause, 
         let touching = gaps[..later].iter().rev().take_while(|gap| gap.1 > span.start);
         let time: Duration = touching.map(|gap| overlap(span, gap)).sum();
         idle = idle.saturating_sub(time);
-        *sums.entry(Cause::of(span.stage)).or_default() += time;
+        *sums.entry(Cause::of(span.stage, span.kind)).or_default() += time;
     }
     *sums.entry(Cause::Unknown).or_default() += idle;
     sums.into_iter().filter(|(_, time)| !time.is_zero()).collect()

@@ -7,8 +7,11 @@
 //!
 //! Objects whose name ends in `.safetensors` get their header read (see [`safetensors`]); all others
 //! are plain objects. Tensor indexes are kept for the last [`INDEXES_MAX`] revisions, so that a warm
-//! load asks the store for a listing and for nothing else.
+//! load asks the store for a listing and for nothing else. What was read of an object for that is also
+//! given to a [`HeaderCache`], if there is one, and asked of it first: after a restart too (see
+//! [`headers`]).
 
+mod headers;
 mod manifest;
 pub(crate) mod safetensors;
 
@@ -21,14 +24,16 @@ use forebay_origin::{
 };
 use forebay_proto::{Failure, Reason};
 use futures::{StreamExt, TryStreamExt};
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::OnceCell;
 
 use crate::admission::AdmissionPermit;
 use crate::cpu::{Stopped, Workers};
 use crate::error::origin_failure;
+use headers::Headers;
 use manifest::Found;
-use safetensors::HeaderError;
+use safetensors::{HeaderError, TensorEntry};
 
+pub(crate) use headers::HeaderCache;
 pub(crate) use manifest::{Manifest, Object, Revision, Tensor};
 
 /// Objects of a checkpoint.
@@ -42,13 +47,6 @@ const TENSORS_MAX: usize = 2 << 20;
 
 /// Bytes of headers of a checkpoint, over all objects: some hundred times the largest published.
 const HEADER_BYTES_TOTAL_MAX: u64 = 256 << 20;
-
-/// Mebibytes of headers being read at one time, over all loads: what hostile ones can make the daemon
-/// hold. The largest header fits once.
-const HEADER_MIB_AT_ONCE: u32 = 128;
-
-/// JSON from this size on is parsed on the workers.
-const PARSE_ON_WORKER_BYTES: usize = 256 << 10;
 
 /// Bytes of an index file; the largest published ones have a few MB.
 const INDEX_BYTES_MAX: u64 = 64 << 20;
@@ -132,16 +130,18 @@ type TensorIndex = Arc<Vec<Tensor>>;
 #[derive(Debug)]
 pub(crate) struct Resolver {
     origins: Arc<Origins>,
-    cpu: Arc<Workers>,
-    header_mib: Semaphore,
+    headers: Headers,
     indexes: Mutex<VecDeque<(Revision, Arc<OnceCell<TensorIndex>>)>>,
 }
 
 impl Resolver {
-    /// A stage that reads from `origins` and parses on `cpu`.
-    pub(crate) fn new(origins: Arc<Origins>, cpu: Arc<Workers>) -> Self {
-        let header_mib = Semaphore::new(HEADER_MIB_AT_ONCE as usize);
-        Self { origins, cpu, header_mib, indexes: Mutex::default() }
+    /// A stage that reads from `origins`, or from what was kept of them, and parses on `cpu`.
+    pub(crate) fn new(
+        origins: Arc<Origins>,
+        cpu: Arc<Workers>,
+        kept: Option<Arc<dyn HeaderCache>>,
+    ) -> Self {
+        Self { origins, headers: Headers::new(cpu, kept), indexes: Mutex::default() }
     }
 
     /// Resolves `uri` as it is now, with reads on these terms. The permit bounds how many do so at a
@@ -189,18 +189,6 @@ impl Resolver {
         while indexes.len() > INDEXES_MAX || (total > TENSORS_MAX && indexes.len() > 1) {
             total -= indexes.pop_front().map_or(0, |(_, index)| size(&index));
         }
-    }
-
-    /// Runs a parser, on the workers if there is much to parse.
-    async fn parsed<T: Send + 'static>(
-        &self,
-        json: Vec<u8>,
-        parse: impl FnOnce(&[u8]) -> T + Send + 'static,
-    ) -> Result<T, Stopped> {
-        if json.len() < PARSE_ON_WORKER_BYTES {
-            return Ok(parse(&json));
-        }
-        self.cpu.run(move || parse(&json)).await
     }
 }
 
@@ -250,10 +238,7 @@ impl Listing<'_> {
         if index.bytes > INDEX_BYTES_MAX {
             return Err(self.limit("bytes of index", INDEX_BYTES_MAX));
         }
-        let json = self.read(&index, 0, index.bytes).await?;
-        let header = |problem| ResolveError::Header { key: index.name.clone(), problem };
-        let parsed = self.resolver.parsed(json, safetensors::parse_index).await?;
-        let shards = parsed.map_err(header)?;
+        let shards = self.shards(&index).await?;
         if shards.len() >= OBJECTS_MAX {
             return Err(self.limit("objects", OBJECTS_MAX as u64));
         }
@@ -262,6 +247,26 @@ impl Listing<'_> {
             futures::stream::iter(shards).buffered(HEADERS_AT_ONCE).try_collect().await?;
         objects.push(index);
         Ok(objects)
+    }
+
+    /// The names of the shards that an index names.
+    async fn shards(&self, index: &Object) -> Result<Vec<String>, ResolveError> {
+        let headers = &self.resolver.headers;
+        let index_bytes = index.bytes;
+        let whole = move |json: &[u8]| match json.len() as u64 == index_bytes {
+            true => safetensors::parse_index(json),
+            false => Err(HeaderError::Length(json.len() as u64)),
+        };
+        if let Some(shards) = headers.kept(index, whole).await? {
+            return Ok(shards);
+        }
+        let _room = headers.room(index.bytes).await?;
+        let json = self.read(index, 0, index.bytes).await?;
+        let (parsed, json) = headers.parsed(json, safetensors::parse_index).await?;
+        let shards =
+            parsed.map_err(|problem| ResolveError::Header { key: index.name.clone(), problem })?;
+        headers.keep(index, json);
+        Ok(shards)
     }
 
     async fn shard(&self, folder: &ObjectKey, name: String) -> Result<Object, ResolveError> {
@@ -309,31 +314,40 @@ impl Listing<'_> {
         index: usize,
         object: &Object,
     ) -> Result<(Vec<Tensor>, u64), ResolveError> {
-        let bad = |problem| ResolveError::Header { key: object.name.clone(), problem };
-        let guess = HEADER_GUESS_BYTES.min(object.bytes);
-        let mut bytes = self.read(object, 0, guess).await?;
-        let prefix: [u8; 8] =
-            bytes.first_chunk().copied().ok_or_else(|| bad(HeaderError::TooShort(object.bytes)))?;
-        let json_bytes = safetensors::header_bytes(prefix, object.bytes).map_err(bad)?;
-        let end = safetensors::PREFIX_BYTES + json_bytes;
-        let mib = u32::try_from(end >> 20).unwrap_or(u32::MAX).saturating_add(1);
-        let room = self.resolver.header_mib.acquire_many(mib.min(HEADER_MIB_AT_ONCE)).await;
-        // The semaphore lives as long as the resolver and is never closed.
-        let _room = room.map_err(|_closed| Stopped)?;
-        if end > guess {
-            bytes.extend(self.read(object, guess, end).await?);
-        }
-        let short = || bad(HeaderError::TooShort(object.bytes));
-        let end = usize::try_from(end).map_err(|_wide| short())?;
-        if bytes.len() < end {
-            return Err(short());
-        }
-        bytes.truncate(end);
         let object_bytes = object.bytes;
-        let parse = move |bytes: &[u8]| safetensors::parse(&bytes[8..], object_bytes);
-        let entries = self.resolver.parsed(bytes, parse).await?.map_err(bad)?;
+        let parse = move |bytes: &[u8]| {
+            let entries = safetensors::parse_whole(bytes, object_bytes)?;
+            Ok((entries, bytes.len() as u64))
+        };
+        let (entries, bytes) = match self.resolver.headers.kept(object, parse).await? {
+            Some(kept) => kept,
+            None => self.fresh_header(object).await?,
+        };
         let tensors = entries.into_iter().map(|entry| Tensor { object: index, entry }).collect();
-        Ok((tensors, json_bytes))
+        Ok((tensors, bytes))
+    }
+
+    /// What the origin has for a header, and its size.
+    async fn fresh_header(&self, object: &Object) -> Result<(Vec<TensorEntry>, u64), ResolveError> {
+        let headers = &self.resolver.headers;
+        let bad = |problem| ResolveError::Header { key: object.name.clone(), problem };
+        let short = || bad(HeaderError::TooShort(object.bytes));
+        let mut bytes = self.read(object, 0, HEADER_GUESS_BYTES.min(object.bytes)).await?;
+        let prefix = bytes.first_chunk().copied().ok_or_else(short)?;
+        let end = safetensors::PREFIX_BYTES
+            + safetensors::header_bytes(prefix, object.bytes).map_err(bad)?;
+        let _room = headers.room(end).await?;
+        let have = bytes.len() as u64;
+        if end > have {
+            bytes.extend(self.read(object, have, end).await?);
+        }
+        bytes.truncate(usize::try_from(end).map_err(|_wide| short())?);
+        let object_bytes = object.bytes;
+        let parse = move |bytes: &[u8]| safetensors::parse_whole(bytes, object_bytes);
+        let (parsed, bytes) = headers.parsed(bytes, parse).await?;
+        let entries = parsed.map_err(bad)?;
+        headers.keep(object, bytes);
+        Ok((entries, end))
     }
 
     async fn read(&self, object: &Object, begin: u64, end: u64) -> Result<Vec<u8>, ResolveError> {
@@ -380,7 +394,7 @@ pub(crate) fn manifest_for_tests(
         .iter()
         .map(|(name, object, offset, bytes)| Tensor {
             object: *object,
-            entry: safetensors::TensorEntry {
+            entry: TensorEntry {
                 name: (*name).into(),
                 dtype: "U8".into(),
                 shape: vec![*bytes],

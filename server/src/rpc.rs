@@ -6,6 +6,7 @@
 //! its response stream, a guard in it cancels the task.
 
 mod convert;
+mod kept;
 pub(crate) mod serve;
 mod status;
 mod stream;
@@ -182,6 +183,7 @@ impl Forebay for Service {
     type PrefetchStream = GuardedStream<pb::PrefetchResponse>;
     type StatStream = GuardedStream<pb::StatResponse>;
     type ListStream = GuardedStream<pb::ListResponse>;
+    type VerifyStream = GuardedStream<pb::VerifyResponse>;
 
     async fn load(
         &self,
@@ -250,8 +252,7 @@ impl Forebay for Service {
         let stages = Arc::clone(&self.shared.stages);
         let uri = request.into_inner().uri;
         let work = async move {
-            let listed = stages.ram.list(&canonical(&uri)?, Instant::now());
-            let checkpoints: Vec<_> = listed.iter().map(convert::checkpoint).collect();
+            let checkpoints = kept::list(&stages, &canonical(&uri)?).await;
             let page =
                 |page: &[pb::CachedCheckpoint]| pb::ListResponse { checkpoints: page.to_vec() };
             Ok(checkpoints.chunks(LIST_PAGE).map(page).collect())
@@ -259,19 +260,58 @@ impl Forebay for Service {
         Ok(Response::new(self.answer("List", context, work)))
     }
 
+    async fn pin(
+        &self,
+        request: Request<pb::PinRequest>,
+    ) -> Result<Response<pb::PinResponse>, Status> {
+        let context = self.context("Pin", &request)?;
+        let pinned = match shown_uri(&request.into_inner().uri) {
+            Ok(uri) => kept::pin(&self.shared.stages, &uri).await,
+            Err(failure) => Err(failure),
+        };
+        Self::unary("Pin", context, pinned)
+    }
+
+    async fn unpin(
+        &self,
+        request: Request<pb::UnpinRequest>,
+    ) -> Result<Response<pb::UnpinResponse>, Status> {
+        let context = self.context("Unpin", &request)?;
+        let unpinned = match shown_uri(&request.into_inner().uri) {
+            Ok(uri) => kept::unpin(&self.shared.stages, &uri).await,
+            Err(failure) => Err(failure),
+        };
+        Self::unary("Unpin", context, unpinned)
+    }
+
     async fn evict(
         &self,
         request: Request<pb::EvictRequest>,
     ) -> Result<Response<pb::EvictResponse>, Status> {
         let context = self.context("Evict", &request)?;
+        let stages = Arc::clone(&self.shared.stages);
+        let evicting = context.deadline.cut(kept::evict(&stages, request.into_inner()));
+        let evicted = evicting.await.map_err(|_expired| deadline()).and_then(|done| done);
+        Self::unary("Evict", context, evicted)
+    }
+
+    async fn verify(
+        &self,
+        request: Request<pb::VerifyRequest>,
+    ) -> Result<Response<Self::VerifyStream>, Status> {
+        let context = self.context("Verify", &request)?;
+        let (out, stream, gone) = stream::open(PAGE_QUEUE, &self.shared.stop);
+        let shared = Arc::clone(&self.shared);
         let uri = request.into_inner().uri;
-        let outcome = shown_uri(&uri).map(|uri| self.shared.stages.ram.evict_uri(&uri));
-        let response = outcome.map(|evicted| pb::EvictResponse {
-            checkpoints: evicted.checkpoints,
-            freed_bytes: evicted.freed_bytes,
-            leased_bytes: evicted.leased_bytes,
+        self.shared.tasks.spawn(async move {
+            let checking = context.deadline.cut(kept::verify(&shared.stages, &uri, &out));
+            let outcome = tokio::select! {
+                outcome = checking => outcome.map_err(|_expired| deadline()).and_then(|done| done),
+                () = gone.cancelled() => Err(shared.ended()),
+            };
+            Ending { method: "Verify", context: context.opened }.tell(outcome, &out, &gone).await;
         });
-        Self::unary("Evict", context, response)
+        Ok(Response::new(stream))
     }
 
     async fn status(

@@ -52,6 +52,8 @@ pub(crate) enum Stage {
     Body,
     /// Waiting before another attempt.
     Backoff,
+    /// From the NVMe tier into the slot.
+    NvmeRead,
     /// Digest of the chunk.
     VerifyPart,
     /// Entering the RAM tier and being granted.
@@ -77,6 +79,7 @@ impl Stage {
             Self::Ttfb => "ttfb",
             Self::Body => "body",
             Self::Backoff => "backoff",
+            Self::NvmeRead => "nvme_read",
             Self::VerifyPart => "verify_part",
             Self::Publish => "publish",
             Self::ClientAck => "client_ack",

@@ -4,19 +4,26 @@
 //! [`crate::digest`]). Here it is compared with that of the first fetch (see [`record`]), on a worker
 //! thread, because a new one is written to a file. A difference means that the origin, or the way from
 //! it, gave other bytes for the same version of the same object: nothing of it is kept.
+//!
+//! What comes from the NVMe tier is checked here too, every grain of it, and its digest is compared
+//! with the same record.
 
 pub(crate) mod record;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use forebay_origin::Landing;
 use forebay_proto::{Failure, Reason};
 use tokio::time::Instant;
 
 use crate::cpu::{Stopped, Workers};
+use crate::digest::{ChunkDigest, DigestKey, ExtentDigest};
 use crate::fetch::FetchedChunk;
 use crate::metrics;
-use crate::plan::ChunkSpec;
+use crate::nvme::{BadExtent, StoredChunk};
+use crate::plan::{ChunkKey, ChunkSpec};
+use crate::ram::PinnedChunk;
 use crate::ram::pool::ClaimedSlot;
 use crate::timeline::{Kind, Span, Stage};
 use record::{Records, Verdict};
@@ -50,14 +57,38 @@ impl From<VerifyError> for Failure {
     }
 }
 
+/// What a disk gave that is not what was written, with the slot it lies in.
+#[derive(Debug)]
+pub(crate) struct Decayed {
+    /// What is wrong.
+    pub(crate) why: BadExtent,
+    /// Of the extent, if it was known.
+    pub(crate) generation: Option<u64>,
+    /// Where the right bytes can be put.
+    pub(crate) slot: ClaimedSlot,
+}
+
 /// A chunk whose bytes are right as far as anyone knows.
 #[derive(Debug)]
 pub(crate) struct VerifiedChunk {
     slot: ClaimedSlot,
     spec: Arc<ChunkSpec>,
+    digest: ChunkDigest,
+    pinned: bool,
 }
 
 impl VerifiedChunk {
+    /// A chunk of which a test knows that it is right.
+    #[cfg(test)]
+    pub(crate) fn for_tests(slot: ClaimedSlot, spec: Arc<ChunkSpec>) -> Self {
+        Self { slot, spec, digest: ChunkDigest::default(), pinned: true }
+    }
+
+    /// Its digest, if the chunk may be stored: only what can be asked for again is worth that.
+    pub(crate) fn to_store(&self) -> Option<ChunkDigest> {
+        self.pinned.then_some(self.digest)
+    }
+
     /// The slot and what is in it.
     pub(crate) fn into_parts(self) -> (ClaimedSlot, Arc<ChunkSpec>) {
         (self.slot, self.spec)
@@ -97,7 +128,9 @@ impl Verifier {
                     Span::new(Stage::VerifyPart, Kind::Service, started, Instant::now()),
                 ];
                 match verdict {
-                    Verdict::First | Verdict::Same => Ok((VerifiedChunk { slot, spec }, spans)),
+                    Verdict::First | Verdict::Same => {
+                        Ok((VerifiedChunk { slot, spec, digest, pinned }, spans))
+                    }
                     Verdict::Different => {
                         metrics::digest_mismatch();
                         Err(VerifyError::Mismatch { object: first_object, address })
@@ -106,4 +139,57 @@ impl Verifier {
             })
             .await?
     }
+
+    /// What checks a chunk that was stored, on the thread that has read it and has its bytes in the
+    /// cache of its core, as far as they fit. The span is that of the check.
+    pub(crate) fn of_stored(
+        &self,
+    ) -> impl FnOnce(StoredChunk) -> (Result<VerifiedChunk, Decayed>, Span) + Send + use<> {
+        let records = Arc::clone(&self.records);
+        move |stored| {
+            let started = Instant::now();
+            let checked = stored.check();
+            let generation = stored.generation();
+            let (slot, spec) = stored.into_parts();
+            let known = records.known(&spec.key);
+            let checked = match checked {
+                Ok(digest) if known.is_none_or(|known| known == digest) => {
+                    Ok(VerifiedChunk { slot, spec, digest, pinned: true })
+                }
+                Ok(_) => Err(Decayed { why: BadExtent::Digest, generation, slot }),
+                Err(why) => Err(Decayed { why, generation, slot }),
+            };
+            let span = Span::new(Stage::VerifyPart, Kind::Service, started, Instant::now());
+            (checked, span)
+        }
+    }
+
+    /// The digest that is recorded of a chunk.
+    pub(crate) fn recorded(&self, key: &ChunkKey) -> Option<ChunkDigest> {
+        self.records.known(key)
+    }
+
+    /// Whether a chunk in RAM still has the digest that is recorded of it; none if there is no record.
+    pub(crate) async fn verify_cached(&self, chunk: PinnedChunk) -> Result<Option<bool>, Stopped> {
+        let records = Arc::clone(&self.records);
+        let checking = self.workers.run(move || {
+            let known = records.known(&chunk.spec().key)?;
+            let found = digest_of(records.key(), &chunk)?;
+            Some(found == known)
+        });
+        checking.await
+    }
+}
+
+/// The digest of a chunk in RAM; none if it does not fit its slot.
+fn digest_of(key: DigestKey, chunk: &PinnedChunk) -> Option<ChunkDigest> {
+    let mut extents = Vec::with_capacity(chunk.spec().extents.len());
+    for extent in &chunk.spec().extents {
+        let start = usize::try_from(extent.slot_offset).ok()?;
+        let bytes = usize::try_from(extent.bytes).ok()?;
+        let mut digest = ExtentDigest::new(key);
+        digest.landed(chunk.payload(start.checked_add(bytes)?)?.get(start..)?);
+        extents.push((extent.bytes, digest.finish()));
+    }
+    Some(key.of_chunk(extents))
 }

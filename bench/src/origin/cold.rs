@@ -6,7 +6,7 @@
 //! every byte is compared with what it has to be.
 
 use forebay_client::Chunk;
-use forebay_testkit::{Checkpoint, Content};
+use forebay_testkit::Checkpoint;
 
 use super::child::{self, OriginProcess, PREFIX};
 use super::raw_loop::RawLoop;
@@ -14,6 +14,7 @@ use super::{OriginOptions, gib, progress, ratio, row};
 use crate::Outcome;
 use crate::measure::{Measurement, Spread};
 use crate::node::{self, Node};
+use crate::proof::{Proof, differ};
 use crate::report::{Bound, Figure, Limit, Row};
 
 /// The daemon's default chunk, which is its part.
@@ -99,37 +100,4 @@ fn prove_raw(raw: &RawLoop, made: &Checkpoint) -> Outcome<()> {
         rest = after;
     }
     Ok(())
-}
-
-/// Compares every byte that a load hands over.
-#[derive(Debug, Default)]
-struct Proof {
-    bytes: u64,
-}
-
-impl Proof {
-    fn see(&mut self, chunk: &Chunk, made: &Checkpoint) -> Outcome<()> {
-        for extent in chunk.extents() {
-            let (key, bytes) = (extent.key(), extent.bytes());
-            let content = made.file(key).ok_or_else(|| format!("{key} is of no checkpoint"))?;
-            differ(key, content, extent.offset(), bytes)?;
-            self.bytes += u64::try_from(bytes.len())?;
-        }
-        Ok(())
-    }
-
-    /// Chunks come once each, so that so many right bytes are all of them.
-    fn end(self, made: &Checkpoint) -> Outcome<()> {
-        if self.bytes == made.bytes() {
-            return Ok(());
-        }
-        Err(format!("{} bytes were handed over of {}", self.bytes, made.bytes()).into())
-    }
-}
-
-fn differ(name: &str, content: &Content, offset: u64, bytes: &[u8]) -> Outcome<()> {
-    match content.first_difference(offset, bytes) {
-        None => Ok(()),
-        Some(at) => Err(format!("{name} differs at byte {at}").into()),
-    }
 }

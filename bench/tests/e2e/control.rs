@@ -203,7 +203,7 @@ async fn a_prefetch_that_cannot_fit_is_refused() {
     assert_ends(&error, Reason::ObjectNotFound, 3);
     let request = pb::PrefetchRequest { uri: s3_uri("blob"), tier: 2, ..Default::default() };
     let mut answer = forebay(&node.daemon).await.prefetch(request).await.unwrap().into_inner();
-    assert_status(answer.message().await, Reason::BadRequest);
+    assert_status(answer.message().await, Reason::NvmeOff);
     node.settled().await;
 }
 

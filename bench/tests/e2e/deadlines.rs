@@ -111,7 +111,7 @@ async fn a_malformed_grpc_timeout_is_refused() {
         assert_status(load, Reason::BadDeadline);
         let list = forebay(&node.daemon).await.list(within(pb::ListRequest::default(), text)).await;
         assert_status(list, Reason::BadDeadline);
-        let evict = pb::EvictRequest { uri: uri.clone() };
+        let evict = pb::EvictRequest { uri: uri.clone(), ..Default::default() };
         let evict = forebay(&node.daemon).await.evict(within(evict, text)).await;
         assert_status(evict, Reason::BadDeadline);
     }

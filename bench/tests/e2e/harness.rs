@@ -9,6 +9,7 @@ use forebay_bench::process::{DaemonProcess, DaemonSpec};
 use forebay_client::model::Report;
 use forebay_client::{Client, ClientError, Endpoint, Load, LoadRequest, Reason};
 use forebay_testkit::{Checkpoint, Content, S3Options, S3Origin};
+use rustix::process::Signal;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -51,10 +52,13 @@ pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T
     panic!("{what}: it did not come to that");
 }
 
-/// How to start a [`Node`]: 64 KiB chunks, 4 MiB of RAM, if not told otherwise.
+/// How to start a [`Node`]: 64 KiB chunks, 4 MiB of RAM and no NVMe tier, if not told otherwise.
 #[derive(Debug)]
 pub(crate) struct NodeSpec {
     ram: String,
+    nvme: String,
+    wrapper: Vec<String>,
+    cache: Option<PathBuf>,
     env: Vec<(String, String)>,
     config: Option<PathBuf>,
     dir: Option<TempDir>,
@@ -63,7 +67,10 @@ pub(crate) struct NodeSpec {
 impl NodeSpec {
     /// A daemon without credentials.
     pub(crate) fn new() -> Self {
-        Self { ram: "4MiB".into(), env: Vec::new(), config: None, dir: None }.set("chunk", "64KiB")
+        let (ram, nvme) = ("4MiB".into(), "0".into());
+        let (wrapper, env) = (Vec::new(), Vec::new());
+        let plain = Self { ram, nvme, wrapper, cache: None, env, config: None, dir: None };
+        plain.set("chunk", "64KiB")
     }
 
     /// A daemon that can read from `origin`.
@@ -73,6 +80,21 @@ impl NodeSpec {
 
     pub(crate) fn ram(self, ram: &str) -> Self {
         Self { ram: ram.to_owned(), ..self }
+    }
+
+    /// With an NVMe tier of this size.
+    pub(crate) fn nvme(self, nvme: &str) -> Self {
+        Self { nvme: nvme.to_owned(), ..self }
+    }
+
+    /// Started by another program, which gets the daemon's command line behind its own.
+    pub(crate) fn under(self, wrapper: &[&str]) -> Self {
+        Self { wrapper: wrapper.iter().map(|word| (*word).to_owned()).collect(), ..self }
+    }
+
+    /// With its cache in this directory, instead of one in its own.
+    pub(crate) fn cache(self, dir: &Path) -> Self {
+        Self { cache: Some(dir.to_owned()), ..self }
     }
 
     /// A setting, by its name in the file.
@@ -98,10 +120,22 @@ impl NodeSpec {
     }
 
     pub(crate) async fn start(self) -> Node {
-        let flags = ["--metrics", "127.0.0.1:0", "--log", "json", "--nvme", "0"];
-        let mut spec = DaemonSpec::new(forebayd(), &flags).arg("--ram").arg(self.ram);
+        let flags = ["--metrics", "127.0.0.1:0", "--log", "json"];
+        let mut spec = match self.wrapper.split_first() {
+            None => DaemonSpec::new(forebayd(), &[]),
+            Some((program, args)) => {
+                args.iter().fold(DaemonSpec::new(program, &[]), DaemonSpec::arg).arg(forebayd())
+            }
+        };
+        for flag in flags {
+            spec = spec.arg(flag);
+        }
+        spec = spec.arg("--ram").arg(self.ram).arg("--nvme").arg(self.nvme);
         if let Some(config) = self.config {
             spec = spec.arg("--config").arg(config);
+        }
+        if let Some(cache) = self.cache {
+            spec = spec.cache(cache);
         }
         let spec = spec.env(self.env);
         let daemon = match self.dir {
@@ -152,6 +186,28 @@ impl Node {
         let (head, body) = response.split_once("\r\n\r\n").expect("a head and a body");
         let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
         (status.expect("a status"), body.to_owned())
+    }
+
+    /// The sum of a metric over its labels; zero if it is not exposed yet.
+    pub(crate) async fn sum(&self, name: &str) -> f64 {
+        let exposition = self.get("/metrics").await.1;
+        let of_name = exposition.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            if !rest.starts_with(['{', ' ']) {
+                return None;
+            }
+            rest.rsplit_once(' ')?.1.parse::<f64>().ok()
+        });
+        of_name.sum()
+    }
+
+    /// Ends the daemon as an operator does; its directory, for another one.
+    pub(crate) async fn stopped(mut self) -> TempDir {
+        self.daemon.signal(Signal::TERM).unwrap();
+        let daemon = &mut self.daemon;
+        let status = until("the daemon has ended", async || daemon.try_wait().unwrap()).await;
+        assert_eq!(status.code(), Some(0), "{}", self.daemon.log());
+        self.daemon.kill().unwrap()
     }
 
     /// The value of a metric, with its labels as exposed.

@@ -25,6 +25,16 @@ mod lifecycle;
 #[cfg(test)]
 mod memory;
 #[cfg(test)]
+mod nvme;
+#[cfg(test)]
+mod nvme_damage;
+#[cfg(test)]
+mod nvme_files;
+#[cfg(test)]
+mod nvme_kills;
+#[cfg(test)]
+mod nvme_places;
+#[cfg(test)]
 mod origin;
 #[cfg(test)]
 mod raw;

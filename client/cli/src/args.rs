@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use forebay_client::{DeviceSpec, Endpoint, TraceParent};
+use forebay_client::{DeviceSpec, Endpoint, KeepTier, TraceParent};
 
 /// Load model checkpoints through the Forebay daemon of this node
 #[derive(Debug, Parser)]
@@ -75,8 +75,14 @@ pub(crate) enum Verb {
     Ls(LsArgs),
     /// Show what a URI resolves to: objects, tensors, and how much is cached
     Stat(UriArg),
-    /// Drop a checkpoint from the cache; what is in use stays until it is released
-    Evict(UriArg),
+    /// Keep checkpoints in the NVMe tier: they are never evicted to make room
+    Pin(CachedArg),
+    /// Let pinned checkpoints be evicted again
+    Unpin(CachedArg),
+    /// Drop checkpoints from the cache; what is in use stays until it is released
+    Evict(EvictArgs),
+    /// Read again what is cached and check it; what is bad is given up and fetched again
+    Verify(CachedArg),
     /// Show the daemon at a glance: tiers, queues, loads, origins
     Status,
 }
@@ -85,22 +91,38 @@ pub(crate) enum Verb {
 #[command(after_help = "\
 Examples:
   forebay prefetch s3://models/llama-3-8b/ s3://models/lora/a.safetensors
+  forebay prefetch --tier nvme s3://models/llama-3-8b/
   forebay prefetch --format json s3://models/llama-3-8b/ | jq -c '[.done_bytes, .total_bytes]'")]
 pub(crate) struct PrefetchArgs {
     /// Checkpoints: one object, or all under a prefix that ends in a slash
     #[arg(required = true, value_name = "URI")]
     pub(crate) uris: Vec<String>,
 
-    /// Where to keep them
+    /// Pin them in the NVMe tier: they are never evicted to make room
+    #[arg(long)]
+    pub(crate) pin: bool,
+
+    /// Where they have to be in the end [default: ram]
     #[arg(long, value_enum)]
     pub(crate) tier: Option<TierArg>,
 }
 
-/// The tiers this build has.
+/// A tier of the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum TierArg {
     /// Host memory
     Ram,
+    /// Local disk
+    Nvme,
+}
+
+impl From<TierArg> for KeepTier {
+    fn from(tier: TierArg) -> Self {
+        match tier {
+            TierArg::Ram => Self::Ram,
+            TierArg::Nvme => Self::Nvme,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -165,6 +187,28 @@ pub(crate) struct GetArgs {
 pub(crate) struct LsArgs {
     /// Only checkpoints at or under this URI
     pub(crate) uri: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+What is pinned stays in NVMe; `forebay unpin URI` lets it go.
+
+Examples:
+  forebay evict s3://models/llama-3-8b/
+  forebay evict s3://models/ --tier ram")]
+pub(crate) struct EvictArgs {
+    /// Checkpoints at or under this URI
+    pub(crate) uri: String,
+
+    /// Only from this tier
+    #[arg(long, value_enum)]
+    pub(crate) tier: Option<TierArg>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CachedArg {
+    /// Checkpoints at or under this URI
+    pub(crate) uri: String,
 }
 
 #[derive(Debug, Args)]

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
+use forebay_client::model::BytesByTier;
 use forebay_client::{ClientError, ErrorKind, Failure, Reason};
 use serde::Serialize;
 
 use crate::args::Format;
 use crate::is_json;
+use crate::text::{printable, tiers};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +25,9 @@ pub(crate) enum CliError {
     /// An object's key cannot be the path of a file.
     #[error("object key {key:?} {why} (UNSAFE_KEY): leave it out with --only")]
     UnsafeKey { key: String, why: &'static str },
+    /// A verification found cached bytes that are wrong.
+    #[error("{}", bad_cache(.uri, *.bad, *.unreadable))]
+    BadCache { uri: String, bad: BytesByTier, unreadable: BytesByTier },
     /// Nobody reads stdout any more.
     #[error("stdout is closed")]
     BrokenPipe,
@@ -50,6 +55,7 @@ impl CliError {
             }
             Self::Local { .. } | Self::BrokenPipe => ErrorKind::Internal,
             Self::UnsafeKey { .. } => ErrorKind::InvalidArgument,
+            Self::BadCache { .. } => ErrorKind::DataLoss,
             Self::Several { first, .. } => first.kind(),
         }
     }
@@ -91,6 +97,7 @@ impl CliError {
             reason: match (self, failure) {
                 (_, Some(failure)) => failure.reason.as_str(),
                 (Self::UnsafeKey { .. }, _) => "UNSAFE_KEY",
+                (Self::BadCache { .. }, _) => "BAD_CACHE",
                 _ => "LOCAL_IO",
             },
             message: failure.map_or_else(|| self.to_string(), |failure| failure.message.clone()),
@@ -133,6 +140,14 @@ struct StageJson<'a> {
     service_seconds: f64,
 }
 
+fn bad_cache(uri: &str, bad: BytesByTier, unreadable: BytesByTier) -> String {
+    let mut text = format!("what is cached of {} was bad: {}", printable(uri), tiers(bad));
+    if unreadable.cached() > 0 {
+        text += &format!("; {} could not be read", tiers(unreadable));
+    }
+    text + " (BAD_CACHE): what was bad is given up, and fetched again when it is next needed"
+}
+
 fn stages(failure: &Failure) -> Vec<StageJson<'_>> {
     let stages = failure.stages.iter().map(|stage| StageJson {
         stage: &stage.stage,
@@ -155,6 +170,22 @@ mod tests {
         assert_eq!(CliError::local("write", io::ErrorKind::StorageFull).exit_code(), 1);
         assert_eq!(CliError::local("write", io::ErrorKind::PermissionDenied).exit_code(), 8);
         assert_eq!(CliError::BrokenPipe.exit_code(), 0);
+    }
+
+    #[test]
+    fn bad_bytes_are_told_by_tier_and_what_becomes_of_them() {
+        let bad = BytesByTier { ram: 1024, nvme: 2048, origin: 0 };
+        let unreadable = BytesByTier { nvme: 3, ..Default::default() };
+        let error = CliError::BadCache { uri: "s3://b/".into(), bad, unreadable };
+        let sentence = "what is cached of s3://b/ was bad: RAM 1.0 KiB and NVMe 2.0 KiB; \
+                        NVMe 3 B could not be read (BAD_CACHE): \
+                        what was bad is given up, and fetched again when it is next needed";
+        assert_eq!(error.to_string(), sentence);
+        assert_eq!(error.exit_code(), 6);
+        let json = serde_json::to_value(error.json()).unwrap();
+        assert_eq!((&json["code"], &json["reason"]), (&"DATA_LOSS".into(), &"BAD_CACHE".into()));
+        let bad = CliError::BadCache { uri: "x".into(), bad, unreadable: BytesByTier::default() };
+        assert!(!bad.to_string().contains("could not be read"), "{bad}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `forebay ls`, `stat` and `evict`.
+//! `forebay ls` and `stat`: what is cached, and what a URI resolves to.
 
 use forebay_client::Stat;
 use forebay_client::model::CachedCheckpoint;
@@ -22,7 +22,7 @@ pub(crate) async fn ls(
 }
 
 fn cached(checkpoints: &[CachedCheckpoint]) -> String {
-    let headings = ["URI", "REVISION", "OBJECTS", "SIZE", "RAM", "NVME", "LOADS", "IDLE"];
+    let headings = ["URI", "REVISION", "OBJECTS", "SIZE", "RAM", "NVME", "PINNED", "LOADS", "IDLE"];
     let mut table = Table::new(&headings);
     for checkpoint in checkpoints {
         table.row(vec![
@@ -32,6 +32,7 @@ fn cached(checkpoints: &[CachedCheckpoint]) -> String {
             size(checkpoint.bytes),
             size(checkpoint.cached.ram),
             size(checkpoint.cached.nvme),
+            if checkpoint.pinned { "yes" } else { "no" }.to_owned(),
             checkpoint.active_loads.to_string(),
             duration(checkpoint.idle),
         ]);
@@ -66,13 +67,14 @@ fn resolved(stat: &Stat) -> String {
         size(summary.cached.nvme),
         size(summary.cached.origin),
     );
-    let mut objects = Table::new(&["OBJECT", "SIZE", "RAM", "ETAG", "VERSION"]);
+    let mut objects = Table::new(&["OBJECT", "SIZE", "RAM", "NVME", "ETAG", "VERSION"]);
     for object in stat.manifest.objects() {
         let given = |text: &Option<String>| text.as_deref().map_or_else(|| "-".into(), printable);
         objects.row(vec![
             printable(&object.key),
             size(object.bytes),
             size(object.cached_ram_bytes),
+            size(object.cached_nvme_bytes),
             given(&object.etag),
             given(&object.version),
         ]);
@@ -94,25 +96,4 @@ fn resolved(stat: &Stat) -> String {
         text.push_str(&table.render());
     }
     text
-}
-
-pub(crate) async fn evict(
-    context: &Context,
-    uri: &str,
-    output: &mut Output,
-) -> Result<(), CliError> {
-    let evicted = context.client().evict(uri).await?;
-    if output.is_json() {
-        return output.object(&json::evicted(uri, evicted));
-    }
-    let mut text = format!(
-        "{}: {} checkpoints dropped, {} freed",
-        printable(uri),
-        evicted.checkpoints,
-        size(evicted.freed_bytes)
-    );
-    if evicted.leased_bytes > 0 {
-        text += &format!(", {} when their leases end", size(evicted.leased_bytes));
-    }
-    output.text(&(text + "\n"))
 }

@@ -3,7 +3,8 @@
 use forebay_client::Stat;
 use forebay_client::model::{
     AddressStatus, BytesByTier, CachedCheckpoint, DaemonStatus, EndpointStatus, Evicted,
-    NameStatus, ObjectEntry, PrefetchProgress, Report, TensorEntry,
+    NameStatus, NvmeStatus, ObjectEntry, Pinned, PrefetchProgress, Report, TensorEntry, Unpinned,
+    VerifyEvent,
 };
 use serde_json::{Value, json};
 
@@ -105,6 +106,7 @@ fn object(object: &ObjectEntry) -> Value {
         "etag": object.etag,
         "version": object.version,
         "cached_ram_bytes": object.cached_ram_bytes,
+        "cached_nvme_bytes": object.cached_nvme_bytes,
     })
 }
 
@@ -129,7 +131,43 @@ pub(crate) fn list(checkpoints: &[CachedCheckpoint]) -> Value {
         "cached": by_tier(checkpoint.cached),
         "active_loads": checkpoint.active_loads,
         "idle_seconds": checkpoint.idle.as_secs_f64(),
+        "pinned": checkpoint.pinned,
     })) })
+}
+
+/// What is pinned after a pin.
+pub(crate) fn pinned(uri: &str, pinned: Pinned) -> Value {
+    json!({
+        "uri": uri,
+        "checkpoints": pinned.checkpoints,
+        "nvme_bytes": pinned.nvme_bytes,
+        "missing_bytes": pinned.missing_bytes,
+    })
+}
+
+/// What an unpin did.
+pub(crate) fn unpinned(uri: &str, unpinned: Unpinned) -> Value {
+    json!({ "uri": uri, "checkpoints": unpinned.checkpoints })
+}
+
+/// One line of a verification; the last one is the summary.
+pub(crate) fn verification(uri: &str, event: &VerifyEvent) -> Value {
+    match event {
+        VerifyEvent::Progress(progress) => json!({
+            "event": "progress",
+            "uri": uri,
+            "checked_bytes": progress.checked_bytes,
+            "total_bytes": progress.total_bytes,
+        }),
+        VerifyEvent::Summary(summary) => json!({
+            "event": "summary",
+            "uri": uri,
+            "checkpoints": summary.checkpoints,
+            "checked": by_tier(summary.checked),
+            "bad": by_tier(summary.bad),
+            "unreadable": by_tier(summary.unreadable),
+        }),
+    }
 }
 
 /// What an eviction did.
@@ -139,6 +177,8 @@ pub(crate) fn evicted(uri: &str, evicted: Evicted) -> Value {
         "checkpoints": evicted.checkpoints,
         "freed_bytes": evicted.freed_bytes,
         "leased_bytes": evicted.leased_bytes,
+        "nvme_freed_bytes": evicted.nvme_freed_bytes,
+        "pinned_checkpoints": evicted.pinned_checkpoints,
     })
 }
 
@@ -160,6 +200,7 @@ pub(crate) fn status(status: &DaemonStatus) -> Value {
             "chunk_bytes": ram.chunk_bytes,
             "segments": ram.segments,
         },
+        "nvme": nvme(&status.nvme),
         "queues": array(&status.queues, |queue| json!({
             "name": queue.name,
             "depth": queue.depth,
@@ -188,6 +229,24 @@ pub(crate) fn status(status: &DaemonStatus) -> Value {
         "addresses": array(&status.addresses, address),
         "names": array(&status.names, name),
         "degraded": status.degraded,
+    })
+}
+
+fn nvme(nvme: &NvmeStatus) -> Value {
+    json!({
+        "state": nvme.state,
+        "budget_bytes": nvme.budget_bytes,
+        "stored_bytes": nvme.stored_bytes,
+        "pinned_bytes": nvme.pinned_bytes,
+        "filling_bytes": nvme.filling_bytes,
+        "disk_free_bytes": nvme.disk_free_bytes,
+        "extents": nvme.extents,
+        "queued_fills": nvme.queued_fills,
+        "engine": nvme.engine,
+        "engine_reason": nvme.engine_reason,
+        "quarantined": nvme.quarantined,
+        "fills_given_up": nvme.fills_given_up,
+        "recovery_seconds": nvme.recovery.map(|time| time.as_secs_f64()),
     })
 }
 

@@ -6,7 +6,7 @@
 //! and removes what it had not finished.
 //!
 //! * `args`: what can be said on the command line. `context`: the connection and the deadline.
-//! * `prefetch`, `load`, `get`, `inspect`, `status`: the verbs.
+//! * `prefetch`, `load`, `get`, `inspect`, `keep`, `verify`, `status`: the verbs.
 //! * `digest`, `files`, `worker`: the threads' work. `output`, `json`, `text`, `progress`: how
 //!   results look. `error`: how failures do.
 
@@ -20,12 +20,14 @@ mod files;
 mod get;
 mod inspect;
 mod json;
+mod keep;
 mod load;
 mod output;
 mod prefetch;
 mod progress;
 mod status;
 mod text;
+mod verify;
 mod worker;
 
 use std::process::ExitCode;
@@ -94,7 +96,10 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Verb::Get(args) => get::run(&context, args, &mut output).await,
         Verb::Ls(args) => inspect::ls(&context, args.uri.as_deref(), &mut output).await,
         Verb::Stat(args) => inspect::stat(&context, &args.uri, &mut output).await,
-        Verb::Evict(args) => inspect::evict(&context, &args.uri, &mut output).await,
+        Verb::Pin(args) => keep::pin(&context, &args.uri, &mut output).await,
+        Verb::Unpin(args) => keep::unpin(&context, &args.uri, &mut output).await,
+        Verb::Evict(args) => keep::evict(&context, &args, &mut output).await,
+        Verb::Verify(args) => verify::run(&context, &args.uri, &mut output).await,
         Verb::Status => status::status(&context, &mut output).await,
     }
 }

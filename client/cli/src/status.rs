@@ -1,6 +1,6 @@
 //! `forebay status`: the daemon on one screen.
 
-use forebay_client::model::DaemonStatus;
+use forebay_client::model::{DaemonStatus, NvmeStatus};
 
 use crate::context::Context;
 use crate::error::CliError;
@@ -35,6 +35,7 @@ fn glance(status: &DaemonStatus) -> String {
         size(ram.filling_bytes),
         size(ram.free_bytes),
     );
+    text.push_str(&nvme(&status.nvme));
     for table in [
         queues(status),
         loads(status),
@@ -55,6 +56,33 @@ fn glance(status: &DaemonStatus) -> String {
         text.push_str(&format!("  {}\n", printable(sentence)));
     }
     text
+}
+
+fn nvme(nvme: &NvmeStatus) -> String {
+    let state = printable(&nvme.state);
+    let reason = nvme.engine_reason.as_deref().map(|reason| format!(" ({})", printable(reason)));
+    let reason = reason.unwrap_or_default();
+    if nvme.state == NvmeStatus::OFF {
+        return format!("NVMe {state}{reason}\n");
+    }
+    format!(
+        "NVMe {state}, {} of {} stored in {} extents, {} pinned, {} filling, \
+         {} free on the disk\n     \
+         {}{reason}, {}\n     \
+         {} fills queued, {} given up, {} extents quarantined\n",
+        size(nvme.stored_bytes),
+        size(nvme.budget_bytes),
+        nvme.extents,
+        size(nvme.pinned_bytes),
+        size(nvme.filling_bytes),
+        size(nvme.disk_free_bytes),
+        nvme.engine.as_deref().map_or_else(|| "no engine".into(), printable),
+        nvme.recovery
+            .map_or_else(|| "recovering".into(), |time| format!("recovered in {}", duration(time))),
+        nvme.queued_fills,
+        nvme.fills_given_up,
+        nvme.quarantined,
+    )
 }
 
 fn queues(status: &DaemonStatus) -> Table {
@@ -179,4 +207,57 @@ fn names(status: &DaemonStatus) -> Table {
 
 fn speed(bytes_per_second: Option<f64>) -> String {
     bytes_per_second.map_or_else(|| "-".into(), |rate| format!("{:.1} MB/s", rate / 1e6))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn tier() -> NvmeStatus {
+        NvmeStatus {
+            state: "normal".into(),
+            budget_bytes: 100 << 30,
+            stored_bytes: 3 << 30,
+            pinned_bytes: 1 << 30,
+            filling_bytes: 8 << 20,
+            disk_free_bytes: 50 << 30,
+            extents: 412,
+            queued_fills: 3,
+            engine: Some("io_uring".into()),
+            engine_reason: Some("the kernel has it".into()),
+            quarantined: 2,
+            fills_given_up: 1,
+            recovery: Some(Duration::from_millis(1250)),
+        }
+    }
+
+    #[test]
+    fn the_nvme_tier_is_told_in_full() {
+        let lines = [
+            "NVMe normal, 3.0 GiB of 100.0 GiB stored in 412 extents, 1.0 GiB pinned, \
+             8.0 MiB filling, 50.0 GiB free on the disk",
+            "     io_uring (the kernel has it), recovered in 1.25s",
+            "     3 fills queued, 1 given up, 2 extents quarantined",
+            "",
+        ];
+        assert_eq!(nvme(&tier()), lines.join("\n"));
+    }
+
+    #[test]
+    fn a_tier_that_does_not_know_its_extents_yet_is_recovering() {
+        let tier = NvmeStatus { state: "recovering".into(), recovery: None, ..tier() };
+        assert!(nvme(&tier).contains("(the kernel has it), recovering\n"), "{}", nvme(&tier));
+    }
+
+    #[test]
+    fn a_tier_that_is_off_is_one_line() {
+        let off = |engine_reason| {
+            let state = NvmeStatus::OFF.into();
+            nvme(&NvmeStatus { state, engine: None, engine_reason, ..tier() })
+        };
+        assert_eq!(off(None), "NVMe off\n");
+        assert_eq!(off(Some("--nvme\n0".into())), "NVMe off (--nvme\\n0)\n");
+    }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use forebay_client::model::Revision;
+use forebay_client::model::{BytesByTier, Revision};
 
 /// Space between columns.
 const GAP: usize = 3;
@@ -47,6 +47,21 @@ pub(crate) fn rate(bytes: u64, time: Duration) -> String {
             let gigabytes = bytes as f64 / 1e9;
             format!("{:.2} GB/s", gigabytes / time.as_secs_f64())
         }
+    }
+}
+
+/// `1 checkpoint`, `2 checkpoints`.
+pub(crate) fn count(number: u64, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
+/// What the tiers of a node hold, without those that hold nothing.
+pub(crate) fn tiers(bytes: BytesByTier) -> String {
+    match bytes {
+        BytesByTier { ram: 0, nvme: 0, .. } => "nothing".into(),
+        BytesByTier { ram, nvme: 0, .. } => format!("RAM {}", size(ram)),
+        BytesByTier { ram: 0, nvme, .. } => format!("NVMe {}", size(nvme)),
+        BytesByTier { ram, nvme, .. } => format!("RAM {} and NVMe {}", size(ram), size(nvme)),
     }
 }
 
@@ -129,6 +144,15 @@ mod tests {
         ] {
             assert_eq!(size(bytes), text);
         }
+    }
+
+    #[test]
+    fn tiers_that_hold_nothing_are_left_out() {
+        let held = |ram, nvme| tiers(BytesByTier { ram, nvme, origin: 7 });
+        assert_eq!(held(0, 0), "nothing");
+        assert_eq!(held(1024, 0), "RAM 1.0 KiB");
+        assert_eq!(held(0, 3), "NVMe 3 B");
+        assert_eq!(held(1, 2), "RAM 1 B and NVMe 2 B");
     }
 
     #[test]

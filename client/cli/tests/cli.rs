@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use fake::{Fake, Fault, Script};
 use forebay_client::{Failure, Reason};
+use forebay_proto::pb;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -79,7 +80,12 @@ fn mistakes_on_the_command_line_exit_with_2() {
         "load s3://b/k --lane fast",
         "load s3://b/k --load-id a/b",
         "load s3://b/k --tensors a,,b",
-        "prefetch s3://b/k --tier nvme",
+        "prefetch s3://b/k --tier disk",
+        "evict s3://b/k --tier origin",
+        "evict",
+        "pin",
+        "unpin s3://b/k s3://b/l",
+        "verify",
     ] {
         let args: Vec<&str> = line.split_whitespace().collect();
         let output = forebay("unix:///nowhere", &args).output().unwrap();
@@ -91,7 +97,7 @@ fn mistakes_on_the_command_line_exit_with_2() {
 
 #[test]
 fn help_and_version_go_to_stdout_with_0() {
-    for line in ["--help", "--version", "load --help", "get --help"] {
+    for line in ["--help", "--version", "load --help", "get --help", "evict --help"] {
         let args: Vec<&str> = line.split_whitespace().collect();
         let output = forebay("unix:///nowhere", &args).output().unwrap();
         assert_eq!(code(&output), 0, "{line}");
@@ -145,10 +151,13 @@ fn every_kind_of_failure_has_its_exit_code() {
         (Reason::OriginDenied, 8),
         (Reason::CredentialsExpired, 8),
         (Reason::RevisionChanged, 9),
+        (Reason::NotCached, 3),
+        (Reason::NvmeExhausted, 5),
+        (Reason::NvmeOff, 9),
     ] {
         let failure = Failure::new(reason, "it failed").retry_in(Duration::from_millis(1500));
         let fake = Fake::start(checkpoint().fault(Fault::Refuse(failure)));
-        for verb in ["load", "prefetch"] {
+        for verb in ["load", "prefetch", "pin", "unpin", "evict", "verify"] {
             let output = run(&fake, &[verb, "s3://b/k", "--format", "json"]);
             assert_eq!(code(&output), expected, "{verb}");
             let text = stderr(&output);
@@ -316,10 +325,15 @@ fn control_verbs_print_tables_and_objects() {
     let fake = Fake::start(checkpoint());
     for (args, words, field) in [
         (&["ls"][..], &["REVISION", "s3://b/k/", "3.0 MiB"][..], "checkpoints"),
+        (&["ls"], &["PINNED", "2.0 MiB   yes"], "checkpoints"),
         (&["ls", "s3://b/"], &["s3://b/k/"], "checkpoints"),
         (&["stat", "s3://b/k"], &["config.json", "w.1", "80.0 KiB"], "tensors"),
-        (&["evict", "s3://b/k"], &["2.0 KiB freed"], "freed_bytes"),
+        (&["stat", "s3://b/k"], &["NVMe 3.0 KiB", "1.0 KiB   3.0 KiB"], "cached"),
+        (&["pin", "s3://b/k"], &["2.0 KiB in NVMe", "512 B missing"], "missing_bytes"),
+        (&["unpin", "s3://b/k"], &["2 checkpoints unpinned"], "checkpoints"),
+        (&["evict", "s3://b/k"], &["2.0 KiB freed", "3 checkpoints"], "freed_bytes"),
         (&["status"], &["forebayd fake", "memory is not locked"], "degraded"),
+        (&["status"], &["NVMe recovering, 3.0 GiB of 100.0 GiB", "threads (io_"], "nvme"),
         (&["status"], &["s3://models", "2500.0 MB/s", "open 3.00s", "486"], "endpoints"),
         (&["status"], &["192.0.2.2", "for 30.00s"], "addresses"),
         (&["status"], &["store.example", "12.00s", "192.0.2.1, 192.0.2.2"], "names"),
@@ -337,6 +351,112 @@ fn control_verbs_print_tables_and_objects() {
 }
 
 #[test]
+fn objects_have_what_the_nvme_tier_holds() {
+    let fake = Fake::start(checkpoint());
+    let json =
+        |args: &[&str]| object(&stdout(&run(&fake, &[args, &["--format", "json"]].concat())));
+    let listed = json(&["ls"]);
+    assert_eq!(listed["checkpoints"][0]["pinned"], true);
+    assert_eq!(listed["checkpoints"][0]["cached"]["nvme"], 2 << 20);
+    assert_eq!(json(&["stat", "s3://b/k"])["objects"][0]["cached_nvme_bytes"], 3072);
+    let pinned = json!({"uri": "s3://b/k", "checkpoints": 1, "nvme_bytes": 2048,
+        "missing_bytes": 512});
+    assert_eq!(json(&["pin", "s3://b/k"]), pinned);
+    assert_eq!(json(&["unpin", "s3://b/k"]), json!({"uri": "s3://b/k", "checkpoints": 2}));
+    let evicted = json!({"uri": "s3://b/k", "checkpoints": 1, "freed_bytes": 2048,
+        "leased_bytes": 1, "nvme_freed_bytes": 4096, "pinned_checkpoints": 3});
+    assert_eq!(json(&["evict", "s3://b/k"]), evicted);
+    let nvme = json!({"state": "recovering", "budget_bytes": 100_u64 << 30,
+        "stored_bytes": 3_u64 << 30, "pinned_bytes": 0, "filling_bytes": 0, "disk_free_bytes": 0,
+        "extents": 412, "queued_fills": 0, "engine": "threads",
+        "engine_reason": "io_uring is forbidden", "quarantined": 0, "fills_given_up": 0,
+        "recovery_seconds": null});
+    assert_eq!(json(&["status"])["nvme"], nvme);
+}
+
+#[test]
+fn tiers_and_pins_are_passed_on() {
+    let fake = Fake::start(checkpoint());
+    for line in [
+        "prefetch s3://b/k",
+        "prefetch --tier nvme --pin s3://b/k",
+        "prefetch s3://b/k --tier ram",
+        "evict s3://b/k",
+        "evict s3://b/k --tier nvme",
+        "evict --tier ram s3://b/k",
+    ] {
+        let args: Vec<&str> = line.split(' ').collect();
+        let output = run(&fake, &args);
+        assert_eq!(code(&output), 0, "{line}: {}", stderr(&output));
+        assert_eq!(stdout(&output).contains(", pinned\n"), line.contains("--pin"), "{line}");
+    }
+    let seen = fake.seen();
+    let (none, ram, nvme) = (pb::Tier::Unspecified, pb::Tier::Ram, pb::Tier::Nvme);
+    let asked: Vec<_> = seen.prefetches.iter().map(|asked| (asked.tier(), asked.pin)).collect();
+    assert_eq!(asked, [(none, false), (nvme, true), (ram, false)]);
+    let dropped: Vec<_> = seen.evictions.iter().map(pb::EvictRequest::tier).collect();
+    assert_eq!(dropped, [none, nvme, ram]);
+}
+
+#[test]
+fn verify_shows_progress_beside_what_it_found() {
+    let fake = Fake::start(checkpoint());
+    let human = run(&fake, &["verify", "s3://b/k"]);
+    assert_eq!(code(&human), 0);
+    let found = "s3://b/k: 1 checkpoint, RAM 1.0 KiB and NVMe 3.0 KiB checked\n";
+    assert_eq!(stdout(&human), found);
+    let progress = "s3://b/k: 0 B of 4.0 KiB (0%)\ns3://b/k: 4.0 KiB of 4.0 KiB (100%)\n";
+    assert_eq!(stderr(&human), progress);
+    let json = run(&fake, &["verify", "s3://b/k", "--format", "json"]);
+    assert_eq!(code(&json), 0);
+    let text = stdout(&json);
+    let [start, done, summary] = text.lines().map(object).collect::<Vec<_>>().try_into().unwrap();
+    assert_eq!((&start["event"], &start["checked_bytes"]), (&json!("progress"), &json!(0)));
+    assert_eq!(done["checked_bytes"], done["total_bytes"]);
+    let none = json!({"ram": 0, "nvme": 0, "origin": 0});
+    assert_eq!(
+        summary,
+        json!({"event": "summary", "uri": "s3://b/k", "checkpoints": 1,
+        "checked": {"ram": 1024, "nvme": 3072, "origin": 0}, "bad": none, "unreadable": none})
+    );
+    assert!(json.stderr.is_empty());
+}
+
+#[test]
+fn verify_exits_with_6_only_if_something_was_bad() {
+    let nvme = |nvme| pb::BytesByTier { nvme, ..Default::default() };
+    let both = pb::BytesByTier { ram: 1024, nvme: 2048, origin: 0 };
+    let fake = Fake::start(checkpoint());
+    for (bad, unreadable, expected) in
+        [(nvme(0), nvme(9), 0), (both, nvme(0), 6), (nvme(2048), nvme(9), 6)]
+    {
+        fake.set_fault(Fault::Decayed { bad, unreadable });
+        let human = run(&fake, &["verify", "s3://b/k"]);
+        assert_eq!(code(&human), expected);
+        let unread = unreadable.nvme > 0;
+        assert_eq!(stdout(&human).contains("NVMe 9 B not readable"), unread);
+        let text = stderr(&human);
+        let sentences: Vec<&str> = text.lines().filter(|l| l.starts_with("forebay: ")).collect();
+        assert_eq!(sentences.len(), usize::from(expected == 6), "{text}");
+        for sentence in sentences {
+            assert!(sentence.contains("NVMe 2.0 KiB") && sentence.contains("fetched again"));
+            assert_eq!(sentence.contains("RAM 1.0 KiB"), bad.ram > 0, "{sentence}");
+            assert_eq!(sentence.contains("NVMe 9 B could not be read"), unread, "{sentence}");
+        }
+        let json = run(&fake, &["verify", "s3://b/k", "--format", "json"]);
+        assert_eq!(code(&json), expected);
+        assert_eq!(object(stdout(&json).lines().last().unwrap())["bad"]["nvme"], bad.nvme);
+        let failure = stderr(&json).lines().nth(1).map(object);
+        assert_eq!(
+            failure.map(|failure| failure["reason"] == "BAD_CACHE"),
+            (expected == 6).then_some(true)
+        );
+    }
+    fake.set_fault(Fault::Unfinished);
+    assert_eq!(code(&run(&fake, &["verify", "s3://b/k"])), 1);
+}
+
+#[test]
 fn prefetch_shows_progress_beside_the_result() {
     let fake = Fake::start(checkpoint());
     let human = run(&fake, &["prefetch", "s3://b/k", "s3://b/l"]);
@@ -351,6 +471,24 @@ fn prefetch_shows_progress_beside_the_result() {
     assert_eq!(lines[2]["event"], "report");
     assert_eq!(lines[1]["done_bytes"], lines[2]["bytes"]);
     assert!(json.stderr.is_empty());
+}
+
+#[test]
+fn on_a_terminal_the_bar_is_gone_before_the_result() {
+    if Command::new("script").arg("--version").output().is_err() {
+        println!("skipped: no `script`, which lends a terminal");
+        return;
+    }
+    let fake = Fake::start(checkpoint());
+    for verb in ["prefetch", "verify"] {
+        let line = format!("'{}' {verb} s3://b/k", env!("CARGO_BIN_EXE_forebay"));
+        let mut script = Command::new("script");
+        script.args(["-qec", &line, "/dev/null"]).stdin(Stdio::null());
+        script.env("FOREBAY_ENDPOINT", fake.endpoint()).env("TERM", "xterm");
+        let shown = stdout(&script.output().unwrap());
+        // Back to the start of the line, and all of it cleared.
+        assert!(shown.contains("\r\u{1b}[2Ks3://b/k"), "{verb}: {shown:?}");
+    }
 }
 
 #[test]

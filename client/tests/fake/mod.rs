@@ -6,7 +6,8 @@
 //!
 //! * refuse a load, fail or stall after some grants, or never answer at all;
 //! * name a stale generation, grant bytes twice, announce less or more than it grants;
-//! * keep a segment to itself.
+//! * keep a segment to itself;
+//! * end a prefetch or a verification before it is done, or find that what it cached has gone bad.
 //!
 //! What a client must survive: every one of them, with an error that says what happened, and no
 //! lease left behind.
@@ -62,6 +63,8 @@ pub enum Fault {
     ShortComplete,
     NoSegments,
     Unsealed,
+    Unfinished,
+    Decayed { bad: pb::BytesByTier, unreadable: pb::BytesByTier },
 }
 
 /// What the daemon serves.
@@ -148,6 +151,8 @@ impl Script {
         let objects = self.objects.iter().map(|(key, bytes)| pb::Object {
             key: key.clone(),
             bytes: bytes.len() as u64,
+            cached_ram_bytes: bytes.len().min(1024) as u64,
+            cached_nvme_bytes: bytes.len().min(3 << 10) as u64,
             ..Default::default()
         });
         let tensors = self.tensors.iter().map(|(name, object, range)| pb::Tensor {
@@ -178,6 +183,11 @@ pub struct Seen {
     pub released_by_handoff: Vec<u64>,
     pub copy_spans: usize,
     pub streams_over: usize,
+    pub prefetches: Vec<pb::PrefetchRequest>,
+    pub pins: Vec<pb::PinRequest>,
+    pub unpins: Vec<pb::UnpinRequest>,
+    pub evictions: Vec<pb::EvictRequest>,
+    pub verifications: Vec<pb::VerifyRequest>,
 }
 
 /// A running daemon, on threads of its own; it dies like a process when this is dropped.
@@ -346,6 +356,27 @@ impl Daemon {
 
     fn script(&self) -> Script {
         self.script.lock().unwrap().clone()
+    }
+
+    /// Answers as if nothing were wrong, or as the fault has it.
+    async fn answer<T>(&self, response: T) -> Result<Response<T>, Status> {
+        match self.script().fault {
+            Fault::Silent => std::future::pending().await,
+            Fault::Refuse(failure) => Err(failure.to_status()),
+            _ => Ok(Response::new(response)),
+        }
+    }
+
+    /// The events of a stream, without the last one if the daemon is to end it early.
+    async fn stream<T: Send + 'static>(
+        &self,
+        mut events: Vec<T>,
+    ) -> Result<Response<Responses<T>>, Status> {
+        if let Fault::Unfinished = self.script().fault {
+            events.pop();
+        }
+        let events = tokio_stream::iter(events.into_iter().map(Ok));
+        self.answer(Box::pin(events) as Responses<T>).await
     }
 
     fn take_slot(self: &Arc<Self>, extents: &[pb::Extent]) -> Option<Held> {
@@ -537,19 +568,17 @@ impl Forebay for Service {
         request: Request<pb::PrefetchRequest>,
     ) -> Result<Response<Self::PrefetchStream>, Status> {
         use pb::prefetch_response::Event;
-        let script = self.0.script();
-        if let Fault::Refuse(failure) = script.fault {
-            return Err(failure.to_status());
-        }
+        let (script, asked) = (self.0.script(), request.into_inner());
+        self.0.saw(|seen| seen.prefetches.push(asked.clone()));
         let total_bytes = script.objects.iter().map(|(_, bytes)| bytes.len() as u64).sum();
         let progress = |done_bytes| {
             Event::Progress(pb::PrefetchProgress { done_bytes, total_bytes, ..Default::default() })
         };
         let mut report = report(&self.0, total_bytes);
-        report.uri = request.into_inner().uri;
+        report.uri = asked.uri;
         let events = [progress(0), progress(total_bytes), Event::Report(report)];
-        let events = events.map(|event| Ok(pb::PrefetchResponse { event: Some(event) }));
-        Ok(Response::new(Box::pin(tokio_stream::iter(events))))
+        let events = events.map(|event| pb::PrefetchResponse { event: Some(event) });
+        self.0.stream(events.into()).await
     }
 
     type StatStream = Responses<pb::StatResponse>;
@@ -566,7 +595,7 @@ impl Forebay for Service {
             object_count: script.objects.len() as u64,
             tensor_count: script.tensors.len() as u64,
             bytes: script.objects.iter().map(|(_, bytes)| bytes.len() as u64).sum(),
-            cached: None,
+            cached: Some(pb::BytesByTier { ram: 1024, nvme: 3 << 10, origin: 0 }),
         };
         let pages = script.pages().into_iter().map(Event::Page);
         let events: Vec<_> = std::iter::once(Event::Summary(summary))
@@ -586,28 +615,75 @@ impl Forebay for Service {
             uri: "s3://b/k/".into(),
             revision: self.0.revision.clone(),
             bytes: 3 << 20,
+            cached: Some(pb::BytesByTier { nvme: 2 << 20, ..Default::default() }),
             idle_seconds: 1.5,
+            pinned: true,
             ..Default::default()
         };
         let page = pb::ListResponse { checkpoints: vec![checkpoint] };
         Ok(Response::new(Box::pin(tokio_stream::iter([Ok(page)]))))
     }
 
+    async fn pin(
+        &self,
+        request: Request<pb::PinRequest>,
+    ) -> Result<Response<pb::PinResponse>, Status> {
+        self.0.saw(|seen| seen.pins.push(request.into_inner()));
+        let pinned = pb::PinResponse { checkpoints: 1, nvme_bytes: 2048, missing_bytes: 512 };
+        self.0.answer(pinned).await
+    }
+
+    async fn unpin(
+        &self,
+        request: Request<pb::UnpinRequest>,
+    ) -> Result<Response<pb::UnpinResponse>, Status> {
+        self.0.saw(|seen| seen.unpins.push(request.into_inner()));
+        self.0.answer(pb::UnpinResponse { checkpoints: 2 }).await
+    }
+
     async fn evict(
         &self,
-        _request: Request<pb::EvictRequest>,
+        request: Request<pb::EvictRequest>,
     ) -> Result<Response<pb::EvictResponse>, Status> {
-        Ok(Response::new(pb::EvictResponse { checkpoints: 1, freed_bytes: 2048, leased_bytes: 1 }))
+        self.0.saw(|seen| seen.evictions.push(request.into_inner()));
+        let evicted = pb::EvictResponse {
+            checkpoints: 1,
+            freed_bytes: 2048,
+            leased_bytes: 1,
+            nvme_freed_bytes: 4096,
+            pinned_checkpoints: 3,
+        };
+        self.0.answer(evicted).await
+    }
+
+    type VerifyStream = Responses<pb::VerifyResponse>;
+
+    async fn verify(
+        &self,
+        request: Request<pb::VerifyRequest>,
+    ) -> Result<Response<Self::VerifyStream>, Status> {
+        use pb::verify_response::Event;
+        self.0.saw(|seen| seen.verifications.push(request.into_inner()));
+        let (bad, unreadable) = match self.0.script().fault {
+            Fault::Decayed { bad, unreadable } => (Some(bad), Some(unreadable)),
+            _ => (None, None),
+        };
+        let checked = pb::BytesByTier { ram: 1024, nvme: 3 << 10, origin: 0 };
+        let summary = pb::VerifySummary { checkpoints: 1, checked: Some(checked), bad, unreadable };
+        let progress = |checked_bytes| {
+            Event::Progress(pb::VerifyProgress { checked_bytes, total_bytes: 4096 })
+        };
+        let events = [progress(0), progress(4096), Event::Summary(summary)];
+        let events = events.map(|event| pb::VerifyResponse { event: Some(event) });
+        self.0.stream(events.into()).await
     }
 
     async fn status(
         &self,
         _request: Request<pb::StatusRequest>,
     ) -> Result<Response<pb::StatusResponse>, Status> {
-        match self.0.script().fault {
-            Fault::Silent => std::future::pending().await,
-            Fault::Refuse(failure) => Err(failure.to_status()),
-            _ => Ok(Response::new(pb::StatusResponse {
+        self.0
+            .answer(pb::StatusResponse {
                 version: "fake".into(),
                 degraded: vec!["memory is not locked".into()],
                 names: vec![pb::DnsStatus {
@@ -634,9 +710,19 @@ impl Forebay for Service {
                     failures: 5,
                     ..Default::default()
                 }],
+                nvme: Some(pb::NvmeStatus {
+                    state: "recovering".into(),
+                    budget_bytes: 100 << 30,
+                    stored_bytes: 3 << 30,
+                    extents: 412,
+                    engine: "threads".into(),
+                    engine_reason: "io_uring is forbidden".into(),
+                    recovery_seconds: -1.0,
+                    ..Default::default()
+                }),
                 ..Default::default()
-            })),
-        }
+            })
+            .await
     }
 }
 

@@ -35,6 +35,8 @@ pub struct ObjectEntry {
     pub version: Option<String>,
     /// How much of it the RAM tier holds; only `stat` says so.
     pub cached_ram_bytes: u64,
+    /// How much of it the NVMe tier holds; only `stat` says so.
+    pub cached_nvme_bytes: u64,
 }
 
 /// One tensor, found in the header of its object.
@@ -168,12 +170,19 @@ impl ManifestBuilder {
 }
 
 fn receive_object(object: pb::Object) -> Result<ObjectEntry, Malformed> {
-    let pb::Object { key, bytes, etag, version, cached_ram_bytes } = object;
+    let pb::Object { key, bytes, etag, version, cached_ram_bytes, cached_nvme_bytes } = object;
     if key.is_empty() || key.contains('\0') {
         return Err(Malformed::new(MESSAGE, format!("object key {key:?}")));
     }
     let given = |text: String| Some(text).filter(|text| !text.is_empty());
-    Ok(ObjectEntry { key, bytes, etag: given(etag), version: given(version), cached_ram_bytes })
+    Ok(ObjectEntry {
+        key,
+        bytes,
+        etag: given(etag),
+        version: given(version),
+        cached_ram_bytes,
+        cached_nvme_bytes,
+    })
 }
 
 #[cfg(test)]

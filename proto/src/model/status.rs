@@ -1,105 +1,9 @@
-//! What the control verbs `stat`, `ls`, `evict` and `status` answer.
+//! What `status` answers: the daemon at a glance.
 
 use std::time::Duration;
 
-use super::{BytesByTier, Malformed, Revision, span};
+use super::{Malformed, span};
 use crate::pb;
-
-/// What a URI resolves to, and how much of it is cached.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StatSummary {
-    /// The URI as resolved, without a query.
-    pub uri: String,
-    /// What it resolved to.
-    pub revision: Revision,
-    /// Objects in the manifest.
-    pub object_count: u64,
-    /// Tensors in the manifest.
-    pub tensor_count: u64,
-    /// Size of the checkpoint.
-    pub bytes: u64,
-    /// Where its bytes are.
-    pub cached: BytesByTier,
-}
-
-impl StatSummary {
-    /// Checks the message.
-    pub fn receive(summary: pb::StatSummary) -> Result<Self, Malformed> {
-        let pb::StatSummary { uri, revision, object_count, tensor_count, bytes, cached } = summary;
-        Ok(Self {
-            uri,
-            revision: Revision::receive("StatSummary", revision)?,
-            object_count,
-            tensor_count,
-            bytes,
-            cached: BytesByTier::receive(cached),
-        })
-    }
-}
-
-/// One checkpoint of which something is cached.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CachedCheckpoint {
-    /// Its URI, without a query.
-    pub uri: String,
-    /// Which revision of it.
-    pub revision: Revision,
-    /// Size of the checkpoint.
-    pub bytes: u64,
-    /// Objects in the manifest.
-    pub object_count: u64,
-    /// Where its bytes are.
-    pub cached: BytesByTier,
-    /// Loads that use it.
-    pub active_loads: u64,
-    /// Time since its last use.
-    pub idle: Duration,
-}
-
-impl CachedCheckpoint {
-    /// Checks the message.
-    pub fn receive(checkpoint: pb::CachedCheckpoint) -> Result<Self, Malformed> {
-        const MESSAGE: &str = "CachedCheckpoint";
-        let pb::CachedCheckpoint {
-            uri,
-            revision,
-            bytes,
-            object_count,
-            cached,
-            active_loads,
-            idle_seconds,
-        } = checkpoint;
-        Ok(Self {
-            uri,
-            revision: Revision::receive(MESSAGE, revision)?,
-            bytes,
-            object_count,
-            cached: BytesByTier::receive(cached),
-            active_loads,
-            idle: span(MESSAGE, "idle_seconds", idle_seconds)?,
-        })
-    }
-}
-
-/// What an eviction did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Evicted {
-    /// Checkpoints dropped.
-    pub checkpoints: u64,
-    /// Bytes free now.
-    pub freed_bytes: u64,
-    /// Bytes that become free when their last lease is released.
-    pub leased_bytes: u64,
-}
-
-impl Evicted {
-    /// Takes the message: every value of it is possible.
-    #[must_use]
-    pub fn receive(response: pb::EvictResponse) -> Self {
-        let pb::EvictResponse { checkpoints, freed_bytes, leased_bytes } = response;
-        Self { checkpoints, freed_bytes, leased_bytes }
-    }
-}
 
 /// The RAM tier.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -148,6 +52,65 @@ impl RamStatus {
             chunk_bytes,
             segments,
         }
+    }
+}
+
+/// The NVMe tier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NvmeStatus {
+    /// `off`, `recovering`, `normal`, `unstable` or `down`; a daemon that says nothing has none.
+    pub state: String,
+    /// The most it may hold.
+    pub budget_bytes: u64,
+    /// Held.
+    pub stored_bytes: u64,
+    /// Of them: never evicted to make room.
+    pub pinned_bytes: u64,
+    /// Being written.
+    pub filling_bytes: u64,
+    /// Free on the file system that it lies on.
+    pub disk_free_bytes: u64,
+    /// Extents that hold them.
+    pub extents: u64,
+    /// Chunks in RAM that wait to be written.
+    pub queued_fills: u64,
+    /// How it reads and writes, `io_uring` or `threads`, if it does.
+    pub engine: Option<String>,
+    /// Why that way, or why there is no tier.
+    pub engine_reason: Option<String>,
+    /// Bad extents found since the start.
+    pub quarantined: u64,
+    /// Fills given up since the start.
+    pub fills_given_up: u64,
+    /// From the start until every extent was known, once that is so.
+    pub recovery: Option<Duration>,
+}
+
+impl NvmeStatus {
+    /// The state of a daemon without the tier.
+    pub const OFF: &str = "off";
+
+    fn receive(nvme: pb::NvmeStatus) -> Result<Self, Malformed> {
+        let given = |text: String| Some(text).filter(|text| !text.is_empty());
+        let recovered = nvme.recovery_seconds >= 0.0;
+        let recovery = recovered
+            .then(|| span("NvmeStatus", "recovery_seconds", nvme.recovery_seconds))
+            .transpose()?;
+        Ok(Self {
+            state: given(nvme.state).unwrap_or_else(|| Self::OFF.to_owned()),
+            budget_bytes: nvme.budget_bytes,
+            stored_bytes: nvme.stored_bytes,
+            pinned_bytes: nvme.pinned_bytes,
+            filling_bytes: nvme.filling_bytes,
+            disk_free_bytes: nvme.disk_free_bytes,
+            extents: nvme.extents,
+            queued_fills: nvme.queued_fills,
+            engine: given(nvme.engine),
+            engine_reason: given(nvme.engine_reason),
+            quarantined: nvme.quarantined,
+            fills_given_up: nvme.fills_given_up,
+            recovery,
+        })
     }
 }
 
@@ -345,6 +308,8 @@ pub struct DaemonStatus {
     pub draining: bool,
     /// The RAM tier.
     pub ram: RamStatus,
+    /// The NVMe tier.
+    pub nvme: NvmeStatus,
     /// Its queues.
     pub queues: Vec<QueueStatus>,
     /// Running loads.
@@ -398,6 +363,7 @@ impl DaemonStatus {
             uptime: span(MESSAGE, "uptime_seconds", status.uptime_seconds)?,
             draining: status.draining,
             ram: RamStatus::receive(status.ram.unwrap_or_default()),
+            nvme: NvmeStatus::receive(status.nvme.unwrap_or_default())?,
             queues: queues.collect::<Result<_, Malformed>>()?,
             loads: loads.collect::<Result<_, Malformed>>()?,
             origins: origins.collect(),
@@ -431,20 +397,21 @@ mod tests {
         assert_eq!((name.age, name.last_failure), (None, None));
         let name = pb::DnsStatus { age_seconds: f64::INFINITY, ..Default::default() };
         NameStatus::receive(name).unwrap_err();
+        let nvme = |recovery_seconds| {
+            NvmeStatus::receive(pb::NvmeStatus { recovery_seconds, ..Default::default() })
+        };
+        assert_eq!(nvme(-1.0).unwrap().recovery, None);
+        assert_eq!(nvme(1.5).unwrap().recovery, Some(Duration::from_millis(1500)));
+        nvme(f64::INFINITY).unwrap_err();
     }
 
     #[test]
     fn an_empty_status_is_possible_and_an_impossible_age_is_not() {
         let status = DaemonStatus::receive(pb::StatusResponse::default()).unwrap();
         assert_eq!(status.ram, RamStatus::default());
+        assert_eq!((status.nvme.state.as_str(), status.nvme.engine), (NvmeStatus::OFF, None));
         let load = pb::LoadStatus { age_seconds: -5.0, ..Default::default() };
         let status = pb::StatusResponse { loads: vec![load], ..Default::default() };
         DaemonStatus::receive(status).unwrap_err();
-    }
-
-    #[test]
-    fn a_summary_needs_its_revision() {
-        StatSummary::receive(pb::StatSummary::default()).unwrap_err();
-        CachedCheckpoint::receive(pb::CachedCheckpoint::default()).unwrap_err();
     }
 }

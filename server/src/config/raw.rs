@@ -9,11 +9,13 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
 /// Settings of the top level: file key, and the flag and variable of the same name.
-pub(crate) const KEYS: [&str; 19] = [
+pub(crate) const KEYS: [&str; 21] = [
     "listen",
     "cache_dir",
     "ram",
     "nvme",
+    "nvme_engine",
+    "scrub_bytes_per_second",
     "metrics",
     "log",
     "allow_uids",

@@ -112,13 +112,7 @@ impl Place {
                 .map_err(DaemonError::system(format!("make {}", folder.display())))?;
         }
         let lock_path = folder.join(LOCK_NAME);
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-            .open(&lock_path)
+        let lock = open_lock(folder)
             .map_err(DaemonError::system(format!("open {}", lock_path.display())))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
@@ -192,13 +186,53 @@ fn bind<T>(
     Ok(socket)
 }
 
+/// The cache directory of this daemon, and of no other one as long as this lives.
+pub(super) struct CacheDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl CacheDir {
+    /// Takes the directory, which is made if it is missing.
+    pub(super) fn take(dir: &Path) -> io::Result<Self> {
+        cache_dir(dir)?;
+        let lock = open_lock(dir)?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { path: dir.to_owned(), _lock: lock }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                "another forebayd uses it: give each its own --cache-dir",
+            )),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn open_lock(folder: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+        .open(folder.join(LOCK_NAME))
+}
+
 /// Makes sure of a cache directory that is ours alone.
-pub(super) fn cache_dir(dir: &Path) -> io::Result<()> {
+fn cache_dir(dir: &Path) -> io::Result<()> {
     if !dir.exists() {
         DirBuilder::new().recursive(true).mode(CACHE_MODE).create(dir)?;
     }
-    let found = std::fs::metadata(dir)?;
+    let found = std::fs::symlink_metadata(dir)?;
     let refused = |why: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    if found.is_symlink() {
+        return refused("it is a symbolic link: name the directory that it leads to");
+    }
     if !found.is_dir() {
         return refused("it is no directory");
     }
@@ -296,6 +330,16 @@ mod tests {
     }
 
     #[test]
+    fn a_cache_directory_has_one_daemon() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = CacheDir::take(dir.path()).unwrap();
+        let error = CacheDir::take(dir.path()).map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains("--cache-dir"), "{error}");
+        drop(first);
+        assert_eq!(CacheDir::take(dir.path()).unwrap().path(), dir.path());
+    }
+
+    #[test]
     fn a_cache_directory_that_others_may_write_to_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let ours = dir.path().join("a/b");
@@ -303,5 +347,10 @@ mod tests {
         assert_eq!(std::fs::metadata(&ours).unwrap().mode() & 0o777, CACHE_MODE);
         std::fs::set_permissions(&ours, Permissions::from_mode(0o777)).unwrap();
         assert!(cache_dir(&ours).unwrap_err().to_string().contains("chmod"));
+        std::fs::set_permissions(&ours, Permissions::from_mode(0o700)).unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&ours, &link).unwrap();
+        assert!(CacheDir::take(&link).map(|_| ()).unwrap_err().to_string().contains("link"));
+        assert_eq!(std::fs::read_dir(&ours).unwrap().count(), 0);
     }
 }

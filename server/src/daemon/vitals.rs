@@ -59,6 +59,10 @@ impl DaemonVitals {
         let oldest = dns.names.iter().filter_map(|name| name.age).max().unwrap_or_default();
         metrics::set_seconds(metrics::DNS_AGE_SECONDS, oldest);
         let mut troubles = stages.ram.pool().degraded();
+        if let Some(nvme) = &stages.nvme {
+            metrics::nvme(&nvme.state());
+            troubles.extend(nvme.degraded());
+        }
         troubles.extend(dns.degraded.map(|why| format!("dns: {why}")));
         for what in ["ram", "memlock", "nvme", "cache-dir", "dns"] {
             let is_degraded = self.shared.degraded.iter().chain(&troubles).any(|sentence| {

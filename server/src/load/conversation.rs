@@ -19,7 +19,7 @@ use super::{Head, LoadRequest, lost};
 use crate::admission::AdmissionPermit;
 use crate::handoff::{GrantedSlot, Released, SessionStay};
 use crate::plan::{ChunkSpec, FetchPlan};
-use crate::report::Report;
+use crate::report::{Report, Tier};
 use crate::timeline::{Kind, Span, Stage, Timeline};
 
 /// Copy spans that are kept per chunk, so that a client cannot grow the daemon.
@@ -58,8 +58,8 @@ pub(crate) struct Granted {
     pub(crate) spec: Arc<ChunkSpec>,
     /// Where it is.
     pub(crate) slot: GrantedSlot,
-    /// Whether it was in RAM already.
-    pub(crate) was_cached: bool,
+    /// Where it came from.
+    pub(crate) tier: Tier,
 }
 
 /// What a client says while it reads. The end of its channel means that it is done.
@@ -178,14 +178,14 @@ impl<'a> Conversation<'a> {
             return true;
         };
         let at = filler.granted(&ready);
-        let Ready { spec, pinned, window, was_cached, .. } = ready;
+        let Ready { spec, pinned, window, tier, .. } = ready;
         if let Some(granted_at) = self.granted_at.get_mut(spec.index) {
             *granted_at = Some(at);
         }
         let state = self.head.entry.state();
         state.granted_bytes.fetch_add(spec.bytes, Ordering::Relaxed);
         let slot = self.stay.session().grant(self.stay.load(), spec.index, pinned, window);
-        self.unsent.push_back(LoadEvent::Granted(Granted { spec, slot, was_cached }));
+        self.unsent.push_back(LoadEvent::Granted(Granted { spec, slot, tier }));
         false
     }
 

@@ -87,7 +87,8 @@ pub(super) fn check_plan(
     deadline: Deadline,
     queued: bool,
 ) -> Result<u64, Failure> {
-    let held = |key| stages.ram.holds(key) || stages.flights.holds(key);
+    let stored = |key| stages.nvme.as_ref().is_some_and(|nvme| nvme.holds(key));
+    let held = |key| stages.ram.holds(key) || stages.flights.holds(key) || stored(key);
     let missing = plan.chunks().iter().filter(|chunk| !held(&chunk.key));
     let missing_bytes = missing.map(|chunk| chunk.bytes).sum();
     let endpoint = stages.fetcher.endpoint(plan.manifest());

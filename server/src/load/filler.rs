@@ -20,13 +20,13 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
-use super::{Head, LoadRequest, Stages, fill};
+use super::{LoadRequest, Stages, fill};
 use crate::admission::{AdmissionError, AdmissionPermit, WindowSlot};
-use crate::flight::{Boarded, Seat, Waiter};
-use crate::loads::LoadState;
+use crate::flight::{Boarded, Landed, Seat, Waiter};
+use crate::loads::{Entry, LoadState};
 use crate::plan::{ChunkSpec, FetchPlan};
 use crate::ram::PinnedChunk;
-use crate::report::Tally;
+use crate::report::{Tally, Tier};
 use crate::timeline::{Kind, Span, Spending, Stage, Timeline};
 
 /// Chunks of one load on their way, whatever its share of its endpoint: as many as slots are
@@ -42,7 +42,7 @@ pub(super) struct Ready {
     pub(super) spec: Arc<ChunkSpec>,
     pub(super) pinned: PinnedChunk,
     pub(super) window: WindowSlot,
-    pub(super) was_cached: bool,
+    pub(super) tier: Tier,
     offered: Instant,
 }
 
@@ -87,8 +87,9 @@ impl Drop for Filler<'_> {
             let own = spans.iter().filter_map(|span| span.since(*offered));
             self.timeline.chunk_spans(*chunk, own);
         }
-        if let Some(chunk) = self.wanting.as_ref().map(|_| self.next_chunk) {
-            self.timeline.chunk_spans(chunk, self.waits_until(now));
+        let wanted = self.wanting.as_ref().and_then(|_| self.plan.chunks().get(self.next_chunk));
+        if let Some(wanted) = wanted {
+            self.timeline.chunk_spans(wanted.index, self.waits_until(now));
         }
     }
 }
@@ -96,19 +97,19 @@ impl Drop for Filler<'_> {
 impl<'a> Filler<'a> {
     pub(super) fn new(
         stages: &'a Arc<Stages>,
-        head: &'a Head<'_>,
+        (plan, entry): (&'a Arc<FetchPlan>, &'a Entry<'a>),
         permit: &'a AdmissionPermit,
         request: &LoadRequest,
         timeline: &'a Timeline,
     ) -> Self {
         let planned = Instant::now();
-        let endpoint = stages.fetcher.endpoint(head.plan.manifest());
+        let endpoint = stages.fetcher.endpoint(plan.manifest());
         Self {
             stages,
-            plan: &head.plan,
+            plan,
             permit,
             waiter: request.waiter(),
-            state: head.entry.state(),
+            state: entry.state(),
             share: endpoint.map(|endpoint| endpoint.share(Sharing::Loads)),
             timeline,
             planned,
@@ -210,14 +211,14 @@ impl<'a> Filler<'a> {
         let revision = manifest.revision();
         let lookup = || self.stages.ram.get(&spec.key, revision);
         if let Some(pinned) = lookup() {
-            return Some(self.hit(Ready { spec, pinned, window, was_cached: true, offered }));
+            return Some(self.hit(Ready { spec, pinned, window, tier: Tier::Ram, offered }));
         }
         let fill = |log, terms| {
             fill(Arc::clone(self.stages), Arc::clone(manifest), Arc::clone(&spec), terms, log)
         };
         let seat = match self.stages.flights.board(spec.key, self.waiter, lookup, fill) {
             Boarded::Hit(pinned) => {
-                return Some(self.hit(Ready { spec, pinned, window, was_cached: true, offered }));
+                return Some(self.hit(Ready { spec, pinned, window, tier: Tier::Ram, offered }));
             }
             Boarded::Flight(seat) => Arc::new(seat),
         };
@@ -229,15 +230,29 @@ impl<'a> Filler<'a> {
     }
 
     fn hit(&mut self, ready: Ready) -> Ready {
-        self.tally.tiers.ram += ready.spec.bytes;
+        self.tally.tiers.add(ready.tier, ready.spec.bytes);
+        self.store_too(&ready.spec);
         ready
     }
 
+    /// What is in RAM should be on NVMe too, under this revision. It is not if the disk was full or
+    /// the fill was given up when it came.
+    fn store_too(&self, spec: &Arc<ChunkSpec>) {
+        let Some(nvme) = &self.stages.nvme else { return };
+        let revision = self.plan.manifest().revision();
+        if nvme.holds(&spec.key) {
+            nvme.refer(&spec.key, revision);
+        } else if let Some(digest) = self.stages.verifier.recorded(&spec.key) {
+            nvme.offer(spec, digest, revision);
+        }
+    }
+
     fn landed(&mut self, ready: Ready) -> Ready {
-        self.tally.tiers.origin += ready.spec.bytes;
+        self.tally.tiers.add(ready.tier, ready.spec.bytes);
         self.state.brought(ready.spec.bytes);
         self.moved = Instant::now();
         // Another load's flight may have brought it in for another revision.
+        self.store_too(&ready.spec);
         self.stages.ram.refer(&ready.spec.key, self.plan.manifest().revision());
         if let Some(InAir { seat, offered, .. }) = self.in_air.remove(&ready.spec.index) {
             // A flight that was in the air already counts from when this load boarded it.
@@ -273,6 +288,6 @@ async fn ride(
     spec: Arc<ChunkSpec>,
     offered: Instant,
 ) -> Result<Ready, Failure> {
-    let pinned = seat.flight().landed().await?;
-    Ok(Ready { spec, pinned, window, was_cached: false, offered })
+    let Landed { pinned, tier } = seat.flight().landed().await?;
+    Ok(Ready { spec, pinned, window, tier, offered })
 }

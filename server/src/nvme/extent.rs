@@ -5,22 +5,31 @@
 //!   8      version       u32      88     payload bytes     u64
 //!   12     header bytes  u32      96     grain bytes       u32
 //!   16     chunk key     32       100    grains            u32
-//!   48     revision      32       104    BLAKE3 of payload 32
+//!   48     revision      32       104    digest of chunk  32
+//!                                 136    content bytes     u64
 //!   256    one sum for each grain, u64
 //!   4088   sum of bytes 0..4088, u64
 //!   4096   payload, then zeroes up to a multiple of 4096
 //! ```
 //!
-//! Numbers are little-endian, sums are CRC-64/NVME. The header is one block and describes all of the
-//! file, so an index is never needed to trust or find it. A grain's sum covers the key, the
-//! generation and the grain's number before its bytes: bytes that a disk brings from another extent,
-//! another generation or another place of this one do not fit, whatever they are. A part of the
-//! payload can be read and checked by whole grains, without the rest.
+//! Numbers are little-endian. The header is one block and describes all of the file, so an index is
+//! never needed to trust or find it; its sum is a CRC-64/NVME. A grain's sum is the first half of its
+//! AEGIS-128X4 MAC of 16 bytes, with the key's first 16 bytes for a key, and generation, number of the
+//! grain and the version of the format for a nonce: bytes that a disk brings from another extent,
+//! another generation or another place of this one do not fit, whatever they are. It is no secret
+//! and keeps nobody out; it was chosen for its price, 0.04 CPU seconds per GiB in the cache and 0.075
+//! from memory, where CRC-64 took 0.12 (an EPYC with AES and AVX2, and no AVX-512). A part of the
+//! payload can be read and checked by whole grains, without the rest. The payload is what the chunk's
+//! slot held, up to the end of its last object; the gaps between small objects count as payload, and
+//! not as content. The digest is the one that was checked before the chunk was served first (see
+//! [`crate::digest`]); whoever reads the extent compares it with what is recorded of the chunk.
 //!
 //! Pure: bytes in, bytes out. Whoever reads a file decides what to do with a bad one.
 
-use crc_fast::{CrcAlgorithm, Digest, checksum};
+use aegis::aegis128x4::Aegis128X4Mac;
+use crc_fast::{CrcAlgorithm, checksum};
 
+use crate::digest::ChunkDigest;
 use crate::plan::ChunkKey;
 
 /// The header: one block of every device that takes O_DIRECT.
@@ -36,6 +45,8 @@ const MAGIC: [u8; 8] = *b"FBEXTENT";
 const VERSION: u32 = 1;
 const SUMS_OFFSET: usize = 256;
 const SUM_BYTES: usize = 8;
+/// Of a key, a nonce and a tag of the grains' MAC.
+const KEY_BYTES: usize = 16;
 const HEADER_SUM_OFFSET: usize = HEADER_BYTES - SUM_BYTES;
 const GRAINS_MAX: usize = PAYLOAD_BYTES_MAX / GRAIN_BYTES;
 
@@ -50,7 +61,7 @@ pub(crate) struct Identity {
     pub(crate) key: ChunkKey,
     /// The revision they were fetched for, first.
     pub(crate) revision: [u8; 32],
-    /// How often the file was written anew; the index knows the last one.
+    /// When the file was written, so that no two of one key are alike.
     pub(crate) generation: u64,
 }
 
@@ -75,6 +86,32 @@ pub(crate) enum BadExtent {
     /// Bytes that are not those that were written.
     #[error("grain {0} is damaged")]
     Grain(usize),
+    /// Sound, and its bytes have another digest than those that were fetched first.
+    #[error("the bytes are not those that were fetched first")]
+    Digest,
+    /// The device failed to read it, twice.
+    #[error("the disk cannot read it")]
+    Unreadable,
+    /// Something else was put in its place.
+    #[error("what lies there is not a file of ours")]
+    Foreign,
+}
+
+impl BadExtent {
+    /// The name in metrics.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Header => "header",
+            Self::Version(_) => "version",
+            Self::Contradiction => "contradiction",
+            Self::Other => "other",
+            Self::Truncated(_) => "truncated",
+            Self::Grain(_) => "grain",
+            Self::Digest => "digest",
+            Self::Unreadable => "unreadable",
+            Self::Foreign => "foreign",
+        }
+    }
 }
 
 /// The header of an extent.
@@ -82,22 +119,44 @@ pub(crate) enum BadExtent {
 pub(crate) struct ExtentHeader {
     identity: Identity,
     payload_bytes: usize,
-    digest: [u8; 32],
+    content_bytes: u64,
+    digest: ChunkDigest,
     sums: Vec<u64>,
 }
 
-impl ExtentHeader {
-    /// Describes a payload, which was verified and has this BLAKE3 digest. None if no chunk can be
-    /// so long, or it is empty.
-    pub(crate) fn describe(identity: Identity, payload: &[u8], digest: [u8; 32]) -> Option<Self> {
-        if payload.is_empty() || payload.len() > PAYLOAD_BYTES_MAX {
-            return None;
-        }
-        let grains = payload.chunks(GRAIN_BYTES).enumerate();
-        let sums = grains.map(|(grain, bytes)| grain_sum(&identity, grain, bytes)).collect();
-        Some(Self { identity, payload_bytes: payload.len(), digest, sums })
+/// A header under way: the payload passes grain by grain, as it is copied.
+#[derive(Debug)]
+pub(crate) struct Describing {
+    header: ExtentHeader,
+}
+
+impl Describing {
+    /// Of a chunk with so many bytes of objects and this digest.
+    pub(crate) fn new(identity: Identity, content_bytes: u64, digest: ChunkDigest) -> Self {
+        let sums = Vec::new();
+        Self { header: ExtentHeader { identity, payload_bytes: 0, content_bytes, digest, sums } }
     }
 
+    /// The next grain: whole, unless it is the last.
+    pub(crate) fn grain(&mut self, bytes: &[u8]) {
+        let header = &mut self.header;
+        header.sums.push(grain_sum(&header.identity, header.sums.len(), bytes));
+        header.payload_bytes += bytes.len();
+    }
+
+    /// The header. None if no chunk can be so long, or it is empty.
+    pub(crate) fn finish(self) -> Option<ExtentHeader> {
+        let possible = (1..=PAYLOAD_BYTES_MAX).contains(&self.header.payload_bytes);
+        possible.then_some(self.header)
+    }
+}
+
+/// How long the file of such a payload is: whole blocks.
+pub(crate) fn file_bytes(payload_bytes: usize) -> u64 {
+    (HEADER_BYTES + payload_bytes.next_multiple_of(HEADER_BYTES)) as u64
+}
+
+impl ExtentHeader {
     pub(crate) fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -106,14 +165,14 @@ impl ExtentHeader {
         self.payload_bytes
     }
 
-    /// The BLAKE3 of the payload.
-    pub(crate) fn digest(&self) -> &[u8; 32] {
-        &self.digest
+    /// Bytes of objects in the payload.
+    pub(crate) fn content_bytes(&self) -> u64 {
+        self.content_bytes
     }
 
-    /// How long the file is: whole blocks.
-    pub(crate) fn file_bytes(&self) -> usize {
-        HEADER_BYTES + self.payload_bytes.next_multiple_of(HEADER_BYTES)
+    /// The digest of the chunk.
+    pub(crate) fn digest(&self) -> ChunkDigest {
+        self.digest
     }
 
     pub(crate) fn encode(&self) -> [u8; HEADER_BYTES] {
@@ -131,6 +190,7 @@ impl ExtentHeader {
         put(96, &word(GRAIN_BYTES).to_le_bytes());
         put(100, &word(self.sums.len()).to_le_bytes());
         put(104, &self.digest);
+        put(136, &self.content_bytes.to_le_bytes());
         for (grain, sum) in self.sums.iter().enumerate() {
             put(SUMS_OFFSET + grain * SUM_BYTES, &sum.to_le_bytes());
         }
@@ -167,13 +227,15 @@ impl ExtentHeader {
             generation: fields.long(80),
         };
         let sums = (0..grains).map(|grain| fields.long(SUMS_OFFSET + grain * SUM_BYTES)).collect();
-        Ok(Self { identity, payload_bytes, digest: fields.at(104), sums })
+        let (digest, content_bytes) = (fields.at(104), fields.long(136));
+        Ok(Self { identity, payload_bytes, content_bytes, digest, sums })
     }
 
-    /// Whether this is the extent that is looked for. The revision may be another one: equal keys
-    /// mean equal bytes.
-    pub(crate) fn expect(&self, key: &ChunkKey, generation: u64) -> Result<(), BadExtent> {
-        let same = self.identity.key == *key && self.identity.generation == generation;
+    /// Whether this is the extent that is looked for, of any generation if none is known. The
+    /// revision may be another one: equal keys mean equal bytes.
+    pub(crate) fn expect(&self, key: &ChunkKey, generation: Option<u64>) -> Result<(), BadExtent> {
+        let same = self.identity.key == *key
+            && generation.is_none_or(|known| self.identity.generation == known);
         if same { Ok(()) } else { Err(BadExtent::Other) }
     }
 
@@ -206,12 +268,15 @@ impl ExtentHeader {
 }
 
 fn grain_sum(identity: &Identity, grain: usize, bytes: &[u8]) -> u64 {
-    let mut sum = Digest::new(CrcAlgorithm::Crc64Nvme);
-    sum.update(&identity.key.0);
-    sum.update(&identity.generation.to_le_bytes());
-    sum.update(&word(grain).to_le_bytes());
-    sum.update(bytes);
-    sum.finalize()
+    let key: [u8; KEY_BYTES] = std::array::from_fn(|byte| identity.key.0[byte]);
+    let mut nonce = [0; KEY_BYTES];
+    nonce[..8].copy_from_slice(&identity.generation.to_le_bytes());
+    nonce[8..12].copy_from_slice(&word(grain).to_le_bytes());
+    nonce[12..].copy_from_slice(&VERSION.to_le_bytes());
+    let mut mac = Aegis128X4Mac::<KEY_BYTES>::new_with_nonce(&key, &nonce);
+    mac.update(bytes);
+    let tag = mac.finalize();
+    u64::from_le_bytes(std::array::from_fn(|byte| tag[byte]))
 }
 
 /// A size of the format, which all fit.

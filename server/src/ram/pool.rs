@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use forebay_io::Carried;
 use forebay_shm::{Segment, SegmentId, SegmentSpec, ShmError, SlotIndex, SlotReader, SlotWriter};
 use tokio::sync::Notify;
 
@@ -240,6 +241,23 @@ impl ClaimedSlot {
     /// The whole slot.
     pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
         self.writer.as_mut_slice()
+    }
+
+    /// The whole slot, to look at what was written.
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        self.writer.as_slice()
+    }
+
+    /// As what a read of a file fills, with something that lasts as long. Whoever has it has the slot:
+    /// it is free again when the last of it is dropped, which a disk that hangs may put off.
+    pub(crate) fn into_target<T>(self, with: T) -> Carried<SlotWriter, (Home, T)> {
+        Carried { bytes: self.writer, with: (self.home, with) }
+    }
+
+    /// The slot again, and what went along.
+    pub(crate) fn from_target<T>(target: Carried<SlotWriter, (Home, T)>) -> (Self, T) {
+        let (home, with) = target.with;
+        (Self { writer: target.bytes, home }, with)
     }
 
     /// Makes it readable.

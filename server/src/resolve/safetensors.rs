@@ -60,6 +60,9 @@ pub(crate) enum HeaderError {
         /// Size of the object.
         object: u64,
     },
+    /// Not as many bytes as it should be.
+    #[error("{0} bytes are not what the header claims, or the index has")]
+    Length(u64),
     /// Not the JSON that the format asks for.
     #[error("the header is not valid: {0}")]
     Json(String),
@@ -83,8 +86,20 @@ pub(crate) fn header_bytes(prefix: [u8; 8], object_bytes: u64) -> Result<u64, He
     Ok(claimed)
 }
 
+/// The tensors of an object of `object_bytes`, from its first bytes up to the end of the header.
+pub(crate) fn parse_whole(
+    bytes: &[u8],
+    object_bytes: u64,
+) -> Result<Vec<TensorEntry>, HeaderError> {
+    let (prefix, json) = bytes.split_first_chunk().ok_or(HeaderError::TooShort(object_bytes))?;
+    if header_bytes(*prefix, object_bytes)? != json.len() as u64 {
+        return Err(HeaderError::Length(json.len() as u64));
+    }
+    parse(json, object_bytes)
+}
+
 /// The tensors of an object of `object_bytes`, from its JSON header, in the order of their bytes.
-pub(crate) fn parse(json: &[u8], object_bytes: u64) -> Result<Vec<TensorEntry>, HeaderError> {
+fn parse(json: &[u8], object_bytes: u64) -> Result<Vec<TensorEntry>, HeaderError> {
     let raw: RawHeader =
         serde_json::from_slice(json).map_err(|error| HeaderError::Json(error.to_string()))?;
     let data_at = PREFIX_BYTES + json.len() as u64;

@@ -1,5 +1,6 @@
 //! From the daemon's own types to those of the wire, and the few that come in.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use forebay_proto::model::is_load_id;
@@ -9,9 +10,10 @@ use crate::admission::Lane;
 use crate::load::Progress;
 use crate::load::conversation::{ClientEvent, Granted, Opened};
 use crate::metrics::as_f64;
+use crate::nvme::StoredCheckpoint;
 use crate::ram::CachedCheckpoint;
-use crate::report::{Report, TierBytes};
-use crate::resolve::{Manifest, Object, Tensor};
+use crate::report::{Report, Tier, TierBytes};
+use crate::resolve::{Manifest, Object, Revision, Tensor};
 
 /// Objects or tensors of one page: some hundreds of kilobytes at most, as keys have at most 1 KiB
 /// and names at most 4 KiB.
@@ -87,10 +89,17 @@ pub(super) fn opened(opened: &Opened, session: &[u8]) -> pb::LoadOpened {
     }
 }
 
+/// What is cached of one object.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Cached {
+    pub(super) ram: u64,
+    pub(super) nvme: u64,
+}
+
 /// A manifest in pages; at least one, the last one marked. `cached` is per object, or empty.
 pub(super) fn pages<'a>(
     manifest: &'a Manifest,
-    cached: &'a [u64],
+    cached: &'a [Cached],
 ) -> impl Iterator<Item = pb::ManifestPage> + 'a {
     let objects = manifest.objects().chunks(PAGE_ITEMS).enumerate().map(move |(page, objects)| {
         let first = page * PAGE_ITEMS;
@@ -107,13 +116,14 @@ pub(super) fn pages<'a>(
     objects.chain(tensors).chain(std::iter::once(end))
 }
 
-fn object(object: &Object, cached_ram_bytes: u64) -> pb::Object {
+fn object(object: &Object, cached: Cached) -> pb::Object {
     pb::Object {
         key: object.name.clone(),
         bytes: object.bytes,
         etag: object.pin.etag.clone().unwrap_or_default(),
         version: object.pin.version.clone().unwrap_or_default(),
-        cached_ram_bytes,
+        cached_ram_bytes: cached.ram,
+        cached_nvme_bytes: cached.nvme,
     }
 }
 
@@ -129,7 +139,11 @@ fn tensor(tensor: &Tensor) -> pb::Tensor {
 }
 
 pub(super) fn grant(granted: &Granted) -> pb::Grant {
-    let tier = if granted.was_cached { pb::Tier::Ram } else { pb::Tier::Origin };
+    let tier = match granted.tier {
+        Tier::Ram => pb::Tier::Ram,
+        Tier::Nvme => pb::Tier::Nvme,
+        Tier::Origin => pb::Tier::Origin,
+    };
     let extents = granted.spec.extents.iter().map(|extent| pb::Extent {
         object_index: extent.object as u64,
         object_offset: extent.object_offset,
@@ -148,7 +162,7 @@ pub(super) fn grant(granted: &Granted) -> pb::Grant {
 }
 
 pub(super) fn tiers(tiers: TierBytes) -> pb::BytesByTier {
-    pb::BytesByTier { ram: tiers.ram, nvme: 0, origin: tiers.origin }
+    pb::BytesByTier { ram: tiers.ram, nvme: tiers.nvme, origin: tiers.origin }
 }
 
 fn stage(stage: &StageSeconds) -> pb::StageTime {
@@ -165,7 +179,7 @@ pub(super) fn report(report: &Report) -> pb::LoadReport {
         load_id: report.load_id.clone(),
         uri: report.uri.clone(),
         revision: report.revision.clone(),
-        bytes: tally.tiers.ram + tally.tiers.origin,
+        bytes: tally.tiers.total(),
         wall_seconds: report.wall.as_secs_f64(),
         time_to_first_chunk_seconds: report.first_chunk.as_secs_f64(),
         bytes_by_tier: Some(tiers(tally.tiers)),
@@ -212,21 +226,55 @@ pub(super) fn progress(progress: &Progress) -> pb::PrefetchProgress {
     }
 }
 
-pub(super) fn checkpoint(cached: &CachedCheckpoint) -> pb::CachedCheckpoint {
-    pb::CachedCheckpoint {
-        uri: cached.uri.clone(),
-        revision: cached.revision.to_string(),
-        bytes: cached.bytes,
-        object_count: cached.objects as u64,
-        cached: Some(in_tiers(cached.cached_bytes, cached.bytes)),
-        active_loads: cached.active as u64,
-        idle_seconds: if cached.active > 0 { 0.0 } else { cached.idle.as_secs_f64() },
+/// What the tiers hold, by checkpoint: each once, whichever tiers have something of it.
+pub(super) fn checkpoints(
+    ram: Vec<CachedCheckpoint>,
+    nvme: Vec<StoredCheckpoint>,
+) -> Vec<pb::CachedCheckpoint> {
+    let mut checkpoints: BTreeMap<(String, Revision), pb::CachedCheckpoint> = BTreeMap::new();
+    for cached in ram {
+        let (revision, idle) = (cached.revision, cached.idle.as_secs_f64());
+        let checkpoint = pb::CachedCheckpoint {
+            uri: cached.uri.clone(),
+            revision: revision.to_string(),
+            bytes: cached.bytes,
+            object_count: cached.objects as u64,
+            cached: Some(in_tiers(cached.cached_bytes, 0, cached.bytes)),
+            active_loads: cached.active as u64,
+            idle_seconds: if cached.active > 0 { 0.0 } else { idle },
+            pinned: false,
+        };
+        checkpoints.insert((cached.uri, revision), checkpoint);
     }
+    for stored in nvme {
+        let key = (stored.uri.clone(), stored.revision);
+        let checkpoint = checkpoints.entry(key).or_insert_with(|| pb::CachedCheckpoint {
+            uri: stored.uri,
+            revision: stored.revision.to_string(),
+            bytes: stored.bytes,
+            object_count: stored.objects as u64,
+            cached: None,
+            // Loads use the RAM tier as well.
+            active_loads: 0,
+            idle_seconds: as_f64(stored.idle_seconds),
+            pinned: false,
+        });
+        checkpoint.pinned = stored.pinned;
+        let ram = checkpoint.cached.map_or(0, |cached| cached.ram);
+        checkpoint.cached = Some(in_tiers(ram, stored.stored_bytes, stored.bytes));
+    }
+    let shown = |checkpoint: &pb::CachedCheckpoint| {
+        checkpoint.active_loads > 0
+            || checkpoint.pinned
+            || checkpoint.cached.is_some_and(|cached| cached.ram + cached.nvme > 0)
+    };
+    checkpoints.into_values().filter(shown).collect()
 }
 
-/// What is cached of a whole; the rest is at the origin.
-pub(super) fn in_tiers(ram: u64, whole: u64) -> pb::BytesByTier {
-    pb::BytesByTier { ram, nvme: 0, origin: whole.saturating_sub(ram) }
+/// What is cached of a whole. What is in no tier is at the origin: what is in both counts once, as far
+/// as sums can tell.
+pub(super) fn in_tiers(ram: u64, nvme: u64, whole: u64) -> pb::BytesByTier {
+    pb::BytesByTier { ram, nvme, origin: whole.saturating_sub(ram.max(nvme)) }
 }
 
 /// A share in per cent, for logs.
@@ -254,13 +302,14 @@ mod tests {
         let names: Vec<String> = (0..450).map(|n| format!("o{n:04}")).collect();
         let objects: Vec<_> = names.iter().map(|name| (name.as_str(), 1)).collect();
         let manifest = manifest_for_tests(&objects, &[("t", 0, 0, 1)]);
-        let cached: Vec<u64> = (0..450).collect();
+        let cached: Vec<Cached> = (0..450).map(|n| Cached { ram: n, nvme: 2 * n }).collect();
         let pages: Vec<_> = pages(&manifest, &cached).collect();
         assert_eq!(pages.len(), 3 + 1 + 1);
         assert!(pages.iter().rev().skip(1).all(|page| !page.last) && pages.last().unwrap().last);
         let objects: Vec<_> = pages.iter().flat_map(|page| &page.objects).collect();
         assert_eq!(objects.len(), 450);
         assert_eq!(objects[449].cached_ram_bytes, 449);
+        assert_eq!(objects[449].cached_nvme_bytes, 898);
         let empty = manifest_for_tests(&[], &[]);
         assert_eq!(super::pages(&empty, &[]).count(), 1);
     }

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use crate::loads::LoadState;
+use crate::nvme::NvmeState;
 use crate::ram::RamSizes;
 
 /// Everything, as it is now.
@@ -31,10 +32,36 @@ pub(super) fn now(shared: &Shared) -> pb::StatusResponse {
         queues: queues.into(),
         loads: running.iter().map(|running| load(running, now - running.opened)).collect(),
         origins: origins.stats().into_iter().map(origin).collect(),
-        degraded: degraded.chain(stages.ram.pool().degraded()).collect(),
+        degraded: degraded
+            .chain(stages.ram.pool().degraded())
+            .chain(stages.nvme.iter().flat_map(|nvme| nvme.degraded()))
+            .collect(),
         names: dns.names.iter().map(name).collect(),
         endpoints: origins.endpoints().into_iter().map(endpoint).collect(),
         addresses: origins.addresses().into_iter().map(address).collect(),
+        nvme: Some(stages.nvme.as_ref().map_or_else(nvme_off, |tier| nvme(tier.state()))),
+    }
+}
+
+fn nvme_off() -> pb::NvmeStatus {
+    pb::NvmeStatus { state: "off".to_owned(), recovery_seconds: -1.0, ..Default::default() }
+}
+
+fn nvme(state: NvmeState) -> pb::NvmeStatus {
+    pb::NvmeStatus {
+        state: state.state.to_owned(),
+        budget_bytes: state.budget,
+        stored_bytes: state.stored,
+        pinned_bytes: state.pinned,
+        filling_bytes: state.filling,
+        disk_free_bytes: state.disk_free,
+        extents: state.extents as u64,
+        queued_fills: state.queued_fills as u64,
+        engine: state.engine.to_owned(),
+        engine_reason: state.engine_reason,
+        quarantined: state.quarantined,
+        fills_given_up: state.given_up,
+        recovery_seconds: state.recovery.map_or(-1.0, |took| took.as_secs_f64()),
     }
 }
 

@@ -19,7 +19,7 @@ use super::{Context, Shared, client_gone, convert, deadline, shown_uri};
 use crate::admission::Lane;
 use crate::flight::Waiter;
 use crate::load::conversation::{ClientEvent, LoadEvent};
-use crate::load::{LoadRequest, Progress, keep, lend};
+use crate::load::{Keep, LoadRequest, Progress, keep, lend};
 use crate::metrics;
 use crate::plan::{Selection, plan};
 use crate::report::Report;
@@ -226,10 +226,19 @@ pub(super) async fn stat(
     drop(permit);
     let (whole, chunk_bytes) = (Arc::clone(&manifest), stages.chunk_bytes);
     let plan = stages.cpu.run(move || plan(&whole, &Selection::default(), chunk_bytes)).await??;
-    let mut cached = vec![0; manifest.objects().len()];
-    let resident = plan.chunks().iter().filter(|chunk| stages.ram.holds(&chunk.key));
-    for extent in resident.flat_map(|chunk| &chunk.extents) {
-        cached[extent.object] += extent.bytes;
+    let mut cached = vec![convert::Cached::default(); manifest.objects().len()];
+    let mut sums = pb::BytesByTier::default();
+    for chunk in plan.chunks() {
+        let ram = stages.ram.holds(&chunk.key);
+        let nvme = stages.nvme.as_ref().is_some_and(|nvme| nvme.holds(&chunk.key));
+        sums.ram += u64::from(ram) * chunk.bytes;
+        sums.nvme += u64::from(nvme) * chunk.bytes;
+        sums.origin += u64::from(!ram && !nvme) * chunk.bytes;
+        for extent in &chunk.extents {
+            let Some(object) = cached.get_mut(extent.object) else { continue };
+            object.ram += u64::from(ram) * extent.bytes;
+            object.nvme += u64::from(nvme) * extent.bytes;
+        }
     }
     let send = |event: Event| send(out, pb::StatResponse { event: Some(event) });
     send(Event::Summary(pb::StatSummary {
@@ -238,7 +247,7 @@ pub(super) async fn stat(
         object_count: manifest.objects().len() as u64,
         tensor_count: manifest.tensors().len() as u64,
         bytes: manifest.bytes(),
-        cached: Some(convert::in_tiers(cached.iter().sum(), manifest.bytes())),
+        cached: Some(sums),
     }))
     .await?;
     for page in convert::pages(&manifest, &cached) {
@@ -256,10 +265,12 @@ pub(super) async fn prefetch(
     out: &Out<pb::PrefetchResponse>,
 ) -> Result<(), Failure> {
     use pb::prefetch_response::Event;
-    match pb::Tier::try_from(asked.tier) {
-        Ok(pb::Tier::Unspecified | pb::Tier::Ram) => {}
-        _ => return Err(Failure::new(Reason::BadRequest, "this build prefetches into RAM only")),
-    }
+    let on_nvme = match pb::Tier::try_from(asked.tier) {
+        Ok(pb::Tier::Unspecified | pb::Tier::Ram) => false,
+        Ok(pb::Tier::Nvme) => true,
+        _ => return Err(Failure::new(Reason::BadRequest, "prefetch is into ram or nvme")),
+    };
+    let wanted = Keep { on_nvme, pin: asked.pin };
     let request = LoadRequest {
         shown_uri: shown_uri(&asked.uri)?,
         uri: asked.uri,
@@ -279,7 +290,7 @@ pub(super) async fn prefetch(
         }
         Ok::<(), Failure>(())
     };
-    let keeping = keep(&shared.stages, &request, timeline, stay, steps);
+    let keeping = keep(&shared.stages, &request, wanted, timeline, stay, steps);
     let (kept, told) = tokio::join!(keeping, telling);
     told?;
     let report = kept?;
@@ -302,7 +313,7 @@ async fn send<T>(out: &Out<T>, message: T) -> Result<(), Failure> {
 /// Counts and logs a finished load.
 fn ended(what: &'static str, report: &Report) {
     metrics::load_ended(report);
-    let bytes = report.tally.tiers.ram + report.tally.tiers.origin;
+    let bytes = report.tally.tiers.total();
     tracing::info!(
         load_id = report.load_id,
         uri = report.uri,
@@ -310,6 +321,7 @@ fn ended(what: &'static str, report: &Report) {
         lane = report.lane,
         bytes,
         ram_percent = format_args!("{:.0}", convert::percent(report.tally.tiers.ram, bytes)),
+        nvme_percent = format_args!("{:.0}", convert::percent(report.tally.tiers.nvme, bytes)),
         wall_seconds = report.wall.as_secs_f64(),
         attempts = report.tally.cost.attempts,
         retries = report.tally.cost.retries,

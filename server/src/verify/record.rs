@@ -85,6 +85,12 @@ impl Records {
         Ok(Self { key, inner: Mutex::new(Inner { digests, file: Some(file) }) })
     }
 
+    /// What was recorded of a chunk.
+    pub(crate) fn known(&self, key: &ChunkKey) -> Option<ChunkDigest> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.digests.get(key).copied()
+    }
+
     /// Compares with what was recorded, or records it.
     pub(crate) fn check(&self, key: ChunkKey, digest: ChunkDigest) -> Verdict {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);

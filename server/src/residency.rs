@@ -1,4 +1,4 @@
-//! What the RAM tier holds and what it gives up next: the bookkeeping, without memory or clocks.
+//! What a tier holds and what it gives up next: the bookkeeping, without memory, files or clocks.
 //!
 //! A *chunk* is resident once; several *revisions* may refer to it (a shard that two checkpoints
 //! share). Each revision knows its chunks and when it was last used, in ticks of a counter.
@@ -6,7 +6,12 @@
 //! Eviction gives up whole revisions before chunks: half a checkpoint saves nobody a download. The
 //! next victim is the least recently used revision that no load is using; all its chunks go, except
 //! those a revision in use refers to. Only when every revision is in use are single chunks given up,
-//! least recently used first. A chunk that is leased is never a victim: `leased` says so.
+//! least recently used first. A chunk that is leased is never a victim (`leased` says so), nor is one
+//! of a revision that an operator has pinned.
+//!
+//! Where room is wanted by bytes ([`Residency::evict_sized`]), size counts beside age: of the older
+//! half of the idle revisions the smallest goes that is large enough, so that a large checkpoint does
+//! not make room for a small one that a smaller and hardly younger one could make.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -37,6 +42,8 @@ pub(crate) struct RevisionEntry {
     pub(crate) cached_bytes: u64,
     /// Tick of its last use.
     pub(crate) used: u64,
+    /// Whether an operator keeps it.
+    pub(crate) pinned: bool,
     chunks: BTreeSet<ChunkKey>,
 }
 
@@ -71,11 +78,20 @@ impl<V: Clone> Residency<V> {
             active: 0,
             cached_bytes: 0,
             used: tick,
+            pinned: false,
             chunks: BTreeSet::new(),
         });
         uri.clone_into(&mut entry.uri);
+        (entry.bytes, entry.objects) = (bytes, objects);
         entry.active += 1;
         entry.used = tick;
+    }
+
+    /// Counts one more use of a revision that is known; false if it is not.
+    pub(crate) fn hold(&mut self, revision: Revision) -> bool {
+        let Some(entry) = self.revisions.get_mut(&revision) else { return false };
+        entry.active += 1;
+        true
     }
 
     /// A load stops using `revision`.
@@ -86,6 +102,19 @@ impl<V: Clone> Residency<V> {
         entry.active -= 1;
         entry.used = self.tick;
         self.forget_if_empty(revision);
+    }
+
+    /// Whether an operator keeps `revision`; false if it is not known.
+    pub(crate) fn pin(&mut self, revision: Revision, pinned: bool) -> bool {
+        let Some(entry) = self.revisions.get_mut(&revision) else { return false };
+        entry.pinned = pinned;
+        self.forget_if_empty(revision);
+        true
+    }
+
+    /// The chunk, if it is here, without counting as a use.
+    pub(crate) fn peek(&self, key: &ChunkKey) -> Option<&V> {
+        self.chunks.get(key).map(|resident| &resident.value)
     }
 
     /// The chunk, if it is here; `revision` refers to it from now on.
@@ -123,33 +152,103 @@ impl<V: Clone> Residency<V> {
         replaced
     }
 
-    /// The chunks to give up next, at least one if any chunk is not leased; removed already.
+    /// The chunks to give up next, at least one if any chunk may go; removed already.
     pub(crate) fn evict(&mut self, leased: impl Fn(&V) -> bool) -> Vec<V> {
-        let mut idle: Vec<(u64, Revision)> = self
-            .revisions
-            .iter()
-            .filter(|(_, entry)| entry.active == 0 && !entry.chunks.is_empty())
-            .map(|(revision, entry)| (entry.used, *revision))
-            .collect();
-        idle.sort_unstable();
-        for (_, revision) in idle {
+        for (_, revision, _) in self.idle() {
             let keys = self.evictable(revision, &leased);
             if !keys.is_empty() {
                 return keys.iter().filter_map(|key| self.remove(key)).collect();
             }
         }
-        let free = |key: &&ChunkKey| {
-            self.chunks.get(*key).is_some_and(|resident| !leased(&resident.value))
-        };
-        let oldest = self.by_use.values().find(free).copied();
-        oldest.and_then(|key| self.remove(&key)).into_iter().collect()
+        self.evict_oldest(leased).into_iter().collect()
     }
 
-    /// The chunks of an idle revision that nobody leases and no revision in use refers to.
+    /// The chunks of an idle revision, for room of so many bytes: may be less than that, to be asked
+    /// again. Revisions without a name go first: nobody can ask for them.
+    pub(crate) fn evict_sized(&mut self, bytes: u64) -> Vec<V> {
+        let mut idle = self.idle();
+        let nameless = |revision: &Revision| {
+            self.revisions.get(revision).is_some_and(|entry| entry.uri.is_empty())
+        };
+        if let Some(at) = idle.iter().position(|(_, revision, _)| nameless(revision)) {
+            idle[..=at].rotate_right(1);
+            idle.truncate(1);
+        }
+        let older = idle.len().div_ceil(2);
+        let enough = idle[..older].iter().enumerate().filter(|(_, (_, _, held))| *held >= bytes);
+        let best = enough.min_by_key(|(age, (_, _, held))| (*held, *age)).map(|(age, _)| age);
+        // The others follow by age, should nothing of the best one be free.
+        if let Some(best) = best {
+            idle[..=best].rotate_right(1);
+        }
+        for (_, revision, _) in idle {
+            let keys = self.evictable(revision, |_| false);
+            if !keys.is_empty() {
+                return keys.iter().filter_map(|key| self.remove(key)).collect();
+            }
+        }
+        Vec::new()
+    }
+
+    /// Single chunks, least recently used first, until they have so many bytes by `size`; none that a
+    /// pinned revision refers to, or this one.
+    pub(crate) fn evict_chunks(
+        &mut self,
+        bytes: u64,
+        own: Option<Revision>,
+        size: impl Fn(&V) -> u64,
+    ) -> Vec<V> {
+        let stays = |revision: &Revision| {
+            own == Some(*revision) || self.revisions.get(revision).is_some_and(|entry| entry.pinned)
+        };
+        let mut keys = Vec::new();
+        let mut freed = 0;
+        for key in self.by_use.values() {
+            if freed >= bytes {
+                break;
+            }
+            let resident = self.chunks.get(key);
+            if let Some(free) = resident.filter(|resident| !resident.revisions.iter().any(stays)) {
+                freed += size(&free.value);
+                keys.push(*key);
+            }
+        }
+        keys.iter().filter_map(|key| self.remove(key)).collect()
+    }
+
+    /// The revisions that no load uses and nobody pinned, by age: tick of last use, and bytes here.
+    fn idle(&self) -> Vec<(u64, Revision, u64)> {
+        let idle =
+            |entry: &RevisionEntry| entry.active == 0 && !entry.pinned && !entry.chunks.is_empty();
+        let mut idle: Vec<(u64, Revision, u64)> = self
+            .revisions
+            .iter()
+            .filter(|(_, entry)| idle(entry))
+            .map(|(revision, entry)| (entry.used, *revision, entry.cached_bytes))
+            .collect();
+        idle.sort_unstable();
+        idle
+    }
+
+    /// The least recently used chunk that nobody leases and no pinned revision refers to.
+    fn evict_oldest(&mut self, leased: impl Fn(&V) -> bool) -> Option<V> {
+        let pinned =
+            |revision: &Revision| self.revisions.get(revision).is_some_and(|entry| entry.pinned);
+        let free = |key: &&ChunkKey| {
+            self.chunks.get(*key).is_some_and(|resident| {
+                !leased(&resident.value) && !resident.revisions.iter().any(pinned)
+            })
+        };
+        let oldest = self.by_use.values().find(free).copied();
+        oldest.and_then(|key| self.remove(&key))
+    }
+
+    /// The chunks of an idle revision that nobody leases and no revision in use, or pinned, refers to.
     fn evictable(&self, revision: Revision, leased: impl Fn(&V) -> bool) -> Vec<ChunkKey> {
         let Some(entry) = self.revisions.get(&revision) else { return Vec::new() };
-        let in_use =
-            |other: &Revision| self.revisions.get(other).is_some_and(|entry| entry.active > 0);
+        let in_use = |other: &Revision| {
+            self.revisions.get(other).is_some_and(|entry| entry.active > 0 || entry.pinned)
+        };
         let free = |key: &&ChunkKey| {
             self.chunks.get(*key).is_some_and(|resident| {
                 !leased(&resident.value) && !resident.revisions.iter().any(in_use)
@@ -196,7 +295,8 @@ impl<V: Clone> Residency<V> {
         }
     }
 
-    fn remove(&mut self, key: &ChunkKey) -> Option<V> {
+    /// Gives the chunk up.
+    pub(crate) fn remove(&mut self, key: &ChunkKey) -> Option<V> {
         let resident = self.chunks.remove(key)?;
         self.by_use.remove(&resident.used);
         for revision in &resident.revisions {
@@ -209,9 +309,10 @@ impl<V: Clone> Residency<V> {
         Some(resident.value)
     }
 
-    /// Revisions without a chunk or a load are not kept: the index is bounded by the slots.
+    /// Revisions without a chunk, a load or a pin are not kept: the index is bounded by the chunks.
     fn forget_if_empty(&mut self, revision: Revision) {
-        let empty = |entry: &RevisionEntry| entry.active == 0 && entry.chunks.is_empty();
+        let empty =
+            |entry: &RevisionEntry| entry.active == 0 && !entry.pinned && entry.chunks.is_empty();
         if self.revisions.get(&revision).is_some_and(empty) {
             self.revisions.remove(&revision);
         }
@@ -220,6 +321,27 @@ impl<V: Clone> Residency<V> {
     /// Revisions that have chunks here or loads that use them.
     pub(crate) fn revisions(&self) -> impl Iterator<Item = (&Revision, &RevisionEntry)> {
         self.revisions.iter()
+    }
+
+    /// The chunks that a revision refers to.
+    pub(crate) fn chunks_of(&self, revision: &Revision) -> impl Iterator<Item = &V> {
+        let keys = self.revisions.get(revision).into_iter().flat_map(|entry| &entry.chunks);
+        keys.filter_map(|key| self.peek(key))
+    }
+
+    /// The revisions that refer to a chunk.
+    pub(crate) fn revisions_of(&self, key: &ChunkKey) -> impl Iterator<Item = &Revision> {
+        self.chunks.get(key).into_iter().flat_map(|resident| &resident.revisions)
+    }
+
+    /// Resident chunks.
+    pub(crate) fn len(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// One revision, if it has chunks here or loads that use it.
+    pub(crate) fn revision(&self, revision: &Revision) -> Option<&RevisionEntry> {
+        self.revisions.get(revision)
     }
 
     /// Every resident chunk.
@@ -298,6 +420,48 @@ mod tests {
         assert_eq!(residency.drop_revisions(&[rev(2)]), [2]);
     }
 
+    #[test]
+    fn size_counts_beside_age() {
+        let mut residency =
+            filled(&[(1, &[1, 2, 3, 4]), (2, &[5, 6]), (3, &[7]), (4, &[8, 9]), (5, &[10])]);
+        let sized = |residency: &mut Residency<u8>, bytes| {
+            let mut victims = residency.evict_sized(bytes);
+            victims.sort_unstable();
+            victims
+        };
+        assert_eq!(sized(&mut residency, 10), [7], "of the older three the smallest");
+        assert_eq!(sized(&mut residency, 15), [5, 6]);
+        assert_eq!(sized(&mut residency, 100), [1, 2, 3, 4], "none is enough: the oldest");
+    }
+
+    #[test]
+    fn what_has_no_name_goes_first_and_single_chunks_last() {
+        let mut residency = filled(&[(1, &[1]), (2, &[2])]);
+        residency.begin(rev(3), "", 0, 0);
+        residency.insert(key(3), rev(3), 10, 3);
+        residency.end(rev(3));
+        assert_eq!(residency.evict_sized(10), [3]);
+        residency.begin(rev(1), "u", 100, 1);
+        residency.begin(rev(2), "u", 100, 1);
+        assert_eq!(residency.evict_sized(10), [0u8; 0], "both are in use");
+        assert_eq!(residency.evict_chunks(15, Some(rev(1)), |_| 10), [2]);
+        assert_eq!(residency.evict_chunks(15, None, |_| 10), [1]);
+    }
+
+    #[test]
+    fn what_is_pinned_stays_whoever_else_refers_to_it() {
+        let mut residency = filled(&[(1, &[1, 2])]);
+        residency.begin(rev(2), "v", 100, 1);
+        residency.get(&key(2), rev(2));
+        residency.end(rev(2));
+        assert!(residency.pin(rev(2), true));
+        assert!(!residency.pin(rev(9), true));
+        assert_eq!(evict(&mut residency, &[]), [1]);
+        assert_eq!(evict(&mut residency, &[]), [0u8; 0]);
+        residency.pin(rev(2), false);
+        assert_eq!(evict(&mut residency, &[]), [2]);
+    }
+
     #[derive(Debug, Clone)]
     enum Op {
         Begin(u8),
@@ -305,6 +469,8 @@ mod tests {
         Insert(u8, u8),
         Get(u8, u8),
         Evict(Vec<u8>),
+        EvictSized(u64),
+        Pin(u8, bool),
         Drop(u8),
     }
 
@@ -316,6 +482,8 @@ mod tests {
             (r.clone(), c.clone()).prop_map(|(r, c)| Op::Insert(r, c)),
             (r.clone(), c.clone()).prop_map(|(r, c)| Op::Get(r, c)),
             proptest::collection::vec(c, 0..6).prop_map(Op::Evict),
+            (0..60u64).prop_map(Op::EvictSized),
+            (r.clone(), any::<bool>()).prop_map(|(r, pinned)| Op::Pin(r, pinned)),
             r.prop_map(Op::Drop),
         ]
     }
@@ -328,6 +496,7 @@ mod tests {
             let mut residency: Residency<u8> = Residency::new();
             let mut active = [0usize; 4];
             let resident = RefCell::new(BTreeSet::new());
+            let mut pinned = BTreeSet::new();
             for op in ops {
                 match op {
                     Op::Begin(r) => { active[usize::from(r)] += 1; residency.begin(rev(r), "u", 1, 1); }
@@ -342,12 +511,36 @@ mod tests {
                     Op::Get(r, c) if active[usize::from(r)] > 0 => {
                         prop_assert_eq!(residency.get(&key(c), rev(r)).is_some(), resident.borrow().contains(&c));
                     }
-                    Op::Evict(leased) => {
-                        let victims = residency.evict(|value| leased.contains(value));
+                    Op::Evict(_) | Op::EvictSized(..) => {
+                        let kept: BTreeSet<u8> = resident
+                            .borrow()
+                            .iter()
+                            .copied()
+                            .filter(|c| residency.revisions_of(&key(*c)).any(|r| pinned.contains(r)))
+                            .collect();
+                        let (victims, leased) = match op {
+                            Op::EvictSized(bytes) => {
+                                let mut victims = residency.evict_sized(bytes);
+                                if victims.is_empty() {
+                                    victims = residency.evict_chunks(1, None, |_| 10);
+                                }
+                                (victims, Vec::new())
+                            }
+                            Op::Evict(leased) => (residency.evict(|c| leased.contains(c)), leased),
+                            _ => unreachable!(),
+                        };
                         let mut resident = resident.borrow_mut();
-                        prop_assert_eq!(victims.is_empty(), resident.iter().all(|c| leased.contains(c)));
+                        let may_stay = |c: &u8| leased.contains(c) || kept.contains(c);
+                        prop_assert_eq!(victims.is_empty(), resident.iter().all(may_stay));
                         for victim in victims {
-                            prop_assert!(!leased.contains(&victim) && resident.remove(&victim));
+                            prop_assert!(!may_stay(&victim) && resident.remove(&victim));
+                        }
+                    }
+                    Op::Pin(r, keep) => {
+                        if residency.pin(rev(r), keep) && keep {
+                            pinned.insert(rev(r));
+                        } else {
+                            pinned.remove(&rev(r));
                         }
                     }
                     Op::Drop(r) => for gone in residency.drop_revisions(&[rev(r)]) {
@@ -359,7 +552,8 @@ mod tests {
                 for (revision, entry) in residency.revisions() {
                     prop_assert_eq!(entry.active, active[usize::from(revision.0[0])]);
                     prop_assert_eq!(entry.cached_bytes, 10 * entry.chunks.len() as u64);
-                    prop_assert!(entry.active > 0 || !entry.chunks.is_empty());
+                    prop_assert!(entry.active > 0 || entry.pinned || !entry.chunks.is_empty());
+                    prop_assert_eq!(entry.pinned, pinned.contains(revision));
                 }
             }
         }
