@@ -111,13 +111,6 @@ pub(super) struct Use {
     pub(super) extents: usize,
 }
 
-/// A chunk for which room is reserved.
-#[derive(Debug, Clone, Copy)]
-struct Filling {
-    revision: Revision,
-    wanted: bool,
-}
-
 /// See the module's head.
 #[derive(Debug)]
 pub(super) struct Catalog {
@@ -132,8 +125,8 @@ pub(super) struct Catalog {
     barren: Option<(u64, Revision)>,
     /// Being removed.
     busy: HashSet<ChunkKey>,
-    /// Being written, and whether it is still wanted.
-    filling: HashMap<ChunkKey, Filling>,
+    /// Being written.
+    filling: HashSet<ChunkKey>,
     budget: u64,
     stored: u64,
     reserved: u64,
@@ -150,7 +143,7 @@ impl Catalog {
             changes: 0,
             barren: None,
             busy: HashSet::new(),
-            filling: HashMap::new(),
+            filling: HashSet::new(),
             budget: 0,
             stored: 0,
             reserved: 0,
@@ -221,7 +214,7 @@ impl Catalog {
     }
 
     fn is_known(&self, key: &ChunkKey) -> bool {
-        self.residency.holds(key) || self.busy.contains(key) || self.filling.contains_key(key)
+        self.residency.holds(key) || self.busy.contains(key) || self.filling.contains(key)
     }
 
     /// A chunk of a revision that is known waits to be written: as good as a load that uses it, or its
@@ -319,7 +312,7 @@ impl Catalog {
         let (surplus, low) = self.surplus(need, disk);
         if surplus == 0 {
             self.reserved += need;
-            self.filling.insert(*key, Filling { revision, wanted: true });
+            self.filling.insert(*key);
             return Room::Reserved;
         }
         if self.leaving >= surplus {
@@ -408,16 +401,14 @@ impl Catalog {
         self.busy.remove(&stored.key);
     }
 
-    /// A chunk for which room was reserved is written. False if it was evicted meanwhile: then its file
-    /// is to be removed, and [`Catalog::left`] to be called.
-    pub(super) fn written(&mut self, stored: Stored, wanted: bool) -> bool {
-        let wanted = wanted && self.filling.get(&stored.key).is_some_and(|filling| filling.wanted);
+    /// A chunk for which room was reserved is written. If nobody wants it any more, its file is to be
+    /// removed, and [`Catalog::left`] to be called then.
+    pub(super) fn written(&mut self, stored: Stored, wanted: bool) {
         self.given_up(&stored.key, stored.payload_bytes as usize);
         self.adopt(stored);
         if !wanted && self.residency.remove(&stored.key).is_some() {
             self.leaves(&stored);
         }
-        wanted
     }
 
     /// A chunk for which room was reserved will not be written.
@@ -436,8 +427,8 @@ impl Catalog {
         Some(stored)
     }
 
-    /// Gives up what the revisions at or under a URI refer to alone, except what is pinned. What is
-    /// being written for them is not wanted any more.
+    /// Gives up what the revisions at or under a URI refer to alone, except what is pinned. What waits
+    /// or is being written for them is for the caller to forget.
     pub(super) fn drop_uri(&mut self, under: impl Fn(&str) -> bool) -> Dropped {
         let found = self.residency.revisions().filter(|(_, entry)| under(&entry.uri));
         let (mut revisions, mut checkpoints, mut pinned) = (Vec::new(), 0, 0);
@@ -451,9 +442,6 @@ impl Catalog {
         }
         let gone = self.residency.drop_revisions(&revisions);
         gone.iter().for_each(|stored| self.leaves(stored));
-        for filling in self.filling.values_mut() {
-            filling.wanted &= !revisions.contains(&filling.revision);
-        }
         self.trim();
         Dropped { revisions, checkpoints, gone, pinned }
     }

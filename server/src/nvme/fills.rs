@@ -42,15 +42,28 @@ struct Known {
     /// Where in `waiting`; being written if it is not there any more.
     number: u64,
     revision: Revision,
-    /// Whether its checkpoint is still to be stored.
-    wanted: bool,
+    /// Whether that one still wants it stored.
+    own: bool,
     /// Other revisions that want it stored too.
     also: Vec<(Revision, Option<Hold>)>,
 }
 
 impl Known {
+    /// Some revisions do not want it any more. It is wanted, and theirs, by whoever else does. What is
+    /// dropped here is returned.
+    fn forget(&mut self, unwanted: impl Fn(&Revision) -> bool) -> Vec<(Revision, Option<Hold>)> {
+        let gone = self.also.extract_if(.., |(revision, _)| unwanted(revision)).collect();
+        self.own &= !unwanted(&self.revision);
+        gone
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.own || !self.also.is_empty()
+    }
+
     /// Another revision wants it. The hold comes back if that is known.
     fn add(&mut self, revision: Revision, hold: Option<Hold>) -> Option<Hold> {
+        self.own |= self.revision == revision;
         let known =
             self.revision == revision || self.also.iter().any(|(also, _)| *also == revision);
         if known {
@@ -98,7 +111,7 @@ impl Fills {
         }
         let number = state.next;
         state.next += 1;
-        let known = Known { number, revision: fill.revision, wanted: true, also: Vec::new() };
+        let known = Known { number, revision: fill.revision, own: true, also: Vec::new() };
         state.known.insert(fill.spec.key, known);
         state.waiting.insert(number, fill);
         drop(state);
@@ -134,7 +147,7 @@ impl Fills {
 
     /// Whether a chunk that was taken is still to be stored.
     pub(super) fn is_wanted(&self, key: &ChunkKey) -> bool {
-        self.lock().known.get(key).is_some_and(|known| known.wanted)
+        self.lock().known.get(key).is_some_and(Known::is_wanted)
     }
 
     /// A chunk that was taken is written, or given up for a reason: the other revisions that want it.
@@ -202,19 +215,18 @@ impl Fills {
     }
 
     fn forget_where(&self, unwanted: impl Fn(&Revision) -> bool) -> Forgotten {
+        // With nobody left, `also` of what is dropped below is empty: no hold ends under the lock.
         let mut state = self.lock();
-        let waiting = state.waiting.extract_if(.., |_, fill| unwanted(&fill.revision));
-        let fills: Vec<Fill> = waiting.map(|(_, fill)| fill).collect();
-        let known: Vec<Known> =
-            fills.iter().filter_map(|fill| state.known.remove(&fill.spec.key)).collect();
-        // What is left of these is being written.
-        for taken in state.known.values_mut() {
-            taken.wanted &= !unwanted(&taken.revision);
-        }
+        let State { waiting, known, .. } = &mut *state;
+        let also = known.values_mut().flat_map(|known| known.forget(&unwanted)).collect();
+        let is_wanted = |fill: &Fill| known.get(&fill.spec.key).is_some_and(Known::is_wanted);
+        let fills: Vec<Fill> =
+            waiting.extract_if(.., |_, fill| !is_wanted(fill)).map(|(_, fill)| fill).collect();
+        fills.iter().for_each(|fill| drop(known.remove(&fill.spec.key)));
         drop(state);
         self.came.notify_waiters();
         self.ended.notify_waiters();
-        Forgotten { fills, _known: known }
+        Forgotten { fills, _also: also }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -236,7 +248,7 @@ enum Turn {
 #[derive(Debug)]
 pub(super) struct Forgotten {
     fills: Vec<Fill>,
-    _known: Vec<Known>,
+    _also: Vec<(Revision, Option<Hold>)>,
 }
 
 impl Forgotten {
@@ -355,9 +367,14 @@ mod tests {
         let taken = fills.next(|_| false).await.unwrap();
         assert!(fills.is_wanted(&taken.spec.key));
         assert_eq!(fills.forget(&[Revision([1; 32])]).len(), 0);
-        assert!(!fills.is_wanted(&taken.spec.key));
+        assert!(fills.is_wanted(&taken.spec.key), "another one wants it");
         let also = fills.done(&taken.spec.key, None);
         assert_eq!(also.iter().map(|(also, _)| also.0[0]).collect::<Vec<_>>(), [5]);
+        assert!(fills.offer(other(1)) && fills.offer(other(5)));
+        assert_eq!(fills.forget(&[Revision([1; 32])]).len(), 0, "it waits for another one");
+        let taken = fills.next(|_| false).await.unwrap();
+        assert_eq!(fills.forget(&[Revision([5; 32])]).len(), 0);
+        assert!(!fills.is_wanted(&taken.spec.key));
     }
 
     #[tokio::test(start_paused = true)]

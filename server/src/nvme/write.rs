@@ -211,7 +211,8 @@ impl NvmeTier {
         reserved.open = false;
         let wanted = {
             let mut catalog = self.catalog();
-            let wanted = catalog.written(stored, self.fills.is_wanted(&key));
+            let wanted = self.fills.is_wanted(&key);
+            catalog.written(stored, wanted);
             self.remember(&catalog, [key], [fill.revision]);
             wanted
         };
