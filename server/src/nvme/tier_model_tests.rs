@@ -84,6 +84,8 @@ struct Model {
     /// Who refers to a chunk.
     refs: BTreeMap<u8, BTreeSet<Revision>>,
     pinned: BTreeSet<Revision>,
+    /// Loaded since names were lost with the index: only these can be evicted by name.
+    named: BTreeSet<Revision>,
     /// No fault is waiting.
     well: bool,
     /// There was none since the start.
@@ -94,8 +96,8 @@ impl Model {
     async fn start(dir: &Arc<TempDir>) -> Self {
         let node = Node::start(dir, BUDGET, 3);
         node.recovered().await;
-        let (sure, refs, pinned) = Default::default();
-        Self { node, sure, refs, pinned, well: true, sound: true }
+        let (sure, refs, pinned, named) = Default::default();
+        Self { node, sure, refs, pinned, named, well: true, sound: true }
     }
 
     fn stored(&self, n: u8) -> Option<Stored> {
@@ -133,6 +135,7 @@ impl Model {
     }
 
     async fn load(&mut self, r: u8) -> Checked {
+        self.named.insert(rev(r));
         self.begin(r);
         for n in chunks_of(r) {
             let got = self.node.get_for(n, rev(r)).await;
@@ -154,7 +157,11 @@ impl Model {
         let fresh = self.stored(n).is_none();
         let before = self.all_stored();
         let full = fresh && before.len() >= FILES;
-        let is_own = |n: &u8| self.stored(*n).is_some_and(|stored| stored.revision == rev(r));
+        // What the revision refers to, whoever it was stored for, never makes room for it.
+        let is_own = |n: &u8| {
+            let row = self.node.tier.catalog().chunk_row(&key(*n));
+            row.is_some_and(|row| row.revisions.contains(&rev(r)))
+        };
         let own: BTreeSet<u8> = before.iter().copied().filter(is_own).collect();
         let no_room = full && before.iter().all(|n| self.stays(*n) || own.contains(n));
         let stored = self.node.put_for(n, rev(r)).await;
@@ -181,6 +188,7 @@ impl Model {
         if all.len() > FILES {
             self.made_room(&BTreeSet::new());
         }
+        self.named.extend([rev(r), rev(q)]);
         self.begin(r);
         self.begin(q);
         let (one, two) = tokio::join!(self.load_beside(r), self.load_beside(q));
@@ -188,10 +196,14 @@ impl Model {
         self.end(q);
         one?;
         two?;
+        self.refs = self.known_refs();
+        Ok(())
+    }
+
+    fn known_refs(&self) -> BTreeMap<u8, BTreeSet<Revision>> {
         let catalog = self.node.tier.catalog();
         let row = |n| Some((n, catalog.chunk_row(&key(n))?.revisions.into_iter().collect()));
-        self.refs = (0..CHUNKS).filter_map(row).collect();
-        Ok(())
+        (0..CHUNKS).filter_map(row).collect()
     }
 
     async fn load_beside(&self, r: u8) -> Checked {
@@ -213,6 +225,10 @@ impl Model {
             prop_assert_eq!((evicted.checkpoints, evicted.pinned), (0, 1));
             return Ok(());
         }
+        if !self.named.contains(&rev(r)) {
+            prop_assert_eq!((evicted.checkpoints, evicted.pinned), (0, 0));
+            return Ok(());
+        }
         for n in 0..CHUNKS {
             let Some(refs) = self.refs.get_mut(&n) else { continue };
             if refs.remove(&rev(r)) && refs.is_empty() {
@@ -224,13 +240,15 @@ impl Model {
     }
 
     async fn restart(self, index: bool) -> Self {
-        let Self { node, sure, refs, pinned, .. } = self;
+        let Self { node, sure, refs, pinned, named, .. } = self;
         let dir = node.stop().await;
         if index {
-            return Self { sure, refs, pinned, ..Self::start(&dir).await };
+            return Self { sure, refs, pinned, named, ..Self::start(&dir).await };
         }
         std::fs::remove_file(dir.path().join("nvme/index.redb")).unwrap();
-        Self { sure, ..Self::start(&dir).await }
+        // The extents themselves say which revision each was stored for.
+        let model = Self::start(&dir).await;
+        Self { sure, refs: model.known_refs(), ..model }
     }
 
     async fn step(mut self, op: Op) -> Result<Self, TestCaseError> {
