@@ -1,0 +1,126 @@
+//! Byte planes: floating point numbers cut into bytes of like meaning, so that they compress.
+//!
+//! An element (16 or 32 bits, little endian) is rotated left by one bit: the sign goes to the lowest
+//! bit, and the highest byte of a bf16 or f32 is its exponent and nothing else. Of the elements of a
+//! piece, the highest bytes come first, then the next ones, down to the lowest.
+//!
+//! A frame is cut into *tiles* on its own grid, and a tile is reordered by itself: what a plane run
+//! covers of it, from the first element that lies wholly in the tile to the last one, becomes
+//! planes. Everything else stays where it is: bytes outside all runs, elements that a tile's edge
+//! cuts, the rest of a run that is no whole element. So a frame has as many bytes reordered as plain,
+//! and a tile can be undone while it is in the cache.
+
+use std::ops::Range;
+
+use crate::coding::{PlaneRun, Width};
+
+/// A range of a tile that is reordered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// In the tile.
+    pub(crate) range: Range<usize>,
+    /// Of its elements.
+    pub(crate) width: Width,
+}
+
+/// The pieces of a tile of `bytes` bytes that begins at `offset` in the object, in order.
+pub(crate) fn pieces(
+    planes: &[PlaneRun],
+    offset: u64,
+    bytes: usize,
+) -> impl Iterator<Item = Piece> + '_ {
+    let end = offset.saturating_add(bytes as u64);
+    let first = planes.partition_point(|run| run.end() <= offset);
+    let runs = planes.get(first..).unwrap_or_default().iter();
+    runs.take_while(move |run| run.offset < end).filter_map(move |run| {
+        let width = run.width.bytes();
+        // Elements are counted from the run's beginning.
+        let skipped = offset.saturating_sub(run.offset).checked_next_multiple_of(width)?;
+        let from = run.offset.checked_add(skipped)?;
+        let until = run.end().min(end);
+        let whole = until.checked_sub(from)? / width * width;
+        let start = usize::try_from(from - offset).ok()?;
+        let length = usize::try_from(whole).ok().filter(|length| *length > 0)?;
+        Some(Piece { range: start..start + length, width: run.width })
+    })
+}
+
+/// Cuts the elements of a tile at `offset` of the object into planes.
+///
+/// # Panics
+///
+/// If `from` and `into` differ in length.
+pub fn split(planes: &[PlaneRun], offset: u64, from: &[u8], into: &mut [u8]) {
+    walk(planes, offset, from, into, |width, from, into| match width {
+        Width::Two => split_two(from, into),
+        Width::Four => split_four(from, into),
+    });
+}
+
+/// Undoes [`split`].
+///
+/// # Panics
+///
+/// If `from` and `into` differ in length.
+pub fn unsplit(planes: &[PlaneRun], offset: u64, from: &[u8], into: &mut [u8]) {
+    walk(planes, offset, from, into, |width, from, into| match width {
+        Width::Two => unsplit_two(from, into),
+        Width::Four => unsplit_four(from, into),
+    });
+}
+
+/// Calls `reorder` on each piece of a tile, and copies what lies between them.
+fn walk(
+    planes: &[PlaneRun],
+    offset: u64,
+    from: &[u8],
+    into: &mut [u8],
+    reorder: impl Fn(Width, &[u8], &mut [u8]),
+) {
+    assert_eq!(from.len(), into.len(), "a tile is as long reordered as it is plain");
+    let mut at = 0;
+    for Piece { range, width } in pieces(planes, offset, from.len()) {
+        into[at..range.start].copy_from_slice(&from[at..range.start]);
+        at = range.end;
+        reorder(width, &from[range.clone()], &mut into[range]);
+    }
+    into[at..].copy_from_slice(&from[at..]);
+}
+
+fn split_two(from: &[u8], into: &mut [u8]) {
+    let (high, low) = into.split_at_mut(from.len() / 2);
+    let (elements, _) = from.as_chunks::<2>();
+    for ((element, high), low) in elements.iter().zip(high).zip(low) {
+        [*low, *high] = u16::from_le_bytes(*element).rotate_left(1).to_le_bytes();
+    }
+}
+
+fn unsplit_two(from: &[u8], into: &mut [u8]) {
+    let (high, low) = from.split_at(from.len() / 2);
+    let (elements, _) = into.as_chunks_mut::<2>();
+    for ((element, high), low) in elements.iter_mut().zip(high).zip(low) {
+        *element = u16::from_le_bytes([*low, *high]).rotate_right(1).to_le_bytes();
+    }
+}
+
+fn split_four(from: &[u8], into: &mut [u8]) {
+    let quarter = from.len() / 4;
+    let (upper, lower) = into.split_at_mut(2 * quarter);
+    let (p3, p2) = upper.split_at_mut(quarter);
+    let (p1, p0) = lower.split_at_mut(quarter);
+    let (elements, _) = from.as_chunks::<4>();
+    for ((((element, p3), p2), p1), p0) in elements.iter().zip(p3).zip(p2).zip(p1).zip(p0) {
+        [*p0, *p1, *p2, *p3] = u32::from_le_bytes(*element).rotate_left(1).to_le_bytes();
+    }
+}
+
+fn unsplit_four(from: &[u8], into: &mut [u8]) {
+    let quarter = from.len() / 4;
+    let (upper, lower) = from.split_at(2 * quarter);
+    let (p3, p2) = upper.split_at(quarter);
+    let (p1, p0) = lower.split_at(quarter);
+    let (elements, _) = into.as_chunks_mut::<4>();
+    for ((((element, p3), p2), p1), p0) in elements.iter_mut().zip(p3).zip(p2).zip(p1).zip(p0) {
+        *element = u32::from_le_bytes([*p0, *p1, *p2, *p3]).rotate_right(1).to_le_bytes();
+    }
+}
