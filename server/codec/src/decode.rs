@@ -147,8 +147,7 @@ pub struct FrameDecoder {
 
 impl fmt::Debug for FrameDecoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let memory_bytes = self.context.sizeof() + self.tile.capacity();
-        f.debug_struct("FrameDecoder").field("memory_bytes", &memory_bytes).finish()
+        f.debug_struct("FrameDecoder").field("memory_bytes", &self.memory_bytes()).finish()
     }
 }
 
@@ -157,6 +156,11 @@ impl FrameDecoder {
     pub fn new() -> Result<Self, DecodeError> {
         let context = DCtx::try_create().ok_or(DecodeErrorKind::Memory.at(0))?;
         Ok(Self { context, tile: Vec::new() })
+    }
+
+    /// What it holds: a context, a window, a tile.
+    pub fn memory_bytes(&self) -> usize {
+        self.context.sizeof() + self.tile.capacity()
     }
 
     /// Decodes frame number `frame` of `coding` from exactly its stored bytes into exactly its plain
@@ -174,11 +178,17 @@ impl FrameDecoder {
             DecodeErrorKind::Caller { what: "frame number", given, expected: known }.at(0)
         })?;
         let at = frame.stored_offset;
-        check(frame, stored, into.len() as u64).map_err(|kind| kind.at(at))?;
-        let planed = planes::pieces(coding.planes(), frame.plain_offset, into.len()).next();
+        let room = into.len();
+        let planed = planes::pieces(coding.planes(), frame.plain_offset, room).next().is_some();
+        // In place, the window is what was decoded already. By tiles it takes memory of its own.
+        let window_max = match planed {
+            false => frame.plain_bytes.max(1 << WINDOW_LOG_MAX),
+            true => 1 << window_log(frame.plain_bytes),
+        };
+        check(frame, stored, room as u64, window_max).map_err(|kind| kind.at(at))?;
         let decoded = match planed {
-            None => self.in_place(stored, into),
-            Some(_) => self.by_tiles(coding, frame, stored, into),
+            false => self.in_place(stored, into),
+            true => self.by_tiles(coding, frame, stored, into),
         };
         decoded.map_err(|kind| kind.at(at))
     }
@@ -268,7 +278,7 @@ fn window_log(plain_bytes: u64) -> u32 {
 }
 
 /// What a frame says of itself against what it should be.
-fn check(frame: &Frame, stored: &[u8], room: u64) -> Result<(), DecodeErrorKind> {
+fn check(frame: &Frame, stored: &[u8], room: u64, window_max: u64) -> Result<(), DecodeErrorKind> {
     let caller = |what, given, expected| Err(DecodeErrorKind::Caller { what, given, expected });
     let expected = frame.plain_bytes;
     if stored.len() as u64 != frame.stored_bytes {
@@ -287,9 +297,8 @@ fn check(frame: &Frame, stored: &[u8], room: u64) -> Result<(), DecodeErrorKind>
     if let Some(declared) = content.filter(|declared| *declared != expected) {
         return Err(DecodeErrorKind::DeclaredSize { declared, expected });
     }
-    let limit = expected.max(1 << WINDOW_LOG_MAX);
-    if window > limit {
-        return Err(DecodeErrorKind::Window { wanted: window, limit });
+    if window > window_max {
+        return Err(DecodeErrorKind::Window { wanted: window, limit: window_max });
     }
     match frame.stored_bytes - scan::body(stored, &head)?.stored_bytes {
         0 => Ok(()),
@@ -318,7 +327,7 @@ pub struct StreamDecoder {
 impl fmt::Debug for StreamDecoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StreamDecoder")
-            .field("memory_bytes", &self.context.sizeof())
+            .field("memory_bytes", &self.memory_bytes())
             .field("consumed", &self.consumed)
             .finish()
     }
@@ -333,6 +342,11 @@ impl StreamDecoder {
             .set_parameter(DParameter::WindowLogMax(window_log_max))
             .map_err(|code| kind_of(code, 0).at(0))?;
         Ok(Self { context, window_log_max, consumed: 0 })
+    }
+
+    /// What it holds: a context and a window.
+    pub fn memory_bytes(&self) -> usize {
+        self.context.sizeof()
     }
 
     /// Decodes as much as there is input for and room in `output`. Nothing more comes out of an

@@ -3,7 +3,7 @@
 //! A [`FrameEncoder`] makes one zstd frame of one frame's plain bytes. Where plane runs cover it, the
 //! bytes are reordered tile by tile (see [`planes`](crate::planes)) and every plane is made to begin a
 //! block of its own, so that an exponent's code is never mixed with a mantissa's noise: the exponents
-//! get Huffman codes, the noise is stored as it is, and the decoder copies it.
+//! get Huffman codes and no matches, the noise is stored as it is, and the decoder copies it.
 //!
 //! Whether planes pay is a property of a tensor; [`FrameEncoder::measure`] tries both on samples.
 
@@ -19,15 +19,19 @@ use crate::scan::{SEEK_FOOTER_BYTES, SEEK_FOOTER_MAGIC, SEEK_TABLE_MAGIC, SKIPPA
 /// Levels that zstd has; higher ones only cost time.
 pub const LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
 
-/// The tile that decodes fastest: a plane of 16-bit elements fills a block.
-pub const TILE_BYTES: u32 = 256 << 10;
+/// The tile that decodes fastest: with the decoder's window it fits into 512 KiB of L2.
+pub const TILE_BYTES: u32 = 128 << 10;
 
 /// A plane of fewer bytes does not get a block of its own: its head and its code would cost more.
 const OWN_BLOCK_BYTES: usize = 8 << 10;
 
-/// The window of frames with planes: they have no matches worth a larger one, and a decoder's window
-/// should stay in its cache.
-const PLANES_WINDOW_LOG: u32 = 17;
+/// Windows of frames with planes. A block has no more bytes than the window, and a plane should fit into
+/// one block; there are no matches that would need a larger one.
+const PLANES_WINDOW_LOG: std::ops::RangeInclusive<u32> = 10..=17;
+
+/// Matches are looked for at every so many bytes of a frame with planes, which is nearly nowhere: chance
+/// ones among exponents take more bits than Huffman codes, and twice the time to decode.
+const PLANES_STRIDE_BYTES: u32 = 128 << 10;
 
 /// Why bytes could not be encoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -57,7 +61,7 @@ fn failed(code: ErrorCode) -> EncodeError {
 /// What an encoder is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EncodeSettings {
-    /// zstd's level, for frames without planes.
+    /// zstd's level, for frames without planes. Those with planes have no use for one.
     pub level: i32,
     /// Plain bytes of a tile.
     pub tile: u32,
@@ -97,10 +101,9 @@ pub struct FrameEncoder {
 
 impl fmt::Debug for FrameEncoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let memory_bytes = self.whole.sizeof() + self.planed.sizeof() + self.tile.capacity();
         f.debug_struct("FrameEncoder")
             .field("settings", &self.settings)
-            .field("memory_bytes", &memory_bytes)
+            .field("memory_bytes", &self.memory_bytes())
             .finish()
     }
 }
@@ -113,14 +116,23 @@ impl FrameEncoder {
             return Err(EncodeError::Level(settings.level));
         }
         let whole = context(&[CParameter::CompressionLevel(settings.level)])?;
+        let window_log = (settings.tile / 2).ilog2();
+        let window_log = window_log.clamp(*PLANES_WINDOW_LOG.start(), *PLANES_WINDOW_LOG.end());
         let planed = context(&[
             CParameter::CompressionLevel(1),
             CParameter::Strategy(Strategy::ZSTD_fast),
-            CParameter::WindowLog(PLANES_WINDOW_LOG),
+            CParameter::WindowLog(window_log),
             CParameter::MinMatch(7),
+            CParameter::HashLog(6),
+            CParameter::TargetLength(PLANES_STRIDE_BYTES),
             CParameter::LiteralCompressionMode(ParamSwitch::Enable),
         ])?;
         Ok(Self { settings, whole, planed, tile: Vec::new() })
+    }
+
+    /// What it holds: contexts and a tile.
+    pub fn memory_bytes(&self) -> usize {
+        self.whole.sizeof() + self.planed.sizeof() + self.tile.capacity()
     }
 
     /// Appends one frame to `out`: `plain`, which begins at `plain_offset` of its object, with those

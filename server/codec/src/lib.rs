@@ -12,7 +12,7 @@
 //!   load:  manifest, or scan (seek table, frames) ──► Coding ── FrameDecoder ──► plain frame
 //! ```
 //!
-//! [`safetensors`] finds the tensors of an object. [`coding`] says how an object's plain
+//! [`safetensors`] and [`gguf`] find the tensors of an object. [`coding`] says how an object's plain
 //! bytes lie in what is stored, [`scan`] finds that out for objects without a manifest, [`encode`]
 //! and [`decode`] go from one to the other, [`planes`] is the reordering that makes floating point
 //! numbers compress, and [`manifest`] is what `forebay pack` writes beside the objects.
@@ -22,6 +22,9 @@
 pub mod coding;
 pub mod decode;
 pub mod encode;
+#[doc(hidden)]
+pub mod fuzz;
+pub mod gguf;
 pub mod manifest;
 pub mod planes;
 pub mod safetensors;
