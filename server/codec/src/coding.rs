@@ -222,12 +222,13 @@ fn check_frames(frames: &[Frame], stored_bytes: u64, plain_bytes: u64) -> Result
         if frame.stored_offset < stored_end {
             return Err(bad("is stored in the one before it"));
         }
-        plain_end = plain_end.checked_add(frame.plain_bytes).ok_or(bad("ends beyond all bytes"))?;
+        plain_end =
+            plain_end.checked_add(frame.plain_bytes).ok_or_else(|| bad("ends beyond all bytes"))?;
         stored_end = frame
             .stored_offset
             .checked_add(frame.stored_bytes)
             .filter(|end| *end <= stored_bytes)
-            .ok_or(bad("ends after what is stored"))?;
+            .ok_or_else(|| bad("ends after what is stored"))?;
     }
     match plain_end == plain_bytes {
         true => Ok(()),
@@ -252,7 +253,7 @@ pub(crate) fn check_runs(planes: &[PlaneRun], plain_bytes: u64) -> Result<(), Co
             .offset
             .checked_add(run.bytes)
             .filter(|end| *end <= plain_bytes)
-            .ok_or(bad("ends after the object"))?;
+            .ok_or_else(|| bad("ends after the object"))?;
     }
     Ok(())
 }

@@ -154,7 +154,7 @@ impl fmt::Debug for FrameDecoder {
 impl FrameDecoder {
     /// A decoder with a context of its own.
     pub fn new() -> Result<Self, DecodeError> {
-        let context = DCtx::try_create().ok_or(DecodeErrorKind::Memory.at(0))?;
+        let context = DCtx::try_create().ok_or_else(|| DecodeErrorKind::Memory.at(0))?;
         Ok(Self { context, tile: Vec::new() })
     }
 
@@ -336,7 +336,7 @@ impl fmt::Debug for StreamDecoder {
 impl StreamDecoder {
     /// Takes windows up to `1 << window_log_max`, and never more than [`WINDOW_LOG_MAX`].
     pub fn new(window_log_max: u32) -> Result<Self, DecodeError> {
-        let mut context = DCtx::try_create().ok_or(DecodeErrorKind::Memory.at(0))?;
+        let mut context = DCtx::try_create().ok_or_else(|| DecodeErrorKind::Memory.at(0))?;
         let window_log_max = window_log_max.clamp(WINDOW_LOG_MIN, WINDOW_LOG_MAX);
         context
             .set_parameter(DParameter::WindowLogMax(window_log_max))

@@ -13,7 +13,7 @@ use zstd_safe::zstd_sys::ZSTD_EndDirective;
 use zstd_safe::{CCtx, CParameter, ErrorCode, InBuffer, OutBuffer, ParamSwitch, Strategy};
 
 use crate::coding::{CodingError, Frame, PlaneRun, Width, check_tile};
-use crate::planes;
+use crate::planes::{self, Piece};
 use crate::scan::{SEEK_FOOTER_BYTES, SEEK_FOOTER_MAGIC, SEEK_TABLE_MAGIC, SKIPPABLE_HEAD_BYTES};
 
 /// Levels that zstd has; higher ones only cost time.
@@ -25,9 +25,9 @@ pub const TILE_BYTES: u32 = 128 << 10;
 /// A plane of fewer bytes does not get a block of its own: its head and its code would cost more.
 const OWN_BLOCK_BYTES: usize = 8 << 10;
 
-/// Windows of frames with planes. A block has no more bytes than the window, and a plane should fit into
-/// one block; there are no matches that would need a larger one.
-const PLANES_WINDOW_LOG: std::ops::RangeInclusive<u32> = 10..=17;
+/// Windows of frames with planes. A block has no more bytes than the window: a plane should fit into
+/// one block, and a block's head should be no part of its size. No matches need a larger one.
+const PLANES_WINDOW_LOG: std::ops::RangeInclusive<u32> = 14..=17;
 
 /// Matches are looked for at every so many bytes of a frame with planes, which is nearly nowhere: chance
 /// ones among exponents take more bits than Huffman codes, and twice the time to decode.
@@ -174,16 +174,7 @@ impl FrameEncoder {
         for plain in plain.chunks(tile_bytes) {
             let reordered = &mut tile[..plain.len()];
             planes::split(planes, offset, plain, reordered);
-            let mut at = 0;
-            for piece in planes::pieces(planes, offset, plain.len()) {
-                blocks.add(&reordered[at..piece.range.start])?;
-                at = piece.range.end;
-                let width = if piece.width == Width::Two { 2 } else { 4 };
-                for plane in reordered[piece.range.clone()].chunks(piece.range.len() / width) {
-                    blocks.add(plane)?;
-                }
-            }
-            blocks.add(&reordered[at..])?;
+            blocks.add_tile(reordered, planes::pieces(planes, offset, plain.len()))?;
             offset += plain.len() as u64;
         }
         blocks.end()
@@ -223,6 +214,22 @@ struct Blocks<'a> {
 }
 
 impl Blocks<'_> {
+    /// Adds a tile, plane by plane.
+    fn add_tile(
+        &mut self,
+        tile: &[u8],
+        pieces: impl Iterator<Item = Piece>,
+    ) -> Result<(), EncodeError> {
+        let mut at = 0;
+        for Piece { range, width } in pieces {
+            self.add(&tile[at..range.start])?;
+            at = range.end;
+            let plane_bytes = range.len() / if width == Width::Two { 2 } else { 4 };
+            tile[range].chunks(plane_bytes).try_for_each(|plane| self.add(plane))?;
+        }
+        self.add(&tile[at..])
+    }
+
     /// Adds a part, in blocks of its own if it is large enough for that.
     fn add(&mut self, part: &[u8]) -> Result<(), EncodeError> {
         let own = part.len() >= OWN_BLOCK_BYTES;

@@ -8,8 +8,11 @@ use crate::manifest::PackManifest;
 use crate::tensor::TensorEntry;
 use crate::{safetensors, scan};
 
+/// A name and what runs under it.
+pub type Target = (&'static str, fn(&[u8]));
+
 /// Targets by name: the folders of the corpora, and the files of the fuzz package.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[Target] = &[
     ("safetensors", safetensors_header),
     ("gguf", gguf_header),
     ("manifest", pack_manifest),
@@ -24,7 +27,7 @@ fn in_object(tensors: &[TensorEntry], object_bytes: u64) {
     let mut end = 0;
     for tensor in tensors.iter().filter(|tensor| tensor.bytes > 0) {
         assert!(tensor.offset >= end, "tensors overlap");
-        end = tensor.offset.checked_add(tensor.bytes).unwrap_or(u64::MAX);
+        end = tensor.offset.saturating_add(tensor.bytes);
         assert!(end <= object_bytes, "a tensor ends after its object");
     }
 }

@@ -124,3 +124,52 @@ fn unsplit_four(from: &[u8], into: &mut [u8]) {
         *element = u32::from_le_bytes([*p0, *p1, *p2, *p3]).rotate_right(1).to_le_bytes();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn both(planes: &[PlaneRun], offset: u64, plain: &[u8], reordered: &[u8]) {
+        let mut out = vec![0; plain.len()];
+        split(planes, offset, plain, &mut out);
+        assert_eq!(out, reordered);
+        unsplit(planes, offset, reordered, &mut out);
+        assert_eq!(out, plain);
+    }
+
+    #[test]
+    fn the_form_is_the_documented_one() {
+        // 1.0, -2.0 and a small number as bf16: exponents 0x7F, 0x80, 0x01, then mantissa and sign.
+        let plain = [0x80, 0x3F, 0x00, 0xC0, 0xFF, 0x00];
+        let run = PlaneRun { offset: 0, bytes: 6, width: Width::Two };
+        both(&[run], 0, &plain, &[0x7F, 0x80, 0x01, 0x00, 0x01, 0xFE]);
+        // 1.0 and a negative number as f32.
+        let plain = [0x00, 0x00, 0x80, 0x3F, 0x78, 0x56, 0x34, 0x92];
+        let run = PlaneRun { offset: 0, bytes: 8, width: Width::Four };
+        both(&[run], 0, &plain, &[0x7F, 0x24, 0x00, 0x68, 0x00, 0xAC, 0x00, 0xF1]);
+    }
+
+    #[test]
+    fn what_edges_cut_stays() {
+        let run = PlaneRun { offset: 101, bytes: 7, width: Width::Two };
+        let pieces =
+            |offset, bytes| pieces(&[run], offset, bytes).map(|piece| piece.range).collect();
+        for (offset, bytes, expected) in [
+            // The seventh byte is no element.
+            (100, 20, Some(1..7)),
+            (100, 4, Some(1..3)),
+            (102, 4, Some(1..3)),
+            (102, 9, Some(1..5)),
+            (103, 9, Some(0..4)),
+            (106, 9, None),
+            (100, 2, None),
+            (0, 101, None),
+            (108, 9, None),
+        ] {
+            let found: Vec<_> = pieces(offset, bytes);
+            assert_eq!(found, Vec::from_iter(expected), "{bytes} bytes from {offset} on");
+        }
+        let plain = [1, 2, 0x80, 0x3F, 9];
+        both(&[run], 102, &plain, &[1, 0x00, 0x12, 0x05, 0x7E]);
+    }
+}

@@ -222,7 +222,7 @@ fn measure(bytes: &[u8]) -> Result<(u64, u64), DecodeErrorKind> {
     }
     let body = body(bytes, &head)?;
     // Where no block can hold anything, nothing needs to be declared.
-    let content = head.content.or((body.content_max == 0).then_some(0));
+    let content = head.content.or_else(|| (body.content_max == 0).then_some(0));
     Ok((body.stored_bytes, content.ok_or(DecodeErrorKind::SizeUnknown)?))
 }
 

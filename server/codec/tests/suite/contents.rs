@@ -47,7 +47,12 @@ pub(crate) fn contents(kind: Kind, bytes: usize, seed: u64) -> Vec<u8> {
             .collect(),
         Kind::Random => (0..bytes).map(|_| random.next() as u8).collect(),
         Kind::Zeros => vec![0; bytes],
-        Kind::Text => (0..bytes).map(|_| b"the weights of a layer "[random.below(23)]).collect(),
+        Kind::Text => {
+            let words =
+                ["\"model", ".layers.", "17", ".weight\"", ": ", "0.25", ",\n", " and more"];
+            let text = std::iter::repeat_with(|| words[random.below(words.len())].bytes());
+            text.flatten().take(bytes).collect()
+        }
     }
 }
 

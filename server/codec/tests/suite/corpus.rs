@@ -103,6 +103,9 @@ fn mutations_of_the_corpora_do_no_harm() {
 
 fn mutated(mut bytes: Vec<u8>, random: &mut Random) -> Vec<u8> {
     for _ in 0..=random.below(4) {
+        if bytes.is_empty() {
+            break;
+        }
         let at = random.below(bytes.len());
         match random.below(6) {
             0 => bytes[at] = random.next() as u8,
