@@ -2,9 +2,9 @@
 //!
 //! `cargo run --release -p forebay-codec --example against_zstd [-- ROUNDS [TILE_KIB ..]]`
 //!
-//! Frames of 8 MiB of bf16 weights, N(0, 0.02), are decoded by a `FrameDecoder`, and by the library in
-//! one call into scratch memory with a plain undoing of the planes after it: one thread, every frame
-//! another one, runs interleaved, medians. Then the sizes of other contents.
+//! Frames of 8 MiB of bf16 weights, N(0, 0.02), are decoded by a `FrameDecoder`, and by the library
+//! in one call into scratch memory with a plain undoing of the planes after it: one thread, every
+//! frame another one, runs interleaved, medians. Then the sizes of other contents.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "an example prints, and may fail")]
 #![allow(clippy::disallowed_methods, reason = "it measures time")]
@@ -15,6 +15,7 @@ use std::time::Instant;
 use forebay_codec::coding::{Coding, Frame, PlaneRun, Width};
 use forebay_codec::decode::FrameDecoder;
 use forebay_codec::encode::{EncodeSettings, FrameEncoder, TILE_BYTES};
+use forebay_codec::planes;
 
 const FRAME_BYTES: usize = 8 << 20;
 const FRAMES: usize = 8;
@@ -209,6 +210,29 @@ fn decode(plain: &[u8], tile: u32, rounds: usize) {
     );
 }
 
+/// The speed of reordering alone, of a tile that stays in the cache.
+fn reorder(plain: &[u8], width: Width, rounds: usize) {
+    let tile = &plain[..TILE_BYTES as usize];
+    let runs = [PlaneRun { offset: 0, bytes: tile.len() as u64, width }];
+    let (mut reordered, mut back) = (vec![0; tile.len()], vec![0; tile.len()]);
+    let mut speed = |undo: bool| {
+        let mut one = || {
+            let begin = Instant::now();
+            for _ in 0..64 {
+                match undo {
+                    false => planes::split(&runs, 0, black_box(tile), &mut reordered),
+                    true => planes::unsplit(&runs, 0, black_box(&reordered), &mut back),
+                }
+            }
+            begin.elapsed().as_secs_f64()
+        };
+        gbps(64 * tile.len(), median((0..rounds).map(|_| one()).collect()))
+    };
+    let (split, unsplit) = (speed(false), speed(true));
+    println!("planes of {width:?} alone: split {split:.2} GB/s, unsplit {unsplit:.2} GB/s");
+    assert!(back == tile, "reordered bytes differ");
+}
+
 fn main() {
     let mut arguments = std::env::args().skip(1).map(|number| number.parse::<u32>().unwrap());
     let rounds = arguments.next().unwrap_or(11) as usize;
@@ -219,6 +243,9 @@ fn main() {
     let plain = bf16(FRAMES * FRAME_BYTES, 1);
     for tile in tiles {
         decode(&plain, tile, rounds);
+    }
+    for width in [Width::Two, Width::Four] {
+        reorder(&plain, width, rounds);
     }
     let two = Some(Width::Two);
     let contents = [

@@ -6,8 +6,9 @@
 //!   planes        ▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒  ▒▒▒▒▒▒▒▒▒
 //! ```
 //!
-//! A [`Coding`] is checked once, when it is made, and never changes: frames follow each other without
-//! a gap in plain space and in order in stored space, plane runs are sorted and lie in the object.
+//! A [`Coding`] is checked once, when it is made, and never changes: frames follow each other
+//! without a gap in plain space and in order in stored space, plane runs are sorted and lie in the
+//! object.
 
 use std::ops::Range;
 

@@ -1,19 +1,20 @@
 //! From stored bytes to plain ones.
 //!
-//! A [`FrameDecoder`] decodes exactly one frame of a [`Coding`] into exactly its plain bytes. What the
-//! frame declares is checked against the coding before anything is decoded, so a bomb costs no more
-//! than the size the caller made room for: nothing here writes outside `into`, and no memory but the
-//! window (at most a frame's size) and one tile is taken.
+//! A [`FrameDecoder`] decodes exactly one frame of a [`Coding`] into exactly its plain bytes. What
+//! the frame declares is checked against the coding before anything is decoded, so a bomb costs no
+//! more than the size the caller made room for: nothing here writes outside `into`, and no memory
+//! but the window (at most a frame's size) and one tile is taken.
 //!
-//! Frames without byte planes are decoded in place. Frames with planes are decoded tile by tile into
-//! scratch memory and undone from there, while the tile is in the cache:
+//! Frames without byte planes are decoded in place. Frames with planes are decoded tile by tile
+//! into scratch memory and undone from there, while the tile is in the cache:
 //!
 //! ```text
 //!   stored ──zstd──► window (small) ──► tile ──unsplit──► into
 //! ```
 //!
 //! A [`StreamDecoder`] decodes a frame that is too large for that, in pieces. Neither verifies a
-//! digest: that is done where bytes become trusted. A frame's own checksum is verified if it has one.
+//! digest: that is done where bytes become trusted. A frame's own checksum is verified if it has
+//! one.
 
 use std::fmt;
 
@@ -23,7 +24,8 @@ use zstd_safe::{DCtx, DParameter, ErrorCode, InBuffer, OutBuffer};
 use crate::coding::{Coding, Frame, TILE_BYTES_MAX};
 use crate::{planes, scan};
 
-/// The largest window of a frame, unless the frame itself is larger: 128 MiB, what `zstd -d` takes too.
+/// The largest window of a frame, unless the frame itself is larger: 128 MiB, what `zstd -d` takes
+/// too.
 pub const WINDOW_LOG_MAX: u32 = 27;
 
 /// The smallest window there is.
@@ -75,13 +77,8 @@ pub enum DecodeErrorKind {
     #[error("the frame holds more than the {0} bytes it should")]
     Long(u64),
     /// The frame wants more memory than it may have.
-    #[error("the frame wants a window of {wanted} bytes, it may have {limit}")]
-    Window {
-        /// What it wants.
-        wanted: u64,
-        /// What it may have.
-        limit: u64,
-    },
+    #[error("the frame wants a window larger than {0} bytes")]
+    Window(u64),
     /// The frame needs a dictionary; there are none.
     #[error("the frame needs a dictionary")]
     Dictionary,
@@ -163,8 +160,8 @@ impl FrameDecoder {
         self.context.sizeof() + self.tile.capacity()
     }
 
-    /// Decodes frame number `frame` of `coding` from exactly its stored bytes into exactly its plain
-    /// ones. After an error `into` holds anything.
+    /// Decodes frame number `frame` of `coding` from exactly its stored bytes into exactly its
+    /// plain ones. After an error `into` holds anything.
     pub fn decode(
         &mut self,
         coding: &Coding,
@@ -298,7 +295,7 @@ fn check(frame: &Frame, stored: &[u8], room: u64, window_max: u64) -> Result<(),
         return Err(DecodeErrorKind::DeclaredSize { declared, expected });
     }
     if window > window_max {
-        return Err(DecodeErrorKind::Window { wanted: window, limit: window_max });
+        return Err(DecodeErrorKind::Window(window_max));
     }
     match frame.stored_bytes - scan::body(stored, &head)?.stored_bytes {
         0 => Ok(()),
@@ -373,7 +370,7 @@ impl StreamDecoder {
     fn kind_of(&self, code: ErrorCode) -> DecodeErrorKind {
         let window = ZSTD_ErrorCode::ZSTD_error_frameParameter_windowTooLarge;
         match zstd_safe::is_error_kind(code, window) {
-            true => DecodeErrorKind::Window { wanted: u64::MAX, limit: 1 << self.window_log_max },
+            true => DecodeErrorKind::Window(1 << self.window_log_max),
             false => kind_of(code, 0),
         }
     }

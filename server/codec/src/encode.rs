@@ -1,9 +1,9 @@
 //! From plain bytes to stored ones.
 //!
-//! A [`FrameEncoder`] makes one zstd frame of one frame's plain bytes. Where plane runs cover it, the
-//! bytes are reordered tile by tile (see [`planes`](crate::planes)) and every plane is made to begin a
-//! block of its own, so that an exponent's code is never mixed with a mantissa's noise: the exponents
-//! get Huffman codes and no matches, the noise is stored as it is, and the decoder copies it.
+//! A [`FrameEncoder`] makes one zstd frame of one frame's plain bytes. Where plane runs cover it,
+//! the bytes are reordered tile by tile (see [`planes`]) and every plane is made to begin a block
+//! of its own, so that an exponent's code is never mixed with a mantissa's noise: the exponents get
+//! Huffman codes and no matches, the noise is stored as it is, and the decoder copies it.
 //!
 //! Whether planes pay is a property of a tensor; [`FrameEncoder::measure`] tries both on samples.
 
@@ -25,12 +25,12 @@ pub const TILE_BYTES: u32 = 128 << 10;
 /// A plane of fewer bytes does not get a block of its own: its head and its code would cost more.
 const OWN_BLOCK_BYTES: usize = 8 << 10;
 
-/// Windows of frames with planes. A block has no more bytes than the window: a plane should fit into
-/// one block, and a block's head should be no part of its size. No matches need a larger one.
+/// Windows of frames with planes. A block has no more bytes than the window: a plane should fit
+/// into one block, and a block's head should be no part of its size. No matches need a larger one.
 const PLANES_WINDOW_LOG: std::ops::RangeInclusive<u32> = 14..=17;
 
-/// Matches are looked for at every so many bytes of a frame with planes, which is nearly nowhere: chance
-/// ones among exponents take more bits than Huffman codes, and twice the time to decode.
+/// Matches are looked for at every so many bytes of a frame with planes, which is nearly nowhere:
+/// chance ones among exponents take more bits than Huffman codes, and twice the time to decode.
 const PLANES_STRIDE_BYTES: u32 = 128 << 10;
 
 /// Why bytes could not be encoded.
@@ -135,8 +135,9 @@ impl FrameEncoder {
         self.whole.sizeof() + self.planed.sizeof() + self.tile.capacity()
     }
 
-    /// Appends one frame to `out`: `plain`, which begins at `plain_offset` of its object, with those
-    /// of the object's `planes` that cover it. Gives the stored bytes.
+    /// Appends one frame to `out`: `plain`, which begins at `plain_offset` of its object, with
+    /// those of the object's `planes` that cover it. Gives the stored bytes. An object without
+    /// bytes has no frames, so there is always something to encode.
     pub fn encode(
         &mut self,
         plain: &[u8],

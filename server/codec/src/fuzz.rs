@@ -1,5 +1,6 @@
 //! What the fuzz targets run, and the suite replays over their corpora: one function per parser of
-//! foreign bytes. Each takes any bytes, must not panic, and asserts what has to hold of what it accepts.
+//! foreign bytes. Each takes any bytes, must not panic, and asserts what has to hold of what it
+//! accepts.
 
 use crate::coding::{Coding, Frame, PlaneRun, Width};
 use crate::decode::{FrameDecoder, StreamDecoder, WINDOW_LOG_MAX};

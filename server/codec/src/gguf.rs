@@ -1,14 +1,15 @@
 //! Reads the tensor index out of a GGUF header, and trusts nothing in it.
 //!
 //! Layout, little endian: `GGUF`, the version, how many tensors and how many pairs of metadata; the
-//! pairs, of which only the alignment matters here; the tensors, with name, dimensions, type and offset
-//! in the data; then, from the next multiple of the alignment on, the data. The header says nowhere how
-//! long it is. So [`parse`] is given the object's first bytes and asks for more of them, at least twice
-//! as many each time, until it has seen the end: up to [`HEADER_BYTES_MAX`].
+//! pairs, of which only the alignment matters here; the tensors, with name, dimensions, type and
+//! offset in the data; then, from the next multiple of the alignment on, the data. The header says
+//! nowhere how long it is. So [`parse`] is given the object's first bytes and asks for more of
+//! them, at least twice as many each time, until it has seen the end: up to [`HEADER_BYTES_MAX`].
 //!
-//! Counts are believed as far as there are bytes for them: nothing is allocated for what is not there.
-//! Tensors have to lie in the object, where the alignment allows, without overlapping; the size of one
-//! follows from its type and dimensions, of a type unknown here from where the next one begins.
+//! Counts are believed as far as there are bytes for them: nothing is allocated for what is not
+//! there. Tensors have to lie in the object, where the alignment allows, without overlapping; the
+//! size of one follows from its type and dimensions, of a type unknown here from where the next one
+//! begins.
 
 mod kinds;
 
@@ -119,7 +120,8 @@ impl From<GgufError> for Stop {
     }
 }
 
-/// The tensors of an object of `object_bytes`, from its first bytes, or how many of them are needed.
+/// The tensors of an object of `object_bytes`, from its first bytes, or how many of them are
+/// needed.
 pub fn parse(bytes: &[u8], object_bytes: u64) -> Result<Parsed, GgufError> {
     match header(bytes, object_bytes) {
         Ok(parsed) => Ok(parsed),

@@ -1,13 +1,14 @@
 //! The pack manifest: what `forebay pack` writes beside the objects, as [`MANIFEST_NAME`].
 //!
-//! Two lines and nothing else: the manifest as JSON, then `b3:` and the BLAKE3 of the first line with
-//! its line feed, in hex. So a manifest that lost a bit, or its end, is no manifest.
+//! Two lines and nothing else: the manifest as JSON, then `b3:` and the BLAKE3 of the first line
+//! with its line feed, in hex. So a manifest that lost a bit, or its end, is no manifest.
 //!
-//! It says of every object what it was (size, digests, where it came from), how it is stored, and the
-//! BLAKE3 of each of its frames' plain bytes. An object that compression does not shrink is stored as
-//! it is, under its own name; its frames are then ranges of itself, so it has chunk digests all the
-//! same. Nothing in a manifest is believed before [`PackManifest::parse`] has checked it: names stay
-//! below the manifest and are there once, sizes add up, runs and tensors lie in their objects.
+//! It says of every object what it was (size, digests, where it came from), how it is stored, and
+//! the BLAKE3 of each of its frames' plain bytes. An object that compression does not shrink is
+//! stored as it is, under its own name; its frames are then ranges of itself, so it has chunk
+//! digests all the same. Nothing in a manifest is believed before [`PackManifest::parse`] has
+//! checked it: names stay below the manifest and are there once, sizes add up, runs and tensors lie
+//! in their objects.
 
 mod check;
 mod hex;

@@ -1,14 +1,14 @@
 //! Byte planes: floating point numbers cut into bytes of like meaning, so that they compress.
 //!
-//! An element (16 or 32 bits, little endian) is rotated left by one bit: the sign goes to the lowest
-//! bit, and the highest byte of a bf16 or f32 is its exponent and nothing else. Of the elements of a
-//! piece, the highest bytes come first, then the next ones, down to the lowest.
+//! An element (16 or 32 bits, little endian) is rotated left by one bit: the sign goes to the
+//! lowest bit, and the highest byte of a bf16 or f32 is its exponent and nothing else. Of the
+//! elements of a piece, the highest bytes come first, then the next ones, down to the lowest.
 //!
 //! A frame is cut into *tiles* on its own grid, and a tile is reordered by itself: what a plane run
 //! covers of it, from the first element that lies wholly in the tile to the last one, becomes
 //! planes. Everything else stays where it is: bytes outside all runs, elements that a tile's edge
-//! cuts, the rest of a run that is no whole element. So a frame has as many bytes reordered as plain,
-//! and a tile can be undone while it is in the cache.
+//! cuts, the rest of a run that is no whole element. So a frame has as many bytes reordered as
+//! plain, and a tile can be undone while it is in the cache.
 
 use std::ops::Range;
 

@@ -1,8 +1,8 @@
 //! What an object without a manifest says of itself: zstd frames, skippable frames, a seek table.
 //!
 //! A frame's head declares its content's size and its window; its body is walked block by block
-//! without decoding it, which gives its stored size, and shows a declared size that its blocks cannot
-//! hold: a block has at most 128 KiB of content, however few bytes it is stored in.
+//! without decoding it, which gives its stored size, and shows a declared size that its blocks
+//! cannot hold: a block has at most 128 KiB of content, however few bytes it is stored in.
 //!
 //! The seek table of the *seekable format* is a skippable frame at the object's end:
 //!
@@ -149,7 +149,8 @@ pub(crate) fn body(bytes: &[u8], head: &FrameHead) -> Result<Body, DecodeErrorKi
     loop {
         let block = reader.number::<3>()?;
         let (last, kind, size) = (block & 1 == 1, block >> 1 & 0b11, block >> 3);
-        // Raw and repeated blocks have as much content as they say, compressed ones at most a block.
+        // Raw and repeated blocks have as much content as they say, compressed ones at most a
+        // block.
         let (stored, content) = match kind {
             0 => (size, size),
             1 => (1, size),
@@ -178,8 +179,8 @@ fn skip(reader: &mut Reader<'_>, bytes: u64) -> Result<(), DecodeErrorKind> {
     Ok(())
 }
 
-/// The frames of a whole object in memory: one after the other, with skippable ones between them. All
-/// have to declare their size; empty ones are left out.
+/// The frames of a whole object in memory: one after the other, with skippable ones between them.
+/// All have to declare their size; empty ones are left out.
 pub fn scan_whole(bytes: &[u8]) -> Result<Vec<Frame>, DecodeError> {
     let mut frames = Vec::new();
     let (mut at, mut plain_offset) = (0usize, 0u64);
@@ -226,8 +227,8 @@ fn measure(bytes: &[u8]) -> Result<(u64, u64), DecodeErrorKind> {
     Ok((body.stored_bytes, content.ok_or(DecodeErrorKind::SizeUnknown)?))
 }
 
-/// How many bytes at an object's end its seek table takes, by the last bytes of the object (at least
-/// [`SEEK_FOOTER_BYTES`]); none if they are no footer.
+/// How many bytes at an object's end its seek table takes, by the last bytes of the object (at
+/// least [`SEEK_FOOTER_BYTES`]); none if they are no footer.
 pub fn seek_table_bytes(tail: &[u8]) -> Result<Option<u64>, DecodeError> {
     footer(tail).map(|found| found.map(|footer| footer.table_bytes)).map_err(|kind| kind.at(0))
 }

@@ -9,8 +9,8 @@ pub(super) struct Block {
     pub(super) bytes: u64,
 }
 
-/// Number, name, elements and bytes of a block. Types that are never stored, or whose size has changed
-/// under their number, have no block here.
+/// Number, name, elements and bytes of a block. Types that are never stored, or whose size has
+/// changed under their number, have no block here.
 const KINDS: &[(u32, &str, u64, u64)] = &[
     (0, "F32", 1, 4),
     (1, "F16", 1, 2),
