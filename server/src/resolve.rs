@@ -13,11 +13,12 @@
 
 mod headers;
 mod manifest;
-pub(crate) mod safetensors;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use forebay_codec::safetensors::{self, HeaderError};
+use forebay_codec::tensor::TensorEntry;
 use forebay_origin::{
     ObjectKey, ObjectMeta, OriginError, OriginErrorKind, OriginStore, OriginUri, Origins,
     ReadRequest, ReadTerms, UriError,
@@ -31,7 +32,6 @@ use crate::cpu::{Stopped, Workers};
 use crate::error::origin_failure;
 use headers::Headers;
 use manifest::Found;
-use safetensors::{HeaderError, TensorEntry};
 
 pub(crate) use headers::HeaderCache;
 pub(crate) use manifest::{Manifest, Object, Revision, Tensor};

@@ -20,21 +20,33 @@ fn root() -> PathBuf {
 const EDGES: &[(&str, &str, &[&str])] = &[
     ("forebay-proto", "proto", &[]),
     ("forebay-shm", "proto/shm", &[]),
+    ("forebay-codec", "server/codec", &[]),
     ("forebay-origin", "server/origin", &[]),
     ("forebay-io", "server/io", &["forebay-shm"]),
-    ("forebay-server", "server", &["forebay-proto", "forebay-shm", "forebay-origin", "forebay-io"]),
+    (
+        "forebay-server",
+        "server",
+        &["forebay-proto", "forebay-shm", "forebay-codec", "forebay-origin", "forebay-io"],
+    ),
     ("forebay-device", "client/device", &["forebay-shm"]),
     ("forebay-client", "client", &["forebay-proto", "forebay-shm", "forebay-device"]),
     ("forebay-cli", "client/cli", &["forebay-client"]),
     (
         "forebay-testkit",
         "bench/testkit",
-        &["forebay-proto", "forebay-shm", "forebay-origin", "forebay-io", "forebay-device"],
+        &[
+            "forebay-proto",
+            "forebay-shm",
+            "forebay-codec",
+            "forebay-origin",
+            "forebay-io",
+            "forebay-device",
+        ],
     ),
     (
         "forebay-bench",
         "bench",
-        &["forebay-client", "forebay-server", "forebay-origin", "forebay-testkit"],
+        &["forebay-client", "forebay-server", "forebay-codec", "forebay-origin", "forebay-testkit"],
     ),
 ];
 

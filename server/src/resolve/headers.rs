@@ -10,11 +10,11 @@
 
 use std::sync::Arc;
 
+use forebay_codec::safetensors::HeaderError;
 use futures::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use super::manifest::Object;
-use super::safetensors::HeaderError;
 use crate::cpu::{Stopped, Workers};
 
 /// Mebibytes being read at one time, over all loads: what hostile ones can make the daemon hold. The

@@ -10,9 +10,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use forebay_codec::tensor::TensorEntry;
 use forebay_origin::{ObjectKey, ObjectMeta, OriginStore, Pin};
-
-use super::safetensors::TensorEntry;
 
 /// The digest of what a checkpoint is made of.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

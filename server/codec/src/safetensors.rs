@@ -14,39 +14,17 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
+use crate::tensor::{DIMENSIONS_MAX, NAME_BYTES_MAX, TENSORS_MAX, TensorEntry};
+
 /// The format's own limit on its header, 100 MB.
-pub(crate) const HEADER_BYTES_MAX: u64 = 100_000_000;
-
-/// Tensors of one object: twenty times what the largest published checkpoints have in all.
-pub(crate) const TENSORS_MAX: usize = 1 << 20;
-
-/// Bytes of a tensor's name.
-const NAME_BYTES_MAX: usize = 4096;
-
-/// Dimensions of a tensor.
-const DIMENSIONS_MAX: usize = 32;
+pub const HEADER_BYTES_MAX: u64 = 100_000_000;
 
 /// Bytes before the JSON.
-pub(crate) const PREFIX_BYTES: u64 = 8;
-
-/// One tensor of an object.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct TensorEntry {
-    /// Its name.
-    pub(crate) name: String,
-    /// As written: `BF16`, `F32`, …
-    pub(crate) dtype: String,
-    /// Its dimensions.
-    pub(crate) shape: Vec<u64>,
-    /// First byte in the object.
-    pub(crate) offset: u64,
-    /// Length.
-    pub(crate) bytes: u64,
-}
+pub const PREFIX_BYTES: u64 = 8;
 
 /// What is wrong with a header.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub(crate) enum HeaderError {
+pub enum HeaderError {
     /// The object is shorter than the length field.
     #[error("{0} bytes are too few for a safetensors header")]
     TooShort(u64),
@@ -77,7 +55,7 @@ pub(crate) enum HeaderError {
 }
 
 /// How long the header is, from the first eight bytes of an object of `object_bytes`.
-pub(crate) fn header_bytes(prefix: [u8; 8], object_bytes: u64) -> Result<u64, HeaderError> {
+pub fn header_bytes(prefix: [u8; 8], object_bytes: u64) -> Result<u64, HeaderError> {
     let room = object_bytes.checked_sub(PREFIX_BYTES).ok_or(HeaderError::TooShort(object_bytes))?;
     let claimed = u64::from_le_bytes(prefix);
     if claimed > room || claimed > HEADER_BYTES_MAX {
@@ -87,10 +65,7 @@ pub(crate) fn header_bytes(prefix: [u8; 8], object_bytes: u64) -> Result<u64, He
 }
 
 /// The tensors of an object of `object_bytes`, from its first bytes up to the end of the header.
-pub(crate) fn parse_whole(
-    bytes: &[u8],
-    object_bytes: u64,
-) -> Result<Vec<TensorEntry>, HeaderError> {
+pub fn parse_whole(bytes: &[u8], object_bytes: u64) -> Result<Vec<TensorEntry>, HeaderError> {
     let (prefix, json) = bytes.split_first_chunk().ok_or(HeaderError::TooShort(object_bytes))?;
     if header_bytes(*prefix, object_bytes)? != json.len() as u64 {
         return Err(HeaderError::Length(json.len() as u64));
@@ -170,7 +145,7 @@ fn bad(name: &str, problem: &'static str) -> HeaderError {
 }
 
 /// The shard files that a `*.safetensors.index.json` names, each once, in order.
-pub(crate) fn parse_index(json: &[u8]) -> Result<Vec<String>, HeaderError> {
+pub fn parse_index(json: &[u8]) -> Result<Vec<String>, HeaderError> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
