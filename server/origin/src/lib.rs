@@ -17,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+mod checksum;
 mod credentials;
 mod dns;
 mod engine;
@@ -43,6 +44,7 @@ mod tries;
 mod uri;
 mod web;
 
+pub use checksum::Checksums;
 pub use dns::{
     AheadResolver, DnsAddress, DnsCounters, DnsFailure, DnsName, DnsSettings, DnsSnapshot, DnsState,
 };

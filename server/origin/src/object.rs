@@ -13,10 +13,12 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use object_store::list::PaginatedListStore;
 use object_store::local::LocalFileSystem;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore};
 use tokio::time::Instant;
 
+use crate::checksum::{Asking, Checksums};
 use crate::credentials::Renews;
 use crate::engine::endpoint::Endpoint;
 use crate::error::{OriginError, OriginErrorKind};
@@ -41,12 +43,21 @@ const TIMES_USUAL: u32 = 4;
 /// How a store lists and where its bodies come from.
 #[derive(Clone)]
 pub(crate) enum Backend {
-    /// Pages of keys.
-    Cloud(Arc<dyn PaginatedListStore>),
+    /// Pages of keys, and uploads in parts.
+    Cloud(CloudBackend),
     /// No listing of its own: see [`crate::web`].
     Web(Box<WebBackend>),
     /// A directory walk; bodies are read by threads of ours.
     File { files: LocalFileSystem, readers: Arc<FileReaders> },
+}
+
+/// What a cloud's store can do beyond objects that are read and written whole.
+#[derive(Clone)]
+pub(crate) struct CloudBackend {
+    pub(crate) pages: Arc<dyn PaginatedListStore>,
+    pub(crate) parts: Arc<dyn MultipartStore>,
+    /// How it is asked for checksums, if that has to be done.
+    pub(crate) asking: Option<Asking>,
 }
 
 /// What listing a web server takes.
@@ -69,6 +80,8 @@ pub(crate) struct ObjectOrigin {
     /// None for files.
     pub(crate) endpoint: Option<Arc<Endpoint>>,
     pub(crate) renewal: Renews,
+    /// Its entity tags are MD5s, where they look so.
+    pub(crate) tags_are_md5: bool,
 }
 
 impl std::fmt::Debug for ObjectOrigin {
@@ -85,22 +98,27 @@ impl OriginStore for ObjectOrigin {
             return Err(OriginError::new(OriginErrorKind::NotFound, key, text).at(&self.origin));
         }
         let path = self.path(key)?;
-        let mut tries = self.tries(key, None);
-        loop {
-            let attempt = tries.begin(0).await?;
-            match attempt.run(self.head_once(key, &path, &attempt.probe)).await {
-                Ok(meta) => {
-                    tries.done(attempt, 0);
-                    return Ok(meta);
+        let Some(asking) = self.asking().filter(|asking| asking.is_in_use()) else {
+            return self.head_from(&*self.store, key, &path).await;
+        };
+        match self.head_from(&*asking.store, key, &path).await {
+            Err(error) if asking.may_be_why(&error) => {
+                let plain = self.head_from(&*self.store, key, &path).await;
+                if plain.is_ok() {
+                    asking.is_refused(&self.origin);
                 }
-                Err(fault) => tries.failed(attempt, 0, fault).await?,
+                plain
+            }
+            answer => {
+                answer.iter().for_each(|_| asking.is_understood());
+                answer
             }
         }
     }
 
     async fn list(&self, prefix: &ObjectKey, limit: usize) -> Result<Vec<ObjectMeta>, OriginError> {
         let mut found = match &self.backend {
-            Backend::Cloud(pages) => self.list_pages(&**pages, prefix, limit).await?,
+            Backend::Cloud(cloud) => self.list_pages(&*cloud.pages, prefix, limit).await?,
             Backend::Web(web) => self.list_web(web, prefix, limit).await?,
             Backend::File { .. } => self.list_files(prefix, limit).await?,
         };
@@ -176,8 +194,35 @@ impl ObjectOrigin {
         })
     }
 
+    fn asking(&self) -> Option<&Asking> {
+        match &self.backend {
+            Backend::Cloud(cloud) => cloud.asking.as_ref(),
+            Backend::Web(_) | Backend::File { .. } => None,
+        }
+    }
+
+    async fn head_from(
+        &self,
+        store: &dyn ObjectStore,
+        key: &ObjectKey,
+        path: &Path,
+    ) -> Result<ObjectMeta, OriginError> {
+        let mut tries = self.tries(key, None);
+        loop {
+            let attempt = tries.begin(0).await?;
+            match attempt.run(self.head_once(store, key, path, &attempt.probe)).await {
+                Ok(meta) => {
+                    tries.done(attempt, 0);
+                    return Ok(meta);
+                }
+                Err(fault) => tries.failed(attempt, 0, fault).await?,
+            }
+        }
+    }
+
     async fn head_once(
         &self,
+        store: &dyn ObjectStore,
         key: &ObjectKey,
         path: &Path,
         probe: &Probe,
@@ -188,8 +233,8 @@ impl ObjectOrigin {
         self.check_regular(path).await?;
         let mut options = GetOptions { head: true, ..GetOptions::default() };
         options.extensions.insert(probe.clone());
-        let error = match self.store.get_opts(path, options).await {
-            Ok(answer) => return Ok(meta_of(key, &answer.meta)),
+        let error = match store.get_opts(path, options).await {
+            Ok(answer) => return Ok(self.head_of(key, &answer.meta, probe)),
             Err(error) => error,
         };
         let seen = probe.seen();
@@ -229,6 +274,21 @@ impl ObjectOrigin {
         }
     }
 
+    /// What a head says, checksums and all.
+    fn head_of(
+        &self,
+        key: &ObjectKey,
+        meta: &object_store::ObjectMeta,
+        probe: &Probe,
+    ) -> ObjectMeta {
+        let seen = probe.seen();
+        let mut checksums = seen.checksums;
+        if self.tags_are_md5 {
+            checksums.md5 = checksums.md5.or(seen.tag_md5);
+        }
+        ObjectMeta { checksums, ..meta_of(key, meta) }
+    }
+
     /// Metadata from the answer to a GET of the first byte.
     async fn head_by_get(
         &self,
@@ -240,7 +300,7 @@ impl ObjectOrigin {
         let mut options = GetOptions { range, ..GetOptions::default() };
         options.extensions.insert(probe.clone());
         let error = match self.store.get_opts(path, options).await {
-            Ok(answer) => return Ok(meta_of(key, &answer.meta)),
+            Ok(answer) => return Ok(self.head_of(key, &answer.meta, probe)),
             Err(error) => error,
         };
         let seen = probe.seen();
@@ -248,7 +308,8 @@ impl ObjectOrigin {
         let empty = empty || (seen.status == Some(200) && seen.content_length == Some(0));
         if empty {
             let pin = Pin { etag: seen.etag, ..Pin::default() };
-            return Ok(ObjectMeta { key: key.clone(), bytes: 0, pin });
+            let checksums = Checksums::default();
+            return Ok(ObjectMeta { key: key.clone(), bytes: 0, pin, checksums });
         }
         Err(Fault::of(&error, &seen))
     }
@@ -319,7 +380,7 @@ impl ObjectOrigin {
             filling.take(bytes, filling.filled, &seen)?;
         }
         filling.complete(&seen)?;
-        let after = self.head_once(&request.key, path, &Probe::new()).boxed().await?;
+        let after = self.head_once(&*self.store, &request.key, path, &Probe::new()).boxed().await?;
         match request.pin.difference(&after.pin) {
             Some(difference) => Err(Fault::new(OriginErrorKind::Changed, &seen, difference)),
             None => Ok(()),
@@ -328,7 +389,8 @@ impl ObjectOrigin {
 }
 
 pub(crate) fn meta_of(key: &ObjectKey, meta: &object_store::ObjectMeta) -> ObjectMeta {
-    ObjectMeta { key: key.clone(), bytes: meta.size, pin: Pin::of(meta) }
+    let checksums = Checksums::default();
+    ObjectMeta { key: key.clone(), bytes: meta.size, pin: Pin::of(meta), checksums }
 }
 
 fn conditional(pin: &Pin, range: Range<u64>, probe: &Probe) -> GetOptions {

@@ -191,11 +191,23 @@ impl Origins {
                 };
                 let cloud = cloud.map_err(unbuilt)?;
                 renewal = cloud.renewal;
-                (cloud.store, Backend::Cloud(cloud.pages))
+                (cloud.store, Backend::Cloud(cloud.backend))
             }
         };
         let OriginSettings { retry, timeouts, .. } = self.settings;
-        Ok(ObjectOrigin { origin, store, backend, retry, timeouts, counters, endpoint, renewal })
+        // Directory buckets have tags of another kind.
+        let tags_are_md5 = uri.scheme() == Scheme::S3 && !uri.authority().ends_with("--x-s3");
+        Ok(ObjectOrigin {
+            origin,
+            store,
+            backend,
+            retry,
+            timeouts,
+            counters,
+            endpoint,
+            renewal,
+            tags_are_md5,
+        })
     }
 
     fn web(
@@ -215,8 +227,17 @@ impl Origins {
         let web = WebBackend { base, transport, signed: uri.has_query() };
         let backend = Backend::Web(Box::new(web));
         let OriginSettings { retry, timeouts, .. } = self.settings;
-        let renewal = None;
-        Ok(ObjectOrigin { origin, store, backend, retry, timeouts, counters, endpoint, renewal })
+        Ok(ObjectOrigin {
+            origin,
+            store,
+            backend,
+            retry,
+            timeouts,
+            counters,
+            endpoint,
+            renewal: None,
+            tags_are_md5: false,
+        })
     }
 
     fn transport(&self, open: &mut Open, block: &OriginBlock) -> std::io::Result<Transport> {

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::checksum::Checksums;
 use crate::engine::book::Mark;
 use crate::evidence::TcpDelta;
 
@@ -80,6 +81,9 @@ pub(crate) struct Seen {
     pub(crate) content_length: Option<u64>,
     pub(crate) content_range: Option<String>,
     pub(crate) etag: Option<String>,
+    pub(crate) checksums: Checksums,
+    /// The MD5 that the tag is, if the origin is an S3.
+    pub(crate) tag_md5: Option<[u8; 16]>,
     pub(crate) dns: Option<Duration>,
     pub(crate) connect: Option<Duration>,
     pub(crate) tls: Option<Duration>,

@@ -25,7 +25,7 @@ use object_store::client::{
 use object_store::{ClientConfigKey, ClientOptions};
 use tokio::time::{Instant, timeout};
 
-use super::answer::{added, made_fit, note_headers, note_times, note_unconnected, redirect};
+use super::answer::{added, made_fit, note_head, note_times, note_unconnected, redirect};
 use super::body::TimedBody;
 use super::connect::{ConnectError, Connector};
 use super::direct::{Direct, DirectBody};
@@ -264,10 +264,7 @@ impl HttpService for Transport {
             false => self.received(request, &probe, direct.is_some()).await?,
         };
         let (mut parts, body) = response.into_parts();
-        probe.note(|seen| {
-            seen.status = Some(parts.status.as_u16());
-            note_headers(seen, &parts.headers);
-        });
+        probe.note(|seen| note_head(seen, parts.status, &parts.headers));
         made_fit(&mut parts);
         let body = match body {
             Received::Stream(body) => {
