@@ -23,7 +23,7 @@ use crate::credentials::Renews;
 use crate::engine::endpoint::Endpoint;
 use crate::error::{OriginError, OriginErrorKind};
 use crate::fault::Fault;
-use crate::file::FileReaders;
+use crate::file::FileThreads;
 use crate::filling::{Filling, length};
 use crate::hedge::{Race, Subject};
 use crate::key::ObjectKey;
@@ -48,7 +48,7 @@ pub(crate) enum Backend {
     /// No listing of its own: see [`crate::web`].
     Web(Box<WebBackend>),
     /// A directory walk; bodies are read by threads of ours.
-    File { files: LocalFileSystem, readers: Arc<FileReaders> },
+    File { files: LocalFileSystem, readers: Arc<FileThreads> },
 }
 
 /// What a cloud's store can do beyond objects that are read and written whole.
@@ -175,7 +175,7 @@ impl ObjectOrigin {
         self.tries_on(key, range, ReadTerms::default())
     }
 
-    fn tries_on<'a>(
+    pub(crate) fn tries_on<'a>(
         &'a self,
         key: &'a ObjectKey,
         range: Option<Range<u64>>,

@@ -15,6 +15,9 @@ use crate::evidence::TcpDelta;
 tokio::task_local! {
     /// The route of the attempt that the current task makes.
     pub(crate) static ROUTE: Route;
+    /// The probe of the write that the current task makes: writes cannot carry extensions. None
+    /// within the getting of credentials, which has no part in it.
+    pub(crate) static WRITE: Option<Probe>;
 }
 
 /// How an attempt shall reach its origin.
@@ -144,6 +147,11 @@ impl Probe {
     /// For requests that object_store makes on its own, and reads whole.
     pub(crate) fn for_credentials() -> Self {
         Self { seen: Arc::default(), body_max: CREDENTIAL_BODY_MAX }
+    }
+
+    /// That of the write that the current task makes, if it makes one.
+    pub(crate) fn of_write() -> Option<Self> {
+        WRITE.try_with(Clone::clone).ok().flatten()
     }
 
     /// The same, for a body that object_store reads whole.
