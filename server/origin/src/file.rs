@@ -108,6 +108,13 @@ impl FileThreads {
         }
     }
 
+    /// Waits until everything that was to be done is done.
+    pub(crate) async fn idle(&self) {
+        let all = u32::try_from(QUEUE_MAX).unwrap_or(u32::MAX);
+        // It is closed only when the threads are gone.
+        drop(self.places.acquire_many(all).await.ok());
+    }
+
     async fn piece(
         &self,
         file: &Arc<File>,

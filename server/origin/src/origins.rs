@@ -122,6 +122,10 @@ impl Origins {
     /// Waits until what uploads that were dropped had sent is cleared away. For who is about to end.
     pub async fn cleared(&self) {
         self.strays.gone().await;
+        let writers = self.lock().writers.0.clone();
+        if let Some(writers) = writers {
+            writers.idle().await;
+        }
     }
 
     fn opened(&self, uri: &OriginUri) -> Result<Arc<ObjectOrigin>, OriginError> {

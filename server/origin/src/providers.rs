@@ -110,6 +110,8 @@ impl Plan<'_> {
             .fold(AmazonS3Builder::new(), |builder, (key, value)| builder.with_config(key, value))
             .with_bucket_name(self.bucket)
             .with_region(region)
+            // Not every store that resembles S3 has the batches of it.
+            .with_disable_bulk_delete(true)
             .with_retry(NO_RETRY);
         if let Some(endpoint) = endpoint {
             // The S3 endpoint is the one that wins in object_store.

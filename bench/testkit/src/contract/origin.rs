@@ -13,7 +13,7 @@ use crate::checkpoint::{CheckpointSpec, checkpoint};
 use crate::content::{Content, as_usize};
 
 /// Keys that URLs, XML and file systems each have their own ideas of.
-const ODD_KEYS: [&str; 8] = [
+pub(super) const ODD_KEYS: [&str; 8] = [
     "with space/and+plus",
     "percent%41%2f%",
     "query?like=1&x#y",

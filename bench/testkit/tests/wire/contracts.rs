@@ -7,7 +7,9 @@ use forebay_device::HostDevice;
 use forebay_origin::{
     ObjectKey, OriginErrorKind, OriginSettings, OriginStore, OriginUri, Origins, ReadRequest,
 };
-use forebay_testkit::contract::{DeviceSubject, OriginSubject, device, origin_store};
+use forebay_testkit::contract::{
+    DeviceSubject, OriginSubject, SinkSubject, device, origin_sink, origin_store,
+};
 use forebay_testkit::{
     AzureOptions, AzureOrigin, Content, EntityTag, FakeDevice, FakeDns, GcsOptions, GcsOrigin,
     HttpOptions, HttpOrigin, Origin, S3Options, S3Origin, temp_dir, write_content,
@@ -78,6 +80,80 @@ async fn files_keep_the_contract() {
     };
     let prefix = format!("{}/", root.trim_start_matches('/'));
     origin_store(OriginSubject::new(store, &seed).under(prefix)).await;
+}
+
+fn opened(env: Vec<(String, String)>) -> Origins {
+    let env = env.into_iter().collect();
+    let settings = OriginSettings { env, ..OriginSettings::default() };
+    Origins::new(settings, Arc::new(FakeDns::new())).unwrap()
+}
+
+async fn check_sink(origin: &Origin, env: Vec<(String, String)>, uri: &str) {
+    origin.put("bucket", "other", "makes the bucket");
+    let (origins, contents) = (opened(env), origin.contents().clone());
+    origin_sink(SinkSubject {
+        sink: origins.open_sink(&OriginUri::parse(uri).unwrap()).unwrap(),
+        origins: &origins,
+        stored: &|key| contents.content("bucket", key),
+        garbage: &|| contents.unfinished(),
+        prefix: "suite/".to_owned(),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn s3_keeps_the_contract_of_sinks() {
+    let origin = S3Origin::start(S3Options::default()).await;
+    check_sink(&origin, origin.env(), "s3://bucket/").await;
+}
+
+#[tokio::test]
+async fn gcs_keeps_the_contract_of_sinks() {
+    let origin = GcsOrigin::start(GcsOptions::default()).await;
+    check_sink(&origin, origin.env(), "gs://bucket/").await;
+}
+
+#[tokio::test]
+async fn azure_keeps_the_contract_of_sinks() {
+    let origin = AzureOrigin::start(AzureOptions::default()).await;
+    origin.put("bucket", "other", "makes the bucket");
+    let (origins, contents) = (opened(origin.env()), origin.contents().clone());
+    origin_sink(SinkSubject {
+        sink: origins.open_sink(&OriginUri::parse("az://bucket/").unwrap()).unwrap(),
+        origins: &origins,
+        stored: &|key| contents.content("bucket", key),
+        // Blocks cannot be taken back: Azure drops them after a week.
+        garbage: &|| 0,
+        prefix: "suite/".to_owned(),
+    })
+    .await;
+}
+
+/// Files below a folder whose names are those of files that have not their names yet.
+fn drafts(folder: &Path) -> usize {
+    let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
+    entries
+        .map(|entry| match entry.file_type().unwrap().is_dir() {
+            true => drafts(&entry.path()),
+            false => usize::from(entry.file_name().to_string_lossy().starts_with(".forebay-")),
+        })
+        .sum()
+}
+
+#[tokio::test]
+async fn files_keep_the_contract_of_sinks() {
+    let directory = temp_dir();
+    let root = directory.path().join("made on demand");
+    let uri = format!("file://{}/", root.to_str().unwrap().replace(' ', "%20"));
+    let origins = opened(vec![]);
+    origin_sink(SinkSubject {
+        sink: origins.open_sink(&OriginUri::parse(&uri).unwrap()).unwrap(),
+        origins: &origins,
+        stored: &|key| std::fs::read(Path::new("/").join(key)).ok().map(Content::bytes),
+        garbage: &|| drafts(&root),
+        prefix: format!("{}/", root.to_str().unwrap().trim_start_matches('/')),
+    })
+    .await;
 }
 
 #[tokio::test]

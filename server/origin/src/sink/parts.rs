@@ -14,6 +14,7 @@ use object_store::multipart::PartId;
 use object_store::path::Path;
 use object_store::{MultipartId, PutPayload};
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::Upload;
@@ -45,11 +46,20 @@ pub(super) struct CloudUpload {
     filled: usize,
     written: u64,
     /// What the store calls the upload, from the first part on.
-    id: Option<MultipartId>,
+    begun: Option<Begun>,
     sending: JoinSet<Result<(usize, PartId), OriginError>>,
     parts: Vec<Option<PartId>>,
     /// An upload that failed is not gone on with.
     failed: bool,
+}
+
+/// An upload that the store knows of. It is told to forget it when this is dropped.
+#[derive(Debug)]
+struct Begun {
+    whole: Arc<Whole>,
+    /// None once there is nothing to forget.
+    id: Option<MultipartId>,
+    runtime: Handle,
 }
 
 /// What the parts belong to.
@@ -70,9 +80,26 @@ impl fmt::Debug for CloudUpload {
 }
 
 impl Whole {
-    async fn begin(&self) -> Result<MultipartId, OriginError> {
-        let begin = || self.sink.parts.create_multipart(&self.path);
-        self.sink.tried(&self.key, begin, |_, fault| Err(fault)).await
+    /// Tells the store of an upload. This is done to its end even if nobody waits any more: it is
+    /// the answer that says what the store has to forget.
+    async fn begin(self: &Arc<Self>, runtime: &Handle) -> Result<Begun, OriginError> {
+        let (reply, answer) = oneshot::channel();
+        let (whole, own) = (Arc::clone(self), runtime.clone());
+        let work = async move {
+            let begin = || whole.sink.parts.create_multipart(&whole.path);
+            let begun = whole.sink.tried(&whole.key, begin, |_, fault| Err(fault)).await;
+            let whole = Arc::clone(&whole);
+            let begun = begun.map(|id| Begun { whole, id: Some(id), runtime: own });
+            if reply.send(begun).is_err() {
+                tracing::debug!("an upload was given up before it began");
+            }
+        };
+        self.sink.strays.take(runtime, work);
+        answer.await.unwrap_or_else(|_| {
+            let text = "too many uploads begin at once";
+            let error = OriginError::new(OriginErrorKind::LimitExceeded, &self.key, text);
+            Err(error.at(&self.sink.origin.origin))
+        })
     }
 
     async fn send(
@@ -118,6 +145,22 @@ impl Whole {
     }
 }
 
+impl Begun {
+    async fn forget(mut self) {
+        if let Some(id) = self.id.take() {
+            self.whole.forget(id).await;
+        }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let Some(id) = self.id.take() else { return };
+        let whole = Arc::clone(&self.whole);
+        self.whole.sink.strays.take(&self.runtime, async move { whole.forget(id).await });
+    }
+}
+
 impl CloudUpload {
     pub(super) fn begin(sink: CloudSink, key: ObjectKey, path: Path, bytes: u64) -> Self {
         Self {
@@ -127,7 +170,7 @@ impl CloudUpload {
             filling: Vec::new(),
             filled: 0,
             written: 0,
-            id: None,
+            begun: None,
             sending: JoinSet::new(),
             parts: Vec::new(),
             failed: false,
@@ -162,10 +205,11 @@ impl CloudUpload {
         while self.sending.len() >= SENDING_MAX {
             self.sent().await?;
         }
-        let id = match &self.id {
-            Some(id) => id.clone(),
-            None => self.id.insert(self.whole.begin().await?).clone(),
-        };
+        if self.begun.is_none() {
+            self.begun = Some(self.whole.begin(&self.runtime).await?);
+        }
+        let id = self.begun.as_ref().and_then(|begun| begun.id.clone());
+        let id = id.ok_or_else(|| self.is_failed())?;
         let payload = self.filling.drain(..).collect();
         self.filled = 0;
         let number = self.parts.len();
@@ -195,7 +239,7 @@ impl CloudUpload {
         if self.failed {
             return Err(self.is_failed());
         }
-        if self.id.is_none() {
+        if self.begun.is_none() {
             let payload = self.filling.drain(..).collect();
             return self.whole.sink.put_whole(&self.whole.key, &self.whole.path, payload).await;
         }
@@ -206,9 +250,12 @@ impl CloudUpload {
             self.sent().await?;
         }
         let parts = std::mem::take(&mut self.parts).into_iter().flatten().collect();
-        let Some(id) = self.id.clone() else { return Err(self.is_failed()) };
+        let id = self.begun.as_ref().and_then(|begun| begun.id.clone());
+        let id = id.ok_or_else(|| self.is_failed())?;
         let pin = self.whole.complete(&id, parts, self.written).await?;
-        self.id = None;
+        if let Some(begun) = &mut self.begun {
+            begun.id = None;
+        }
         Ok(pin)
     }
 
@@ -221,8 +268,8 @@ impl CloudUpload {
     async fn clear(&mut self) {
         // A part that arrives after its upload was forgotten would stay.
         self.sending.shutdown().await;
-        if let Some(id) = self.id.take() {
-            self.whole.forget(id).await;
+        if let Some(begun) = self.begun.take() {
+            begun.forget().await;
         }
     }
 }
@@ -255,12 +302,11 @@ impl Upload for CloudUpload {
 
 impl Drop for CloudUpload {
     fn drop(&mut self) {
-        let Some(id) = self.id.take() else { return };
-        let whole = Arc::clone(&self.whole);
+        let Some(begun) = self.begun.take() else { return };
         let mut sending = std::mem::take(&mut self.sending);
         let clear = async move {
             sending.shutdown().await;
-            whole.forget(id).await;
+            begun.forget().await;
         };
         self.whole.sink.strays.take(&self.runtime, clear);
     }
