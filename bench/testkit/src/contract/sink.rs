@@ -103,7 +103,8 @@ async fn objects_are_written_whole(subject: &SinkSubject<'_>) {
 }
 
 async fn uploads_are_there_when_they_are_finished(subject: &SinkSubject<'_>) {
-    let sizes = [0, 1, PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES, 50 << 20];
+    let sizes =
+        [0, 1, PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES, 5 * PART_BYTES + 1];
     for (seed, bytes) in (10..).zip(sizes) {
         let (key, content) = (format!("upload/{bytes}"), Content::synthetic(seed, bytes));
         subject.upload(&key, &content).await.expect("an upload is finished");
