@@ -28,6 +28,7 @@ mod evidence;
 mod fault;
 mod file;
 mod filling;
+mod head;
 mod hedge;
 mod key;
 mod list;

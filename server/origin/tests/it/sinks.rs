@@ -155,6 +155,22 @@ async fn an_upload_whose_end_was_not_heard_of_is_looked_for() {
 }
 
 #[tokio::test]
+async fn an_error_that_is_answered_well_is_an_error() {
+    let origin = s3().await;
+    let place = place(quick(), origin.env(), "s3://bucket/");
+    let content = Content::synthetic(9, 2 * PART);
+    for (key, code) in [("a", "InternalError"), ("b", "SomethingElse")] {
+        let fault = Fault::ErrorCode { status: 200, code };
+        // The second of the others is the one that completes.
+        let struck = origin.fault(FaultRule::new(key, fault).on(Op::Other).nth(2));
+        upload(&*place.sink, key, &content).await.unwrap();
+        assert_eq!((struck.hits(), origin.counts(key).others), (1, 3), "{code}");
+        assert!(holds(&origin, key, &content), "{code}");
+    }
+    assert_eq!(origin.contents().unfinished(), 0);
+}
+
+#[tokio::test]
 async fn parts_keep_to_the_connections_there_may_be() {
     let origin = s3().await;
     let block =
@@ -287,7 +303,7 @@ async fn a_full_disk_is_said_to_be_full_and_nothing_is_left_on_it() {
     let mut upload = place.sink.upload(key.key(), 2 << 20).await.unwrap();
     assert!(upload.write(whole).await.is_err());
     assert!(upload.write(Bytes::from_static(b"x")).await.is_err(), "it stays failed");
-    assert!(upload.finish().await.is_err());
+    upload.finish().await.unwrap_err();
     assert_eq!(std::fs::read_dir(small.0.path()).unwrap().count(), 0);
     place.sink.put(key.key(), Bytes::from(vec![7; 900 << 10])).await.unwrap();
 }
