@@ -130,3 +130,26 @@ fn deleted(error: &StoreError, fault: Fault) -> Result<(), Fault> {
     }
     Err(fault)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As object_store words what a batch of Azure's says of one blob.
+    fn in_batch(code: &str) -> Result<(), OriginErrorKind> {
+        let text = format!("Bulk delete request failed for key k: reason (code: {code})");
+        let seen = Seen { status: Some(202), ..Seen::default() };
+        let error = StoreError::Generic { store: "MicrosoftAzure", source: text.clone().into() };
+        let fault = Fault::new(OriginErrorKind::Malformed, &seen, text);
+        deleted(&error, fault).map_err(|fault| fault.kind)
+    }
+
+    #[test]
+    fn a_refusal_within_a_good_answer_is_one() {
+        assert_eq!(in_batch("403"), Err(OriginErrorKind::Denied));
+        assert_eq!(in_batch("500"), Err(OriginErrorKind::Malformed), "which is tried again");
+        let error = StoreError::NotFound { path: "k".into(), source: "(code: 404)".into() };
+        let fault = Fault::new(OriginErrorKind::Malformed, &Seen::default(), "");
+        assert_eq!(deleted(&error, fault).map_err(|fault| fault.kind), Ok(()), "it is gone");
+    }
+}
