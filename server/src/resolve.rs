@@ -376,7 +376,7 @@ pub(crate) fn manifest_for_tests(
     objects: &[(&str, u64)],
     tensors: &[(&str, usize, u64, u64)],
 ) -> Arc<Manifest> {
-    use forebay_origin::{OriginSettings, Pin, SystemResolver};
+    use forebay_origin::{Checksums, OriginSettings, Pin, SystemResolver};
 
     let origins = Origins::new(OriginSettings::default(), Arc::new(SystemResolver)).unwrap();
     let store = origins.open(&OriginUri::parse("file:///nowhere/").unwrap()).unwrap();
@@ -386,7 +386,7 @@ pub(crate) fn manifest_for_tests(
             let key = ObjectKey::parse(name).unwrap();
             let pin = Pin { etag: Some("\"e\"".into()), version: None, last_modified: None };
             let found = Found { origin: "test://", by_query: false };
-            let meta = ObjectMeta { key, bytes: *bytes, pin };
+            let meta = ObjectMeta { key, bytes: *bytes, pin, checksums: Checksums::default() };
             manifest::object_of(found, (*name).into(), meta).unwrap()
         })
         .collect();

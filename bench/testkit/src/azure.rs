@@ -1,6 +1,6 @@
-//! Azure Blob Storage, as far as a reader of blobs uses it.
+//! Azure Blob Storage, as far as who reads and writes blobs uses it.
 //!
-//! GET and HEAD of a blob, a listing of a container in pages (`comp=list` with `marker`), and an
+//! GET and HEAD of a blob, PUT of one and of its blocks and their list, DELETE in batches, a listing of a container in pages (`comp=list` with `marker`), and an
 //! authorisation that must be there, as a header (Shared Key, bearer) or as a SAS signature in the
 //! query; neither is verified. Blob URLs are `ENDPOINT/CONTAINER/BLOB`.
 
@@ -9,10 +9,13 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::header::AUTHORIZATION;
-use http::{Method, Request, Response};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
+use crate::claims;
 use crate::contents::{Contents, Page};
 use crate::flow::Payload;
 use crate::head::{self, Answering};
@@ -119,11 +122,72 @@ impl Azure {
                 let etag = Some(format!("\"{}\"", object.etag));
                 let answering = Answering { etag, ranges: true };
                 let mut response = head::object_response(&object, request, &answering)?;
+                let partial = response.status() == StatusCode::PARTIAL_CONTENT;
+                claims::azure(response.headers_mut(), &object.checksums, partial);
                 head::set(response.headers_mut(), "x-ms-blob-type", "BlockBlob");
                 Ok(response)
             }
-            Op::Other => Err(405.into()),
+            Op::Put | Op::Other => Err(405.into()),
         }
+    }
+
+    /// Whatever is neither a GET nor a HEAD.
+    fn write(&self, parts: &Parts, body: Bytes) -> Result<Response<Payload>, Refusal> {
+        let uri = &parts.uri;
+        let signed = parts.headers.contains_key(AUTHORIZATION) || text::query(uri, "sig").is_some();
+        if !self.anonymous && !signed {
+            return Err(403.into());
+        }
+        let (_, container, blob) = locate(&parts.method, uri);
+        if !self.contents.has_bucket(&container) {
+            return Err(404.into());
+        }
+        match (parts.method.as_str(), text::query(uri, "comp").as_deref()) {
+            ("PUT", None) => self.contents.put(&container, &blob, body),
+            ("PUT", Some("block")) => {
+                let name = text::query(uri, "blockid").ok_or(400)?;
+                self.contents.block(&container, &blob, &name, body);
+                return Ok(created());
+            }
+            ("PUT", Some("blocklist")) => {
+                let xml = String::from_utf8_lossy(&body);
+                let names = text::elements(&xml, "Uncommitted").into_iter().map(str::to_owned);
+                let names: Vec<String> = names.collect();
+                let unknown = Refusal { code: Some("InvalidBlockList"), ..Refusal::from(400) };
+                self.contents.commit(&container, &blob, &names).ok_or(unknown)?;
+            }
+            ("POST", Some("batch")) => return Ok(self.batch(&body)),
+            _ => return Err(405.into()),
+        }
+        let object = self.contents.object(&container, &blob).ok_or(404)?;
+        let mut response = created();
+        head::set(response.headers_mut(), "etag", &format!("\"{}\"", object.etag));
+        Ok(response)
+    }
+
+    /// A batch of deletes; each of its requests names a blob and is answered by its place.
+    fn batch(&self, body: &[u8]) -> Response<Payload> {
+        let body = String::from_utf8_lossy(body);
+        let blobs = body.lines().filter_map(|line| {
+            let target = line.strip_prefix("DELETE ")?.strip_suffix(" HTTP/1.1")?;
+            let path = target.split('?').next()?.strip_prefix('/')?;
+            let (container, blob) = path.split_once('/')?;
+            Some((text::decode(container), text::decode(blob)))
+        });
+        let mut answers = String::new();
+        for (at, (container, blob)) in blobs.enumerate() {
+            let there = self.contents.remove(&container, &blob);
+            let status = if there { "202 Accepted" } else { "404 Not Found" };
+            write!(
+                answers,
+                "--batch\r\nContent-Type: application/http\r\nContent-ID: {at}\r\n\r\n\
+                 HTTP/1.1 {status}\r\nx-ms-version: 2020-04-08\r\n\r\n"
+            )
+            .ok();
+        }
+        let mut response = head::page("multipart/mixed; boundary=batch", answers + "--batch--\r\n");
+        *response.status_mut() = StatusCode::ACCEPTED;
+        response
     }
 
     fn list(&self, uri: &http::Uri, container: &str, prefix: &str) -> Response<Payload> {
@@ -133,6 +197,12 @@ impl Azure {
         let page = self.contents.page(container, prefix, after.as_deref(), limit);
         head::page("application/xml", listing(container, prefix, &page))
     }
+}
+
+fn created() -> Response<Payload> {
+    let mut response = head::page("application/xml", String::new());
+    *response.status_mut() = StatusCode::CREATED;
+    response
 }
 
 fn listing(container: &str, prefix: &str, page: &Page) -> String {
@@ -171,6 +241,7 @@ fn locate(method: &Method, uri: &http::Uri) -> (Op, String, String) {
         }
         (&Method::GET, None) => (Op::Get, container, blob),
         (&Method::HEAD, None) => (Op::Head, container, blob),
+        (&Method::PUT, None | Some("block")) => (Op::Put, container, blob),
         _ => (Op::Other, container, blob),
     }
 }
@@ -190,12 +261,19 @@ fn code_of(status: u16) -> &'static str {
 
 #[async_trait]
 impl Backend for Azure {
-    fn locate(&self, request: &http::request::Parts) -> (Op, String, String) {
+    fn locate(&self, request: &Parts) -> (Op, String, String) {
         locate(&request.method, &request.uri)
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Payload> {
-        self.respond(&request).unwrap_or_else(|refusal| self.refuse(&refusal, ""))
+        let answer = match *request.method() {
+            Method::GET | Method::HEAD => self.respond(&request),
+            _ => match head::received(request).await {
+                Some((parts, body)) => self.write(&parts, body),
+                None => Err(400.into()),
+            },
+        };
+        answer.unwrap_or_else(|refusal| self.refuse(&refusal, ""))
     }
 
     fn refuse(&self, refusal: &Refusal, _key: &str) -> Response<Payload> {

@@ -8,9 +8,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use forebay_origin::Checksums;
 use md5::{Digest, Md5};
 
 use crate::content::{Content, hex};
+use crate::uploads::Uploads;
 
 /// 2026-01-01T00:00:00Z: the `Last-Modified` of version 0.
 const EPOCH_SECONDS: u64 = 1_767_225_600;
@@ -20,9 +22,10 @@ const EPOCH_SECONDS: u64 = 1_767_225_600;
 pub struct Contents(Arc<Mutex<Shelf>>);
 
 #[derive(Debug, Default)]
-struct Shelf {
+pub(crate) struct Shelf {
     buckets: BTreeMap<String, BTreeMap<String, Arc<Object>>>,
-    versions: u64,
+    pub(crate) versions: u64,
+    pub(crate) uploads: Uploads,
 }
 
 /// One version of one object.
@@ -33,6 +36,8 @@ pub(crate) struct Object {
     pub(crate) etag: String,
     /// Counts every put of the origin; a GCS generation.
     pub(crate) version: u64,
+    /// What is told of its bytes.
+    pub(crate) checksums: Checksums,
 }
 
 /// One page of a listing.
@@ -50,6 +55,27 @@ impl Object {
     }
 }
 
+impl Shelf {
+    /// Stores a new version of an object.
+    pub(crate) fn store(
+        &mut self,
+        bucket: &str,
+        key: &str,
+        content: Content,
+        etag: String,
+        checksums: Checksums,
+    ) {
+        self.versions += 1;
+        let object = Object { content, etag, version: self.versions, checksums };
+        self.place(bucket, key, Arc::new(object));
+    }
+
+    /// Puts an object where it belongs.
+    pub(crate) fn place(&mut self, bucket: &str, key: &str, object: Arc<Object>) {
+        self.buckets.entry(bucket.to_owned()).or_default().insert(key.to_owned(), object);
+    }
+}
+
 impl Contents {
     /// An empty set of objects.
     pub fn new() -> Self {
@@ -60,11 +86,7 @@ impl Contents {
     pub fn put(&self, bucket: &str, key: &str, content: impl Into<Content>) {
         let content = content.into();
         let etag = entity_tag(&content);
-        let mut shelf = self.shelf();
-        shelf.versions += 1;
-        let object = Object { content, etag, version: shelf.versions };
-        let bucket = shelf.buckets.entry(bucket.to_owned()).or_default();
-        bucket.insert(key.to_owned(), Arc::new(object));
+        self.shelf().store(bucket, key, content, etag, Checksums::default());
     }
 
     /// Takes an object away; answers whether it was there.
@@ -113,20 +135,18 @@ impl Contents {
         Page { objects, next }
     }
 
-    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+    pub(crate) fn shelf(&self) -> MutexGuard<'_, Shelf> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// MD5 of bytes in memory, as S3's for a plain upload; synthetic content is named by its recipe,
-/// so that a put never reads gigabytes.
+/// so that a put never reads gigabytes, and has the look of an upload in parts: it is no MD5 of it.
 fn entity_tag(content: &Content) -> String {
-    let mut digest = Md5::new();
     match content {
-        Content::Bytes(bytes) => digest.update(bytes),
-        recipe => digest.update(format!("{recipe:?}")),
+        Content::Bytes(bytes) => hex(&Md5::digest(bytes)),
+        recipe => format!("{}-1", hex(&Md5::digest(format!("{recipe:?}")))),
     }
-    hex(&digest.finalize())
 }
 
 #[cfg(test)]

@@ -78,6 +78,10 @@ pub enum Fault {
         /// Bytes per second, at least 1.
         bytes_per_second: u64,
     },
+    /// The connection is reset once this many bytes of the request's body have come.
+    ResetUpload(u64),
+    /// No more than this many bytes of the request's body are taken, with the connection left open.
+    StallUpload(u64),
     /// The object is replaced when the request arrives, before it is looked at.
     ReplaceObject(Content),
     /// The object is gone when the request arrives.

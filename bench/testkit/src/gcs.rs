@@ -1,6 +1,6 @@
-//! Google Cloud Storage's XML API, as far as a reader of objects uses it.
+//! Google Cloud Storage's XML API, as far as who reads and writes objects uses it.
 //!
-//! GET and HEAD of an object, a listing in pages (`list-type=2`), `generation` in the query, and a
+//! GET and HEAD of an object, PUT and DELETE, uploads in parts, a listing in pages (`list-type=2`), `generation` in the query, and a
 //! bearer token that must be there; whose it is, is not checked.
 
 use std::fmt::Write;
@@ -8,10 +8,13 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::header::AUTHORIZATION;
+use http::request::Parts;
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
 
+use crate::claims;
 use crate::contents::{Contents, Page};
 use crate::flow::Payload;
 use crate::head::{self, Answering};
@@ -20,6 +23,7 @@ use crate::origin::{Origin, variables};
 use crate::plan::Refusal;
 use crate::serve::{Backend, LinkOptions};
 use crate::text::{self, escape};
+use crate::uploads::Unfit;
 
 const PAGE_KEYS: usize = 1000;
 
@@ -99,7 +103,53 @@ impl Gcs {
             }
             Op::Get | Op::Head => self.object(request, &bucket, &key),
             Op::List => Err(404.into()),
-            Op::Other => Err(405.into()),
+            Op::Put | Op::Other => Err(405.into()),
+        }
+    }
+
+    /// Whatever is neither a GET nor a HEAD.
+    fn write(&self, parts: &Parts, body: Bytes) -> Result<Response<Payload>, Refusal> {
+        if !self.anonymous && !parts.headers.contains_key(AUTHORIZATION) {
+            return Err(401.into());
+        }
+        let (_, bucket, key) = locate(&parts.method, &parts.uri);
+        if !self.contents.has_bucket(&bucket) {
+            return Err(404.into());
+        }
+        let id = text::query(&parts.uri, "uploadId");
+        let number = text::query(&parts.uri, "partNumber").and_then(|number| number.parse().ok());
+        match (parts.method.as_str(), id, number) {
+            ("PUT", Some(id), Some(number)) => {
+                let tag = self.contents.part(&id, number, body).map_err(unfit)?;
+                Ok(tagged(head::page("application/xml", String::new()), &tag))
+            }
+            ("PUT", None, None) => {
+                self.contents.put(&bucket, &key, body);
+                let object = self.contents.object(&bucket, &key).ok_or(404)?;
+                Ok(tagged(head::page("application/xml", String::new()), &object.etag))
+            }
+            ("POST", None, None) if text::query(&parts.uri, "uploads").is_some() => {
+                let id = self.contents.begin(&bucket, &key);
+                let (bucket, key) = (escape(&bucket), escape(&key));
+                let xml = format!(
+                    "<InitiateMultipartUploadResult><Bucket>{bucket}</Bucket><Key>{key}</Key>\
+                     <UploadId>{id}</UploadId></InitiateMultipartUploadResult>"
+                );
+                Ok(head::page("application/xml", xml))
+            }
+            ("POST", Some(id), None) => {
+                let wanted = text::listed_parts(&body).ok_or(400)?;
+                let tag = self.contents.complete(&id, &wanted).map_err(unfit)?;
+                let xml = format!(
+                    "<CompleteMultipartUploadResult><ETag>&quot;{tag}&quot;</ETag>\
+                     </CompleteMultipartUploadResult>"
+                );
+                Ok(tagged(head::page("application/xml", xml), &tag))
+            }
+            ("DELETE", Some(id), None) if self.contents.give_up(&id) => Ok(head::nothing()),
+            ("DELETE", None, None) if self.contents.remove(&bucket, &key) => Ok(head::nothing()),
+            ("DELETE", _, None) => Err(404.into()),
+            _ => Err(405.into()),
         }
     }
 
@@ -117,6 +167,7 @@ impl Gcs {
         let answering = Answering { etag: Some(format!("\"{}\"", object.etag)), ranges: true };
         let mut response = head::object_response(&object, request, &answering)?;
         head::set(response.headers_mut(), "x-goog-generation", &generation);
+        claims::google(response.headers_mut(), &object.checksums);
         Ok(response)
     }
 
@@ -128,6 +179,20 @@ impl Gcs {
         let page = self.contents.page(bucket, prefix, after.as_deref(), limit);
         head::page("application/xml", listing(bucket, prefix, &page))
     }
+}
+
+fn tagged(mut response: Response<Payload>, tag: &str) -> Response<Payload> {
+    head::set(response.headers_mut(), "etag", &format!("\"{tag}\""));
+    response
+}
+
+fn unfit(unfit: Unfit) -> Refusal {
+    let (status, code) = match unfit {
+        Unfit::NoUpload => (404, "NoSuchUpload"),
+        Unfit::Part => (400, "InvalidPart"),
+        Unfit::TooSmall => (400, "EntityTooSmall"),
+    };
+    Refusal { code: Some(code), ..Refusal::from(status) }
 }
 
 fn listing(bucket: &str, prefix: &str, page: &Page) -> String {
@@ -171,21 +236,27 @@ fn locate(method: &Method, uri: &http::Uri) -> (Op, String, String) {
         (&Method::GET, true) => (Op::List, bucket, text::query(uri, "prefix").unwrap_or_default()),
         (&Method::GET, false) => (Op::Get, bucket, key),
         (&Method::HEAD, false) => (Op::Head, bucket, key),
+        (&Method::PUT, false) => (Op::Put, bucket, key),
         _ => (Op::Other, bucket, key),
     }
 }
 
 #[async_trait]
 impl Backend for Gcs {
-    fn locate(&self, request: &http::request::Parts) -> (Op, String, String) {
+    fn locate(&self, request: &Parts) -> (Op, String, String) {
         locate(&request.method, &request.uri)
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Payload> {
-        self.respond(&request).unwrap_or_else(|refusal| {
-            let (_, _, key) = locate(request.method(), request.uri());
-            self.refuse(&refusal, &key)
-        })
+        let (_, _, key) = locate(request.method(), request.uri());
+        let answer = match *request.method() {
+            Method::GET | Method::HEAD => self.respond(&request),
+            _ => match head::received(request).await {
+                Some((parts, body)) => self.write(&parts, body),
+                None => Err(400.into()),
+            },
+        };
+        answer.unwrap_or_else(|refusal| self.refuse(&refusal, &key))
     }
 
     fn refuse(&self, refusal: &Refusal, key: &str) -> Response<Payload> {

@@ -8,7 +8,10 @@ use http::header::{
     ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, IF_MATCH,
     IF_UNMODIFIED_SINCE, RANGE, RETRY_AFTER,
 };
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use s3s::dto::{Range as RangeHeader, Timestamp, TimestampFormat};
 
 use crate::contents::Object;
@@ -158,6 +161,19 @@ pub(crate) fn page(kind: &'static str, body: String) -> Response<Payload> {
     response.headers_mut().insert(CONTENT_LENGTH, length);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
+}
+
+/// Done, and nothing to say.
+pub(crate) fn nothing() -> Response<Payload> {
+    let mut response = Response::new(Payload::Whole(Bytes::new()));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
+
+/// A request with its body, if that comes whole.
+pub(crate) async fn received(request: Request<Incoming>) -> Option<(Parts, Bytes)> {
+    let (parts, body) = request.into_parts();
+    Some((parts, body.collect().await.ok()?.to_bytes()))
 }
 
 /// An error document.

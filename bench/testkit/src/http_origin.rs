@@ -8,10 +8,11 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use crate::checkpoint::Checkpoint;
+use crate::claims;
 use crate::content::Content;
 use crate::contents::{Contents, Object};
 use crate::flow::Payload;
@@ -147,7 +148,10 @@ impl Plain {
         let reading = matches!(*request.method(), Method::GET | Method::HEAD);
         let key = reading.then(|| key_of(request.uri())).ok_or_else(|| Refusal::from(405))?;
         let object = self.contents.object(BUCKET, &key).ok_or_else(|| Refusal::from(404))?;
-        head::object_response(&object, request, &self.answering(&object))
+        let mut response = head::object_response(&object, request, &self.answering(&object))?;
+        let partial = response.status() == StatusCode::PARTIAL_CONTENT;
+        claims::web(response.headers_mut(), &object.checksums, partial);
+        Ok(response)
     }
 }
 

@@ -22,6 +22,8 @@ pub enum Op {
     Head,
     /// The objects under a prefix.
     List,
+    /// Bytes to store: of an object, or of a part of one.
+    Put,
     /// Anything else.
     Other,
 }
@@ -48,6 +50,8 @@ pub struct Counts {
     pub heads: u64,
     /// Requests for a page of a listing.
     pub lists: u64,
+    /// Requests that bring bytes.
+    pub puts: u64,
     /// Other requests.
     pub others: u64,
     /// Body bytes handed to the connections, listings and error bodies included.
@@ -57,7 +61,7 @@ pub struct Counts {
 impl Counts {
     /// All requests.
     pub fn requests(&self) -> u64 {
-        self.gets + self.heads + self.lists + self.others
+        self.gets + self.heads + self.lists + self.puts + self.others
     }
 }
 
@@ -96,6 +100,7 @@ struct Sums {
     gets: AtomicU64,
     heads: AtomicU64,
     lists: AtomicU64,
+    puts: AtomicU64,
     others: AtomicU64,
     body_bytes: AtomicU64,
 }
@@ -141,6 +146,7 @@ impl Sums {
             Op::Get => &self.gets,
             Op::Head => &self.heads,
             Op::List => &self.lists,
+            Op::Put => &self.puts,
             Op::Other => &self.others,
         }
     }
@@ -149,6 +155,7 @@ impl Sums {
         counts.gets += self.gets.load(Ordering::Relaxed);
         counts.heads += self.heads.load(Ordering::Relaxed);
         counts.lists += self.lists.load(Ordering::Relaxed);
+        counts.puts += self.puts.load(Ordering::Relaxed);
         counts.others += self.others.load(Ordering::Relaxed);
         counts.body_bytes += self.body_bytes.load(Ordering::Relaxed);
     }

@@ -23,6 +23,9 @@ pub(crate) enum Before {
     Stall,
     Reset,
     Close,
+    /// After so many bytes of the request's body.
+    ResetUpload(u64),
+    StallUpload(u64),
     Refuse(Refusal),
     Replace(Content),
     Remove,
@@ -121,6 +124,8 @@ impl From<Fault> for Plan {
             Fault::CloseBeforeHeaders => before(Before::Close),
             Fault::Delay(delay) => before(Before::Delay(delay)),
             Fault::StallBeforeHeaders => before(Before::Stall),
+            Fault::ResetUpload(at) => before(Before::ResetUpload(at)),
+            Fault::StallUpload(at) => before(Before::StallUpload(at)),
             Fault::ReplaceObject(content) => before(Before::Replace(content)),
             Fault::RemoveObject => before(Before::Remove),
             Fault::ResetAfter(at) => body(end(at, End::Reset)),

@@ -2,30 +2,26 @@
 //!
 //! What S3 does and this does as well: 403 for a wrong or missing signature, `If-Match` and
 //! `If-Unmodified-Since` on GET and HEAD, single ranges, listings in pages, error documents. The
-//! ETag of synthetic content is not its MD5, which S3 does not promise either.
+//! ETag of synthetic content is not its MD5, which S3 does not promise either. Objects are stored
+//! whole or in parts, and removed.
 
-use std::ops::{Deref, Range};
+use std::ops::Deref;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use http::{HeaderMap, Request, Response};
+use http::{Request, Response};
 use hyper::body::Incoming;
 use s3s::config::{S3Config, StaticConfigProvider};
-use s3s::dto::{
-    ETag, GetObjectInput, GetObjectOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input,
-    ListObjectsV2Output, StreamingBlob, Timestamp,
-};
 use s3s::service::{S3Service, S3ServiceBuilder};
-use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 
-use crate::contents::{Contents, Object};
+use crate::contents::Contents;
 use crate::flow::Payload;
-use crate::head::{self, Answering, Reject};
+use crate::head;
 use crate::keys::{self, AccessKey, Keys};
 use crate::ledger::Op;
 use crate::origin::{Origin, variables};
-use crate::plan::{Bend, Refusal};
+use crate::plan::Refusal;
+use crate::s3_backend::S3Backend;
 use crate::serve::{Backend, LinkOptions};
 use crate::text;
 
@@ -47,6 +43,8 @@ pub struct S3Options {
     /// Seconds that its clock is ahead of this machine's. Requests that are signed for a time more
     /// than 15 minutes from it are refused, as S3 does.
     pub clock_ahead_seconds: i64,
+    /// Refuse to be asked for checksums, as some stores do that only resemble S3.
+    pub refuse_checksum_mode: bool,
     /// The objects; several origins may share them.
     pub contents: Contents,
 }
@@ -58,6 +56,7 @@ impl Default for S3Options {
             page_keys: PAGE_KEYS,
             anonymous: false,
             clock_ahead_seconds: 0,
+            refuse_checksum_mode: false,
             contents: Contents::new(),
         }
     }
@@ -93,7 +92,9 @@ impl S3Origin {
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
         let ahead_seconds = options.clock_ahead_seconds;
         let service = builder.build();
-        let dialect = Arc::new(Dialect { service, keys: keys.clone(), ahead_seconds });
+        let no_checksums = options.refuse_checksum_mode;
+        let dialect =
+            Arc::new(Dialect { service, keys: keys.clone(), ahead_seconds, no_checksums });
         let origin = Origin::start("s3", options.link, options.contents, dialect).await;
         Self { origin, keys }
     }
@@ -154,6 +155,7 @@ struct Dialect {
     service: S3Service,
     keys: Keys,
     ahead_seconds: i64,
+    no_checksums: bool,
 }
 
 #[async_trait]
@@ -166,12 +168,15 @@ impl Backend for Dialect {
             }
             ("GET", false) => (Op::Get, bucket, key),
             ("HEAD", false) => (Op::Head, bucket, key),
+            ("PUT", false) => (Op::Put, bucket, key),
             _ => (Op::Other, bucket, key),
         }
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Payload> {
         let refusal = self.keys.refusal(request.headers(), self.ahead_seconds);
+        let unknown = self.no_checksums && request.headers().contains_key("x-amz-checksum-mode");
+        let refusal = refusal.or_else(|| unknown.then(|| Refusal::from(400)));
         let mut response = match refusal {
             Some(refusal) => self.refuse(&refusal, ""),
             None => match self.service.call(request.map(s3s::Body::from)).await {
@@ -185,130 +190,5 @@ impl Backend for Dialect {
 
     fn refuse(&self, refusal: &Refusal, key: &str) -> Response<Payload> {
         head::s3_refusal(refusal, key)
-    }
-}
-
-/// The operations, over the contents.
-struct S3Backend {
-    contents: Contents,
-    page_keys: usize,
-}
-
-impl S3Backend {
-    fn find(&self, bucket: &str, key: &str) -> S3Result<Arc<Object>> {
-        match self.contents.object(bucket, key) {
-            Some(object) => Ok(object),
-            None if self.contents.has_bucket(bucket) => Err(s3_error!(NoSuchKey)),
-            None => Err(s3_error!(NoSuchBucket)),
-        }
-    }
-}
-
-fn answering(object: &Object) -> Answering {
-    Answering { etag: Some(format!("\"{}\"", object.etag)), ranges: true }
-}
-
-/// What the request's headers select; s3s has checked that they are well formed.
-fn select(object: &Object, headers: &HeaderMap, bend: Bend) -> S3Result<(Range<u64>, bool)> {
-    head::select(object, headers, &answering(object), bend).map_err(|reject| match reject {
-        Reject::Precondition => s3_error!(PreconditionFailed),
-        Reject::Range => {
-            let mut headers = HeaderMap::new();
-            let range = format!("bytes */{}", object.content.len());
-            head::set(&mut headers, "content-range", &range);
-            let mut error = s3_error!(InvalidRange);
-            error.set_headers(headers);
-            error
-        }
-    })
-}
-
-fn modified(object: &Object) -> Timestamp {
-    let time: SystemTime = UNIX_EPOCH + Duration::from_secs(object.modified_seconds());
-    time.into()
-}
-
-fn signed(bytes: u64) -> Option<i64> {
-    i64::try_from(bytes).ok()
-}
-
-#[async_trait]
-impl S3 for S3Backend {
-    async fn get_object(
-        &self,
-        request: S3Request<GetObjectInput>,
-    ) -> S3Result<S3Response<GetObjectOutput>> {
-        let object = self.find(&request.input.bucket, &request.input.key)?;
-        let bend = request.extensions.get::<Bend>().copied().unwrap_or_default();
-        let (range, partial) = select(&object, &request.headers, bend)?;
-        let total = object.content.len();
-        Ok(S3Response::new(GetObjectOutput {
-            accept_ranges: Some("bytes".into()),
-            content_length: signed(range.end - range.start),
-            content_range: partial
-                .then(|| format!("bytes {}-{}/{total}", range.start, range.end - 1)),
-            content_type: Some("application/octet-stream".into()),
-            e_tag: Some(ETag::Strong(object.etag.clone())),
-            last_modified: Some(modified(&object)),
-            body: Some(StreamingBlob::wrap(head::body(&object, range, bend))),
-            ..GetObjectOutput::default()
-        }))
-    }
-
-    async fn head_object(
-        &self,
-        request: S3Request<HeadObjectInput>,
-    ) -> S3Result<S3Response<HeadObjectOutput>> {
-        let object = self.find(&request.input.bucket, &request.input.key)?;
-        let (range, _) = select(&object, &request.headers, Bend::default())?;
-        Ok(S3Response::new(HeadObjectOutput {
-            accept_ranges: Some("bytes".into()),
-            content_length: signed(range.end - range.start),
-            content_type: Some("application/octet-stream".into()),
-            e_tag: Some(ETag::Strong(object.etag.clone())),
-            last_modified: Some(modified(&object)),
-            ..HeadObjectOutput::default()
-        }))
-    }
-
-    async fn list_objects_v2(
-        &self,
-        request: S3Request<ListObjectsV2Input>,
-    ) -> S3Result<S3Response<ListObjectsV2Output>> {
-        let input = request.input;
-        if input.delimiter.is_some() {
-            return Err(s3_error!(NotImplemented));
-        }
-        if !self.contents.has_bucket(&input.bucket) {
-            return Err(s3_error!(NoSuchBucket));
-        }
-        let asked = input.max_keys.and_then(|keys| usize::try_from(keys).ok());
-        let limit = asked.unwrap_or(self.page_keys).min(self.page_keys);
-        let prefix = input.prefix.clone().unwrap_or_default();
-        let after = input.continuation_token.clone().or_else(|| input.start_after.clone());
-        let page = self.contents.page(&input.bucket, &prefix, after.as_deref(), limit);
-        let contents: Vec<_> =
-            page.objects.iter().map(|(key, object)| listed(key, object)).collect();
-        Ok(S3Response::new(ListObjectsV2Output {
-            name: Some(input.bucket),
-            prefix: input.prefix,
-            key_count: i32::try_from(contents.len()).ok(),
-            max_keys: i32::try_from(limit).ok(),
-            contents: Some(contents),
-            continuation_token: input.continuation_token,
-            is_truncated: Some(page.next.is_some()),
-            next_continuation_token: page.next,
-            ..ListObjectsV2Output::default()
-        }))
-    }
-}
-
-fn listed(key: &str, object: &Object) -> s3s::dto::Object {
-    s3s::dto::Object {
-        key: Some(key.to_owned()),
-        size: signed(object.content.len()),
-        e_tag: Some(ETag::Strong(object.etag.clone())),
-        last_modified: Some(modified(object)),
-        ..s3s::dto::Object::default()
     }
 }

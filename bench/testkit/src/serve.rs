@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use http::{Request, Response};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -25,6 +26,7 @@ use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use crate::content::as_u64;
 use crate::contents::Contents;
 use crate::fault::FaultBook;
 use crate::flow::{Flow, Payload};
@@ -307,7 +309,20 @@ impl Gate {
                 return Err(Cut);
             }
             Before::Close => return Err(Cut),
-            Before::Refuse(refusal) => return Ok(self.backend.refuse(&refusal, &target.key)),
+            Before::ResetUpload(bytes) => {
+                drop(receive(request.into_body(), bytes).await);
+                link.reset_on_close();
+                return Err(Cut);
+            }
+            Before::StallUpload(bytes) => {
+                let _rest = receive(request.into_body(), bytes).await;
+                return std::future::pending().await;
+            }
+            Before::Refuse(refusal) => {
+                // Who is told while he still talks may not hear it.
+                drop(receive(request.into_body(), u64::MAX).await);
+                return Ok(self.backend.refuse(&refusal, &target.key));
+            }
             Before::Replace(content) => contents.put(&target.bucket, &target.key, content),
             Before::Remove => {
                 contents.remove(&target.bucket, &target.key);
@@ -315,6 +330,18 @@ impl Gate {
         }
         Ok(self.backend.answer(request).await)
     }
+}
+
+/// Takes so many bytes of a body; what is left of it.
+async fn receive(mut body: Incoming, bytes: u64) -> Incoming {
+    let mut taken = 0;
+    while taken < bytes {
+        match body.frame().await {
+            Some(Ok(frame)) => taken += frame.data_ref().map_or(0, |data| as_u64(data.len())),
+            Some(Err(_)) | None => break,
+        }
+    }
+    body
 }
 
 #[cfg(test)]

@@ -72,6 +72,24 @@ pub(crate) fn bucket_and_key(uri: &http::Uri) -> (String, String) {
     (decode(bucket), decode(key))
 }
 
+/// The texts of the elements of a name, in order; they have no others in them.
+pub(crate) fn elements<'a>(xml: &'a str, name: &str) -> Vec<&'a str> {
+    let (open, close) = (format!("<{name}>"), format!("</{name}>"));
+    let parts = xml.split(&*open).skip(1);
+    parts.filter_map(|part| part.split_once(&*close).map(|(text, _)| text)).collect()
+}
+
+/// Numbers and tags of the parts that a `CompleteMultipartUpload` lists.
+pub(crate) fn listed_parts(xml: &[u8]) -> Option<Vec<(u32, String)>> {
+    let xml = std::str::from_utf8(xml).ok()?;
+    let part = |part: &str| {
+        let number = elements(part, "PartNumber").first()?.parse().ok()?;
+        let tag = elements(part, "ETag").first()?.replace("&quot;", "");
+        Some((number, tag.trim_matches('"').to_owned()))
+    };
+    elements(xml, "Part").into_iter().map(part).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,6 +99,16 @@ mod tests {
         for key in ["a/b.c", "with space", "100%", "%41", "é€/x+y&z=1?#", "\u{1}"] {
             assert_eq!(decode(&encode(key)), key);
         }
+    }
+
+    #[test]
+    fn parts_are_read_off_their_list() {
+        let part = |number, tag| format!("<Part><PartNumber>{number}</PartNumber>{tag}</Part>");
+        let tags = ["<ETag>\"a\"</ETag>", "<ETag>&quot;b&quot;</ETag>"];
+        let xml = format!("<C>{}{}</C>", part(1, tags[0]), part(2, tags[1]));
+        let listed = listed_parts(xml.as_bytes()).unwrap();
+        assert_eq!(listed, [(1, "a".to_owned()), (2, "b".to_owned())]);
+        assert_eq!(listed_parts(part(3, "").as_bytes()), None);
     }
 
     #[test]

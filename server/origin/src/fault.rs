@@ -113,7 +113,7 @@ fn answer_text(seen: &Seen, code: Option<String>) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join(", "))
 }
 
-fn kind_of_io(kind: io::ErrorKind) -> OriginErrorKind {
+pub(crate) fn kind_of_io(kind: io::ErrorKind) -> OriginErrorKind {
     match kind {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => OriginErrorKind::NotFound,
         io::ErrorKind::PermissionDenied => OriginErrorKind::Denied,

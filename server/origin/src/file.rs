@@ -1,4 +1,4 @@
-//! Bodies of `file` origins: a few named threads that read pieces of files.
+//! Files, for `file` origins: a few named threads that read pieces of them, and do whatever else blocks.
 //!
 //! Reading a file blocks, and object_store's own stream hops to a blocking thread for every 8 KiB.
 //! Here a read asks for pieces of 1 MiB, one ahead of the one in use, in buffers that go round. A
@@ -10,14 +10,14 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-/// Threads that read files.
-const READERS: usize = 4;
+/// Threads of one kind.
+const THREADS: usize = 4;
 /// Pieces that are waiting for a thread or being read.
 const QUEUE_MAX: usize = 256;
 /// Bytes read at a time.
@@ -27,37 +27,38 @@ const AHEAD: usize = 2;
 
 /// The threads, and the queue before them.
 #[derive(Debug)]
-pub(crate) struct FileReaders {
+pub(crate) struct FileThreads {
     queue: Option<SyncSender<Job>>,
     places: Arc<Semaphore>,
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Something to do for a reader.
-#[derive(Debug)]
+/// Something to do for a thread.
 struct Job {
     task: Task,
     _place: OwnedSemaphorePermit,
 }
 
-#[derive(Debug)]
 enum Task {
     Read { file: Arc<File>, offset: u64, buffer: Vec<u8>, reply: Reply<Vec<u8>> },
-    Look { path: PathBuf, reply: Reply<bool> },
+    Do(Work),
 }
+
+/// Something that blocks.
+type Work = Box<dyn FnOnce() + Send>;
 
 type Reply<T> = oneshot::Sender<io::Result<T>>;
 type Answer<T> = oneshot::Receiver<io::Result<T>>;
 
-impl FileReaders {
+impl FileThreads {
     /// Starts the threads.
-    pub(crate) fn start() -> io::Result<Self> {
+    pub(crate) fn start(name: &str) -> io::Result<Self> {
         let (queue, jobs) = sync_channel(QUEUE_MAX);
         let jobs = Arc::new(Mutex::new(jobs));
-        let threads = (0..READERS)
+        let threads = (0..THREADS)
             .map(|number| {
                 let jobs = Arc::clone(&jobs);
-                Builder::new().name(format!("origin-file-{number}")).spawn(move || work(&jobs))
+                Builder::new().name(format!("{name}-{number}")).spawn(move || work(&jobs))
             })
             .collect::<io::Result<_>>()?;
         Ok(Self { queue: Some(queue), places: Arc::new(Semaphore::new(QUEUE_MAX)), threads })
@@ -76,9 +77,42 @@ impl FileReaders {
 
     /// Whether a path is a regular file, or a link to one. Opening anything else can block for ever.
     pub(crate) async fn is_regular(&self, path: PathBuf) -> io::Result<bool> {
+        self.run(move || Ok(std::fs::metadata(path)?.is_file())).await
+    }
+
+    /// Does something that blocks, and answers what came of it. It is done even if nobody waits for
+    /// it any more.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
         let (reply, answer) = oneshot::channel();
-        self.submit(Task::Look { path, reply }).await?;
+        let work = move || {
+            if reply.send(work()).is_err() {
+                tracing::trace!("nobody waits for what was done with a file any more");
+            }
+        };
+        self.submit(Task::Do(Box::new(work))).await?;
         answer.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// The same, with nobody to wait for it: here and now if there is no place for it.
+    pub(crate) fn run_later(&self, work: Work) {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else { return work() };
+        let job = Job { task: Task::Do(work), _place: place };
+        let unsent = self.queue.as_ref().map(|queue| queue.try_send(job));
+        if let Some(Err(TrySendError::Full(job) | TrySendError::Disconnected(job))) = unsent
+            && let Task::Do(work) = job.task
+        {
+            work();
+        }
+    }
+
+    /// Waits until everything that was to be done is done.
+    pub(crate) async fn idle(&self) {
+        let all = u32::try_from(QUEUE_MAX).unwrap_or(u32::MAX);
+        // It is closed only when the threads are gone.
+        drop(self.places.acquire_many(all).await.ok());
     }
 
     async fn piece(
@@ -106,7 +140,7 @@ fn stopped() -> io::Error {
     io::Error::other("the file readers have stopped")
 }
 
-impl Drop for FileReaders {
+impl Drop for FileThreads {
     fn drop(&mut self) {
         drop(self.queue.take());
         for thread in self.threads.drain(..) {
@@ -126,8 +160,9 @@ fn work(jobs: &Mutex<Receiver<Job>>) {
             Task::Read { file, offset, mut buffer, reply } => {
                 reply.send(file.read_exact_at(&mut buffer, offset).map(|()| buffer)).is_ok()
             }
-            Task::Look { path, reply } => {
-                reply.send(std::fs::metadata(path).map(|found| found.is_file())).is_ok()
+            Task::Do(work) => {
+                work();
+                true
             }
         };
         if !heard {
@@ -139,7 +174,7 @@ fn work(jobs: &Mutex<Receiver<Job>>) {
 /// A range of a file, piece by piece, in order.
 #[derive(Debug)]
 pub(crate) struct Pieces {
-    readers: Arc<FileReaders>,
+    readers: Arc<FileThreads>,
     file: Arc<File>,
     left: Range<u64>,
     ahead: VecDeque<Answer<Vec<u8>>>,
@@ -186,7 +221,7 @@ mod tests {
         let content: Vec<u8> = (0..3_500_000_u32).map(|n| n.to_le_bytes()[1]).collect();
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&content).unwrap();
-        let readers = Arc::new(FileReaders::start().unwrap());
+        let readers = Arc::new(FileThreads::start("origin-file").unwrap());
         for range in [0..1, 0..3_500_000, 1_048_575..2_097_153, 3_499_999..3_500_000] {
             let got = all(readers.read(file.reopen().unwrap(), range.clone())).await;
             let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();

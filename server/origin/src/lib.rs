@@ -1,4 +1,4 @@
-//! Reads object stores: S3, Google Cloud Storage, Azure Blob Storage, web servers and files.
+//! Reads and writes object stores: S3, Google Cloud Storage, Azure Blob Storage, web servers and files.
 //!
 //! ```text
 //! Origins --open--> OriginStore (object.rs: attempts, resume, checks)
@@ -9,6 +9,8 @@
 //!                   transport/        (HTTP/1.1, TLS; every limit on a phase)
 //!                        |
 //!                     Resolve         (dns/: names looked up ahead of time, kept while DNS fails)
+//!
+//! Origins --open_sink--> OriginSink (sink.rs: through the same; objects are there once they are whole)
 //! ```
 //!
 //! A read writes into the memory it is given and nowhere else, and answers only with bytes of the
@@ -17,6 +19,7 @@
 
 #![forbid(unsafe_code)]
 
+mod checksum;
 mod credentials;
 mod dns;
 mod engine;
@@ -25,6 +28,7 @@ mod evidence;
 mod fault;
 mod file;
 mod filling;
+mod head;
 mod hedge;
 mod key;
 mod list;
@@ -35,6 +39,7 @@ mod providers;
 mod resolve;
 mod schedule;
 mod settings;
+mod sink;
 mod stats;
 mod store;
 mod terms;
@@ -43,6 +48,7 @@ mod tries;
 mod uri;
 mod web;
 
+pub use checksum::Checksums;
 pub use dns::{
     AheadResolver, DnsAddress, DnsCounters, DnsFailure, DnsName, DnsSettings, DnsSnapshot, DnsState,
 };
@@ -58,6 +64,7 @@ pub use pin::Pin;
 pub use resolve::{Resolve, SystemResolver};
 pub use schedule::RetryPolicy;
 pub use settings::{EngineSettings, OriginBlock, OriginSettings, Timeouts};
+pub use sink::{OriginSink, Upload};
 pub use stats::OriginStats;
 pub use store::{
     AttemptOutcome, AttemptRecord, Destination, Landing, Lane, ObjectMeta, OriginStore, ReadRecord,

@@ -13,15 +13,17 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use object_store::list::PaginatedListStore;
 use object_store::local::LocalFileSystem;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore};
 use tokio::time::Instant;
 
+use crate::checksum::{Asking, Checksums};
 use crate::credentials::Renews;
 use crate::engine::endpoint::Endpoint;
 use crate::error::{OriginError, OriginErrorKind};
 use crate::fault::Fault;
-use crate::file::FileReaders;
+use crate::file::FileThreads;
 use crate::filling::{Filling, length};
 use crate::hedge::{Race, Subject};
 use crate::key::ObjectKey;
@@ -41,12 +43,21 @@ const TIMES_USUAL: u32 = 4;
 /// How a store lists and where its bodies come from.
 #[derive(Clone)]
 pub(crate) enum Backend {
-    /// Pages of keys.
-    Cloud(Arc<dyn PaginatedListStore>),
+    /// Pages of keys, and uploads in parts.
+    Cloud(CloudBackend),
     /// No listing of its own: see [`crate::web`].
     Web(Box<WebBackend>),
     /// A directory walk; bodies are read by threads of ours.
-    File { files: LocalFileSystem, readers: Arc<FileReaders> },
+    File { files: LocalFileSystem, readers: Arc<FileThreads> },
+}
+
+/// What a cloud's store can do beyond objects that are read and written whole.
+#[derive(Clone)]
+pub(crate) struct CloudBackend {
+    pub(crate) pages: Arc<dyn PaginatedListStore>,
+    pub(crate) parts: Arc<dyn MultipartStore>,
+    /// How it is asked for checksums, if that has to be done.
+    pub(crate) asking: Option<Asking>,
 }
 
 /// What listing a web server takes.
@@ -69,6 +80,8 @@ pub(crate) struct ObjectOrigin {
     /// None for files.
     pub(crate) endpoint: Option<Arc<Endpoint>>,
     pub(crate) renewal: Renews,
+    /// Its entity tags are MD5s, where they look so.
+    pub(crate) tags_are_md5: bool,
 }
 
 impl std::fmt::Debug for ObjectOrigin {
@@ -84,23 +97,12 @@ impl OriginStore for ObjectOrigin {
             let text = "a whole store is no object";
             return Err(OriginError::new(OriginErrorKind::NotFound, key, text).at(&self.origin));
         }
-        let path = self.path(key)?;
-        let mut tries = self.tries(key, None);
-        loop {
-            let attempt = tries.begin(0).await?;
-            match attempt.run(self.head_once(key, &path, &attempt.probe)).await {
-                Ok(meta) => {
-                    tries.done(attempt, 0);
-                    return Ok(meta);
-                }
-                Err(fault) => tries.failed(attempt, 0, fault).await?,
-            }
-        }
+        self.head_of_key(key).await
     }
 
     async fn list(&self, prefix: &ObjectKey, limit: usize) -> Result<Vec<ObjectMeta>, OriginError> {
         let mut found = match &self.backend {
-            Backend::Cloud(pages) => self.list_pages(&**pages, prefix, limit).await?,
+            Backend::Cloud(cloud) => self.list_pages(&*cloud.pages, prefix, limit).await?,
             Backend::Web(web) => self.list_web(web, prefix, limit).await?,
             Backend::File { .. } => self.list_files(prefix, limit).await?,
         };
@@ -157,7 +159,7 @@ impl ObjectOrigin {
         self.tries_on(key, range, ReadTerms::default())
     }
 
-    fn tries_on<'a>(
+    pub(crate) fn tries_on<'a>(
         &'a self,
         key: &'a ObjectKey,
         range: Option<Range<u64>>,
@@ -176,33 +178,7 @@ impl ObjectOrigin {
         })
     }
 
-    async fn head_once(
-        &self,
-        key: &ObjectKey,
-        path: &Path,
-        probe: &Probe,
-    ) -> Result<ObjectMeta, Fault> {
-        if matches!(&self.backend, Backend::Web(web) if web.signed) {
-            return self.head_by_get(key, path, probe).await;
-        }
-        self.check_regular(path).await?;
-        let mut options = GetOptions { head: true, ..GetOptions::default() };
-        options.extensions.insert(probe.clone());
-        let error = match self.store.get_opts(path, options).await {
-            Ok(answer) => return Ok(meta_of(key, &answer.meta)),
-            Err(error) => error,
-        };
-        let seen = probe.seen();
-        // Web servers exist that do not know HEAD, or answer it without a length.
-        let mute = matches!(seen.status, Some(405 | 501))
-            || (seen.status == Some(200) && seen.content_length.is_none());
-        if mute && seen.broke.is_none() && matches!(self.backend, Backend::Web(_)) {
-            return self.head_by_get(key, path, probe).await;
-        }
-        Err(self.fault_of(&error, &seen))
-    }
-
-    fn fault_of(&self, error: &object_store::Error, seen: &Seen) -> Fault {
+    pub(crate) fn fault_of(&self, error: &object_store::Error, seen: &Seen) -> Fault {
         match self.backend {
             Backend::File { .. } => Fault::of_file(error),
             Backend::Cloud(_) | Backend::Web(_) => Fault::of(error, seen),
@@ -210,7 +186,7 @@ impl ObjectOrigin {
     }
 
     /// Refuses what is no regular file: opening a pipe would block a thread until someone writes.
-    async fn check_regular(&self, path: &Path) -> Result<(), Fault> {
+    pub(crate) async fn check_regular(&self, path: &Path) -> Result<(), Fault> {
         let Backend::File { files, readers } = &self.backend else { return Ok(()) };
         let place = files.path_to_filesystem(path).map_err(|error| Fault::of_file(&error))?;
         if place.as_os_str().as_encoded_bytes().strip_prefix(b"/") != Some(path.as_ref().as_bytes())
@@ -227,30 +203,6 @@ impl ObjectOrigin {
             ))),
             Err(error) => Err(Fault::of_io(&error)),
         }
-    }
-
-    /// Metadata from the answer to a GET of the first byte.
-    async fn head_by_get(
-        &self,
-        key: &ObjectKey,
-        path: &Path,
-        probe: &Probe,
-    ) -> Result<ObjectMeta, Fault> {
-        let range = Some(GetRange::Bounded(0..1));
-        let mut options = GetOptions { range, ..GetOptions::default() };
-        options.extensions.insert(probe.clone());
-        let error = match self.store.get_opts(path, options).await {
-            Ok(answer) => return Ok(meta_of(key, &answer.meta)),
-            Err(error) => error,
-        };
-        let seen = probe.seen();
-        let empty = seen.status == Some(416) && seen.content_range.as_deref() == Some("bytes */0");
-        let empty = empty || (seen.status == Some(200) && seen.content_length == Some(0));
-        if empty {
-            let pin = Pin { etag: seen.etag, ..Pin::default() };
-            return Ok(ObjectMeta { key: key.clone(), bytes: 0, pin });
-        }
-        Err(Fault::of(&error, &seen))
     }
 
     /// How long the body of so many bytes may take in all. An origin that is slow as a whole is
@@ -319,7 +271,7 @@ impl ObjectOrigin {
             filling.take(bytes, filling.filled, &seen)?;
         }
         filling.complete(&seen)?;
-        let after = self.head_once(&request.key, path, &Probe::new()).boxed().await?;
+        let after = self.head_once(&*self.store, &request.key, path, &Probe::new()).boxed().await?;
         match request.pin.difference(&after.pin) {
             Some(difference) => Err(Fault::new(OriginErrorKind::Changed, &seen, difference)),
             None => Ok(()),
@@ -328,7 +280,8 @@ impl ObjectOrigin {
 }
 
 pub(crate) fn meta_of(key: &ObjectKey, meta: &object_store::ObjectMeta) -> ObjectMeta {
-    ObjectMeta { key: key.clone(), bytes: meta.size, pin: Pin::of(meta) }
+    let checksums = Checksums::default();
+    ObjectMeta { key: key.clone(), bytes: meta.size, pin: Pin::of(meta), checksums }
 }
 
 fn conditional(pin: &Pin, range: Range<u64>, probe: &Probe) -> GetOptions {

@@ -19,11 +19,13 @@ use crate::engine::view::EndpointView;
 use crate::error::{OriginError, OriginErrorKind};
 use crate::evidence::{NoEvidence, SocketEvidence};
 use crate::fault::detail_of;
-use crate::file::FileReaders;
+use crate::file::FileThreads;
 use crate::object::{Backend, ObjectOrigin, WebBackend};
 use crate::providers::{self, Plan};
 use crate::resolve::Resolve;
 use crate::settings::{EngineSettings, OriginBlock, OriginSettings};
+use crate::sink::strays::Strays;
+use crate::sink::{self, Ground, OriginSink};
 use crate::stats::{Counters, OriginStats};
 use crate::store::OriginStore;
 use crate::transport::connect::Connector;
@@ -46,17 +48,23 @@ pub struct Origins {
     evidence: Arc<dyn SocketEvidence>,
     open: Mutex<Open>,
     book: Arc<Book>,
+    strays: Arc<Strays>,
 }
 
 #[derive(Debug, Default)]
 struct Open {
-    stores: HashMap<StoreKey, (u64, Arc<dyn OriginStore>)>,
+    stores: HashMap<StoreKey, (u64, Arc<ObjectOrigin>)>,
     opened: u64,
     transports: HashMap<(Option<PathBuf>, Option<usize>), Transport>,
     counters: BTreeMap<String, Arc<Counters>>,
     endpoints: BTreeMap<EndpointKey, Arc<Endpoint>>,
-    readers: Option<Arc<FileReaders>>,
+    readers: Threads,
+    writers: Threads,
 }
+
+/// Threads for files, once there is something to do for them.
+#[derive(Debug, Default)]
+struct Threads(Option<Arc<FileThreads>>);
 
 /// Origin and settings block: what has limits of its own.
 type EndpointKey = (String, Option<String>);
@@ -85,7 +93,8 @@ impl Origins {
         let engine = &settings.engine;
         let book = Book::new(engine.ejection, engine.ejection_cap);
         let evidence = Arc::new(NoEvidence);
-        Ok(Self { settings, resolve, evidence, open: Mutex::default(), book })
+        let (open, strays) = (Mutex::default(), Arc::default());
+        Ok(Self { settings, resolve, evidence, open, book, strays })
     }
 
     /// The same, asking `evidence` about each connection.
@@ -96,6 +105,30 @@ impl Origins {
 
     /// The store of a URI. It serves every key of the URI's bucket or host.
     pub fn open(&self, uri: &OriginUri) -> Result<Arc<dyn OriginStore>, OriginError> {
+        Ok(self.opened(uri)?)
+    }
+
+    /// The same, to write to. It takes every key of the URI's bucket; of a `file` URI only those
+    /// below its folder. Web servers are [`OriginErrorKind::Unsupported`].
+    pub fn open_sink(&self, uri: &OriginUri) -> Result<Arc<dyn OriginSink>, OriginError> {
+        let origin = self.opened(uri)?;
+        let writers = self.lock().writers.threads("origin-write").map_err(|error| {
+            let kind = OriginErrorKind::Local(error.kind());
+            OriginError::new(kind, uri.key(), error.to_string()).at(&uri.origin())
+        })?;
+        sink::open(origin, uri, Ground { strays: Arc::clone(&self.strays), writers })
+    }
+
+    /// Waits until what uploads that were dropped had sent is cleared away. For who is about to end.
+    pub async fn cleared(&self) {
+        self.strays.gone().await;
+        let writers = self.lock().writers.0.clone();
+        if let Some(writers) = writers {
+            writers.idle().await;
+        }
+    }
+
+    fn opened(&self, uri: &OriginUri) -> Result<Arc<ObjectOrigin>, OriginError> {
         let block = self.settings.block_for(uri);
         let key = StoreKey {
             origin: uri.origin(),
@@ -110,7 +143,7 @@ impl Origins {
             return Ok(Arc::clone(store));
         }
         let block = block.cloned().unwrap_or_default();
-        let store: Arc<dyn OriginStore> = Arc::new(self.build(&mut open, uri, &block)?);
+        let store = Arc::new(self.build(&mut open, uri, &block)?);
         open.make_room();
         open.stores.insert(key, (now, Arc::clone(&store)));
         Ok(store)
@@ -172,7 +205,7 @@ impl Origins {
         let (store, backend) = match uri.scheme() {
             Scheme::File => {
                 let files = LocalFileSystem::new();
-                let readers = open.readers().map_err(local)?;
+                let readers = open.readers.threads("origin-file").map_err(local)?;
                 (Arc::new(files.clone()) as Arc<_>, Backend::File { files, readers })
             }
             scheme => {
@@ -191,11 +224,23 @@ impl Origins {
                 };
                 let cloud = cloud.map_err(unbuilt)?;
                 renewal = cloud.renewal;
-                (cloud.store, Backend::Cloud(cloud.pages))
+                (cloud.store, Backend::Cloud(cloud.backend))
             }
         };
         let OriginSettings { retry, timeouts, .. } = self.settings;
-        Ok(ObjectOrigin { origin, store, backend, retry, timeouts, counters, endpoint, renewal })
+        // Directory buckets have tags of another kind.
+        let tags_are_md5 = uri.scheme() == Scheme::S3 && !uri.authority().ends_with("--x-s3");
+        Ok(ObjectOrigin {
+            origin,
+            store,
+            backend,
+            retry,
+            timeouts,
+            counters,
+            endpoint,
+            renewal,
+            tags_are_md5,
+        })
     }
 
     fn web(
@@ -215,8 +260,17 @@ impl Origins {
         let web = WebBackend { base, transport, signed: uri.has_query() };
         let backend = Backend::Web(Box::new(web));
         let OriginSettings { retry, timeouts, .. } = self.settings;
-        let renewal = None;
-        Ok(ObjectOrigin { origin, store, backend, retry, timeouts, counters, endpoint, renewal })
+        Ok(ObjectOrigin {
+            origin,
+            store,
+            backend,
+            retry,
+            timeouts,
+            counters,
+            endpoint,
+            renewal: None,
+            tags_are_md5: false,
+        })
     }
 
     fn transport(&self, open: &mut Open, block: &OriginBlock) -> std::io::Result<Transport> {
@@ -232,6 +286,17 @@ impl Origins {
         let transport = Transport::new(connector, timeouts, block.max_connections, evidence);
         open.transports.insert(key, transport.clone());
         Ok(transport)
+    }
+}
+
+impl Threads {
+    fn threads(&mut self, name: &str) -> std::io::Result<Arc<FileThreads>> {
+        if let Some(threads) = &self.0 {
+            return Ok(Arc::clone(threads));
+        }
+        let threads = Arc::new(FileThreads::start(name)?);
+        self.0 = Some(Arc::clone(&threads));
+        Ok(threads)
     }
 }
 
@@ -267,15 +332,6 @@ impl Open {
         let endpoint = Endpoint::new(spec, engine);
         self.endpoints.insert(key, Arc::clone(&endpoint));
         endpoint
-    }
-
-    fn readers(&mut self) -> std::io::Result<Arc<FileReaders>> {
-        if let Some(readers) = &self.readers {
-            return Ok(Arc::clone(readers));
-        }
-        let readers = Arc::new(FileReaders::start()?);
-        self.readers = Some(Arc::clone(&readers));
-        Ok(readers)
     }
 
     fn make_room(&mut self) {

@@ -29,6 +29,12 @@ impl Pin {
         }
     }
 
+    /// What `object_store` knows of an object that it wrote.
+    pub(crate) fn written(written: object_store::PutResult) -> Self {
+        let etag = written.e_tag.as_deref().map(normal_etag);
+        Self { etag, version: written.version, last_modified: None }
+    }
+
     /// The tag, if it may be used in `If-Match`.
     pub(crate) fn strong_etag(&self) -> Option<&str> {
         self.etag.as_deref().filter(|etag| !etag.starts_with("W/"))

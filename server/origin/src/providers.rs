@@ -14,28 +14,35 @@ use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::http::HttpBuilder;
 use object_store::list::PaginatedListStore;
+use object_store::multipart::MultipartStore;
 use object_store::{BackoffConfig, ClientConfigKey, ClientOptions, ObjectStore, RetryConfig};
 
+use crate::checksum::Asking;
 use crate::credentials::chain::Chain;
 use crate::credentials::cloud::{Listener, Regrown};
 use crate::credentials::keyring::Keyring;
 use crate::credentials::profile::{Profile, Profiles};
 use crate::credentials::sign::{S3Signer, SignedConnector};
 use crate::credentials::{CredentialError, Renews};
+use crate::object::CloudBackend;
 use crate::settings::OriginBlock;
 use crate::transport::service::Transport;
 
-/// A cloud store under both of its interfaces.
+/// A cloud store under all of its interfaces.
 pub(crate) struct Cloud {
     pub(crate) store: Arc<dyn ObjectStore>,
-    pub(crate) pages: Arc<dyn PaginatedListStore>,
+    pub(crate) backend: CloudBackend,
     pub(crate) renewal: Renews,
 }
 
 impl Cloud {
-    fn of<T: ObjectStore + PaginatedListStore>(store: T, renewal: Renews) -> Self {
+    fn of<T>(store: T, renewal: Renews) -> Self
+    where
+        T: ObjectStore + PaginatedListStore + MultipartStore,
+    {
         let store = Arc::new(store);
-        Self { store: Arc::clone(&store) as Arc<dyn ObjectStore>, pages: store, renewal }
+        let (pages, parts) = (Arc::clone(&store) as Arc<_>, Arc::clone(&store) as Arc<_>);
+        Self { store, backend: CloudBackend { pages, parts, asking: None }, renewal }
     }
 }
 
@@ -103,6 +110,8 @@ impl Plan<'_> {
             .fold(AmazonS3Builder::new(), |builder, (key, value)| builder.with_config(key, value))
             .with_bucket_name(self.bucket)
             .with_region(region)
+            // Not every store that resembles S3 has the batches of it.
+            .with_disable_bulk_delete(true)
             .with_retry(NO_RETRY);
         if let Some(endpoint) = endpoint {
             // The S3 endpoint is the one that wins in object_store.
@@ -121,7 +130,13 @@ impl Plan<'_> {
         let builder = builder.with_credentials(credentials).with_http_connector(connector);
         let signed = builder.get_config_value(&AmazonS3ConfigKey::SkipSignature);
         let signed = signed.as_deref() != Some("true");
-        Ok(Cloud::of(builder.build()?, signed.then_some(signer as Arc<_>)))
+        let mut cloud = Cloud::of(builder.clone().build()?, signed.then_some(signer as Arc<_>));
+        let allow_http = AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp);
+        let allow_http = builder.get_config_value(&allow_http).as_deref() == Some("true");
+        let options = ClientOptions::new().with_default_headers(Asking::headers());
+        let asking = builder.with_client_options(options.with_allow_http(allow_http)).build()?;
+        cloud.backend.asking = Some(Asking::new(Arc::new(asking)));
+        Ok(cloud)
     }
 
     /// Google Cloud Storage.

@@ -63,8 +63,11 @@ pub struct Timeouts {
     pub tls: Duration,
     /// From having a connection to the response's head.
     pub first_byte: Duration,
-    /// Without a byte of body, while one is waited for.
+    /// Without a byte of body, while one is waited for, or taken of one that is sent.
     pub body_idle: Duration,
+    /// From the last byte of a body that is sent to the head of its answer: a store may have to put
+    /// together a large object first.
+    pub written: Duration,
     /// A whole body of a part, from its head on, beside the time that its bytes take...
     pub part_base: Duration,
     /// ... at this many bytes per second. One at an origin that usually takes longer gets longer.
@@ -129,6 +132,7 @@ impl Default for Timeouts {
             tls: Duration::from_secs(3),
             first_byte: Duration::from_secs(10),
             body_idle: Duration::from_secs(5),
+            written: Duration::from_secs(60),
             // A connection of S3 gives 85 MB/s: at 4 MB/s, 8 MiB within 3.1 s.
             part_base: Duration::from_secs(1),
             part_bytes_per_second: 4_000_000,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
+use crate::checksum::Checksums;
 use crate::error::{OriginError, OriginErrorKind};
 use crate::evidence::TcpDelta;
 use crate::key::ObjectKey;
@@ -23,6 +24,8 @@ pub struct ObjectMeta {
     pub bytes: u64,
     /// What makes this version of it recognisable.
     pub pin: Pin,
+    /// What the store says of its bytes. Only a head asks for it: a listing has none.
+    pub checksums: Checksums,
 }
 
 /// A byte range of one version of an object.

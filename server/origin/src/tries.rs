@@ -26,8 +26,10 @@ use crate::schedule::{RetryPolicy, next_wait};
 use crate::stats::{Counters, InFlight};
 use crate::store::{AttemptOutcome, AttemptRecord, ReadRecord, ReadTerms};
 use crate::terms::OnWire;
-use crate::transport::probe::{Probe, ROUTE, Route, Seen};
+use crate::transport::probe::{Probe, ROUTE, Route, Seen, WRITE};
 
+/// The largest answer to a write.
+const ANSWER_BYTES_MAX: u64 = 1 << 20;
 /// Below this a body drips.
 const STEADY_BYTES_PER_SECOND: f64 = 262_144.0;
 /// Bodies below this say nothing about the speed of an address.
@@ -100,6 +102,12 @@ impl Attempt {
     /// Runs the attempt's work where the transport can see its route.
     pub(crate) async fn run<T>(&self, work: impl Future<Output = T>) -> T {
         ROUTE.scope(self.route, work).await
+    }
+
+    /// Runs a write's, where the transport finds its probe as well.
+    pub(crate) async fn write<T>(&self, work: impl Future<Output = T>) -> T {
+        let probe = self.probe.with_body_max(ANSWER_BYTES_MAX);
+        self.run(WRITE.scope(Some(probe), work)).await
     }
 
     /// Ends it well, having brought so many bytes.

@@ -133,7 +133,7 @@ pub(super) fn object_of(
     name: String,
     meta: ObjectMeta,
 ) -> Result<Object, getrandom::Error> {
-    let ObjectMeta { key, bytes, pin } = meta;
+    let ObjectMeta { key, bytes, pin, checksums: _ } = meta;
     let mut hasher = blake3::Hasher::new();
     field(&mut hasher, found.origin.as_bytes());
     field(&mut hasher, key.as_str().as_bytes());
@@ -164,11 +164,14 @@ fn field(hasher: &mut blake3::Hasher, bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use forebay_origin::Checksums;
+
     use super::*;
 
     fn meta(key: &str, bytes: u64, etag: Option<&str>) -> ObjectMeta {
         let pin = Pin { etag: etag.map(str::to_owned), version: None, last_modified: None };
-        ObjectMeta { key: ObjectKey::parse(key).unwrap(), bytes, pin }
+        let checksums = Checksums::default();
+        ObjectMeta { key: ObjectKey::parse(key).unwrap(), bytes, pin, checksums }
     }
 
     fn found(origin: &str) -> Found<'_> {

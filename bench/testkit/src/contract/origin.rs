@@ -5,15 +5,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use forebay_origin::{
-    ObjectKey, ObjectMeta, OriginErrorKind, OriginStore, ReadRecord, ReadRequest,
+    Checksums, ObjectKey, ObjectMeta, OriginErrorKind, OriginStore, ReadRecord, ReadRequest,
 };
 use futures::future::join_all;
 
 use crate::checkpoint::{CheckpointSpec, checkpoint};
+use crate::claims::checksums;
 use crate::content::{Content, as_usize};
 
 /// Keys that URLs, XML and file systems each have their own ideas of.
-const ODD_KEYS: [&str; 8] = [
+pub(super) const ODD_KEYS: [&str; 8] = [
     "with space/and+plus",
     "percent%41%2f%",
     "query?like=1&x#y",
@@ -30,7 +31,11 @@ pub struct OriginSubject<'a> {
     seed: &'a (dyn Fn(&str, Option<Content>) + Sync),
     prefix: String,
     lists: bool,
+    claims: Option<Claims<'a>>,
 }
+
+/// The way to have checksums told of an object, and which of them the store knows.
+type Claims<'a> = (&'a (dyn Fn(&str, Checksums) + Sync), fn(Checksums) -> Checksums);
 
 impl fmt::Debug for OriginSubject<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -45,7 +50,7 @@ impl<'a> OriginSubject<'a> {
         store: Arc<dyn OriginStore>,
         seed: &'a (dyn Fn(&str, Option<Content>) + Sync),
     ) -> Self {
-        Self { store, seed, prefix: String::new(), lists: true }
+        Self { store, seed, prefix: String::new(), lists: true, claims: None }
     }
 
     /// Keys get this prefix, which ends in a slash, before the store or `seed` sees them.
@@ -59,6 +64,18 @@ impl<'a> OriginSubject<'a> {
     #[must_use]
     pub fn without_listing(mut self) -> Self {
         self.lists = false;
+        self
+    }
+
+    /// The store tells checksums: `claim` has some told of an object, `known` leaves those of them
+    /// that such a store knows.
+    #[must_use]
+    pub fn claiming(
+        mut self,
+        claim: &'a (dyn Fn(&str, Checksums) + Sync),
+        known: fn(Checksums) -> Checksums,
+    ) -> Self {
+        self.claims = Some((claim, known));
         self
     }
 
@@ -103,6 +120,7 @@ impl<'a> OriginSubject<'a> {
 /// If a rule is broken.
 pub async fn origin_store(subject: OriginSubject<'_>) {
     heads_tell_size_and_version(&subject).await;
+    checksums_are_those_of_the_store(&subject).await;
     ranges_come_exactly(&subject).await;
     an_empty_object_is_an_object(&subject).await;
     what_is_missing_is_not_found(&subject).await;
@@ -127,6 +145,32 @@ async fn heads_tell_size_and_version(subject: &OriginSubject<'_>) {
     let pinned = meta.pin.etag.is_some() || meta.pin.last_modified.is_some();
     assert!(pinned, "a head gives something to pin the version by");
     assert_eq!(subject.head("head/a").await, meta, "an object that does not change looks the same");
+}
+
+async fn checksums_are_those_of_the_store(subject: &OriginSubject<'_>) {
+    let Some((claim, known)) = subject.claims else { return };
+    let content = Content::synthetic(7, 100_000);
+    let right = checksums(&content);
+    let wrong = Checksums {
+        crc64_nvme: right.crc64_nvme.map(|crc| crc ^ 1),
+        crc32c: right.crc32c.map(|crc| crc ^ 1),
+        sha256: Some([7; 32]),
+        md5: Some([7; 16]),
+    };
+    subject.put("checksums/a", &content);
+    assert!(subject.head("checksums/a").await.checksums.is_empty(), "nothing is made up");
+    for told in [right, wrong] {
+        claim(&format!("{}checksums/a", subject.prefix), told);
+        let meta = subject.head("checksums/a").await;
+        assert_eq!(meta.checksums, known(told), "what the store tells is handed on as it is");
+        let (bytes, _) = subject.read(&meta, 0..9).await.expect("it is not for the store to judge");
+        assert!(content.matches(0, &bytes), "the bytes are the object's");
+    }
+    if subject.lists {
+        let listing = subject.store.list(&subject.key("checksums"), 9).await;
+        let listing = listing.expect("the prefix is listed");
+        assert!(listing.iter().all(|meta| meta.checksums.is_empty()), "a listing has none");
+    }
 }
 
 async fn ranges_come_exactly(subject: &OriginSubject<'_>) {

@@ -16,7 +16,7 @@ use object_store::{ClientConfigKey, ClientOptions, CredentialProvider, Result as
 use tokio::time::{Instant, timeout};
 
 use super::{CredentialError, METADATA_LIMIT, Refusal, Renewal, TOKENS_LIMIT};
-use crate::transport::probe::{ROUTE, Route};
+use crate::transport::probe::{ROUTE, Route, WRITE};
 use crate::transport::service::Transport;
 
 /// Renewals for refusals are so far apart: a token that was just had is not to blame.
@@ -66,7 +66,8 @@ impl<T: Send + Sync> CredentialProvider for Regrown<T> {
     async fn get_credential(&self) -> StoreResult<Arc<T>> {
         let provider = Arc::clone(&self.lock().provider);
         // It has no part in the route of the attempt that waits for it.
-        let getting = ROUTE.scope(Route::default(), provider.get_credential());
+        let getting = WRITE.scope(None, provider.get_credential());
+        let getting = ROUTE.scope(Route::default(), getting);
         timeout(self.limit, getting).await.unwrap_or_else(|_| {
             let metadata = self.limit == METADATA_LIMIT;
             let service = if metadata { "the metadata service" } else { "the token service" };

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::clock::{seconds, wall};
 use super::{CredentialError, METADATA_LIMIT, TOKENS_LIMIT, date};
-use crate::transport::probe::{ROUTE, Route, is_code};
+use crate::transport::probe::{ROUTE, Route, WRITE, is_code};
 use crate::uri::Secret;
 
 /// How long a token for the metadata is asked to live: longer than the conversation.
@@ -61,7 +61,7 @@ impl Service<'_> {
         limit: Duration,
         talk: impl Future<Output = Result<T, CredentialError>>,
     ) -> Result<T, CredentialError> {
-        let talk = ROUTE.scope(Route::default(), talk);
+        let talk = ROUTE.scope(Route::default(), WRITE.scope(None, talk));
         timeout(limit, talk)
             .await
             .unwrap_or_else(|_| Err(CredentialError::Silent { service: self.name.clone(), limit }))

@@ -9,6 +9,7 @@ use http::{Response, StatusCode, Uri};
 use super::connect::ConnectError;
 use super::probe::{Seen, is_code};
 use super::stream::PhaseTimes;
+use crate::checksum::{Checksums, md5_of_tag};
 
 /// Where a response redirects to. The target may be signed: nothing shows it.
 pub(crate) fn redirect<B>(from: &Uri, response: &Response<B>) -> Option<Uri> {
@@ -72,7 +73,10 @@ pub(crate) fn added(before: Option<Duration>, more: Option<Duration>) -> Option<
     }
 }
 
-pub(crate) fn note_headers(seen: &mut Seen, headers: &HeaderMap) {
+pub(crate) fn note_head(seen: &mut Seen, status: StatusCode, headers: &HeaderMap) {
+    seen.status = Some(status.as_u16());
+    seen.checksums = Checksums::in_head(status, headers);
+    seen.tag_md5 = md5_of_tag(headers);
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     seen.content_length = text(CONTENT_LENGTH.as_str()).and_then(|value| value.parse().ok());
     seen.etag = text(ETAG.as_str()).map(str::to_owned);
@@ -144,7 +148,11 @@ mod tests {
     fn hints_are_seconds_or_s3_milliseconds() {
         let hint = |name, value| {
             let mut seen = Seen::default();
-            note_headers(&mut seen, &head(503, &[(name, value)]).headers);
+            note_head(
+                &mut seen,
+                StatusCode::SERVICE_UNAVAILABLE,
+                &head(503, &[(name, value)]).headers,
+            );
             seen.retry_after
         };
         assert_eq!(hint("retry-after", "7"), Some(Duration::from_secs(7)));

@@ -3,7 +3,7 @@
 //! ```text
 //! object_store -> Transport (service.rs) -> hyper-util pool -> Connector (connect.rs)
 //!                    |  head: first-byte limit                  |- Resolve (dns limit)
-//!                    |  body: idle limit (body.rs)              |- TCP (connect limit)
+//!                    |  bodies: idle limits (send.rs, body.rs)  |- TCP (connect limit)
 //!                    |- fills the request's Probe (probe.rs)    `- TLS (tls.rs, handshake limit)
 //!                    `- parts: Wire (wire.rs) from a pool of ours (idle.rs), whose body the reader
 //!                       receives into its slot (direct.rs): idle limit and a limit on the whole
@@ -20,6 +20,7 @@ pub(crate) mod direct;
 pub(crate) mod idle;
 mod parts;
 pub(crate) mod probe;
+pub(crate) mod send;
 pub(crate) mod service;
 pub(crate) mod stream;
 pub(crate) mod tls;

@@ -8,12 +8,16 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::checksum::Checksums;
 use crate::engine::book::Mark;
 use crate::evidence::TcpDelta;
 
 tokio::task_local! {
     /// The route of the attempt that the current task makes.
     pub(crate) static ROUTE: Route;
+    /// The probe of the write that the current task makes: writes cannot carry extensions. None
+    /// within the getting of credentials, which has no part in it.
+    pub(crate) static WRITE: Option<Probe>;
 }
 
 /// How an attempt shall reach its origin.
@@ -80,6 +84,9 @@ pub(crate) struct Seen {
     pub(crate) content_length: Option<u64>,
     pub(crate) content_range: Option<String>,
     pub(crate) etag: Option<String>,
+    pub(crate) checksums: Checksums,
+    /// The MD5 that the tag is, if the origin is an S3.
+    pub(crate) tag_md5: Option<[u8; 16]>,
     pub(crate) dns: Option<Duration>,
     pub(crate) connect: Option<Duration>,
     pub(crate) tls: Option<Duration>,
@@ -140,6 +147,11 @@ impl Probe {
     /// For requests that object_store makes on its own, and reads whole.
     pub(crate) fn for_credentials() -> Self {
         Self { seen: Arc::default(), body_max: CREDENTIAL_BODY_MAX }
+    }
+
+    /// That of the write that the current task makes, if it makes one.
+    pub(crate) fn of_write() -> Option<Self> {
+        WRITE.try_with(Clone::clone).ok().flatten()
     }
 
     /// The same, for a body that object_store reads whole.

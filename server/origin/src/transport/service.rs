@@ -23,14 +23,15 @@ use object_store::client::{
     HttpResponse, HttpResponseBody, HttpService,
 };
 use object_store::{ClientConfigKey, ClientOptions};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
-use super::answer::{added, made_fit, note_headers, note_times, note_unconnected, redirect};
+use super::answer::{added, made_fit, note_head, note_times, note_unconnected, redirect};
 use super::body::TimedBody;
 use super::connect::{ConnectError, Connector};
 use super::direct::{Direct, DirectBody};
 use super::idle::IdlePool;
 use super::probe::{BODY_START_MAX, Break, Probe, Route, Seen};
+use super::send::{Limit, Outgoing, outgoing};
 use super::stream::FreshTimes;
 use crate::engine::book::Mark;
 use crate::evidence::SocketEvidence;
@@ -64,9 +65,9 @@ pub(crate) struct SignedTarget {
 /// A pool of connections and the limits on its exchanges.
 #[derive(Debug, Clone)]
 pub(crate) struct Transport {
-    client: Client<Connector, HttpRequestBody>,
+    client: Client<Connector, Outgoing>,
     /// The same without a pool: for requests that shall have a connection of their own.
-    fresh: Client<Connector, HttpRequestBody>,
+    fresh: Client<Connector, Outgoing>,
     pub(super) connector: Connector,
     /// Connections of requests whose bodies are received directly.
     pub(super) idle: IdlePool,
@@ -85,6 +86,8 @@ enum Refused {
     PlainHttp,
     #[error("no response within {} ms", .0.as_millis())]
     Silent(Duration),
+    #[error("no byte of the body was taken within {} ms, or too few on the whole", .0.as_millis())]
+    Stalled(Duration),
     #[error("the signed URL is no valid request target")]
     BadTarget,
     #[error("{0} is not followed")]
@@ -166,6 +169,7 @@ impl Transport {
     ) -> Result<http::Response<Incoming>, HttpError> {
         let mut captured = capture_connection(&mut request);
         let client = if Route::current().fresh { &self.fresh } else { &self.client };
+        let (request, progress) = outgoing(request);
         let mut response = pin!(client.request(request));
         let connected = async {
             let metadata = captured.wait_for_connection_metadata().await;
@@ -181,12 +185,17 @@ impl Transport {
             () = connected => None,
         };
         let begun = Instant::now();
-        let limit = self.timeouts.first_byte;
         let answer = match early {
             Some(answer) => answer,
-            None => match timeout(limit, response).await {
-                Ok(answer) => answer,
-                Err(_elapsed) => return Err(silent(limit, probe)),
+            None => loop {
+                let Limit { until, limit, answers } = progress.limit(begun, &self.timeouts);
+                match timeout_at(until, &mut response).await {
+                    Ok(answer) => break answer,
+                    // More of the body was taken meanwhile.
+                    Err(_) if Instant::now() < progress.limit(begun, &self.timeouts).until => {}
+                    Err(_elapsed) if answers => return Err(silent(limit, probe)),
+                    Err(_elapsed) => return Err(stalled(limit, probe)),
+                }
             },
         };
         let response = answer.map_err(|error| broke(error, probe))?;
@@ -255,7 +264,7 @@ impl Transport {
 impl HttpService for Transport {
     async fn call(&self, mut request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let probe = request.extensions().get::<Probe>().or(self.probe.as_ref()).cloned();
-        let probe = probe.unwrap_or_else(Probe::for_credentials);
+        let probe = probe.or_else(Probe::of_write).unwrap_or_else(Probe::for_credentials);
         probe.note(|seen| *seen = Seen { sent: true, ..Seen::default() });
         self.prepare(&mut request, &probe)?;
         let direct = request.extensions().get::<Direct>().cloned();
@@ -264,10 +273,7 @@ impl HttpService for Transport {
             false => self.received(request, &probe, direct.is_some()).await?,
         };
         let (mut parts, body) = response.into_parts();
-        probe.note(|seen| {
-            seen.status = Some(parts.status.as_u16());
-            note_headers(seen, &parts.headers);
-        });
+        probe.note(|seen| note_head(seen, parts.status, &parts.headers));
         made_fit(&mut parts);
         let body = match body {
             Received::Stream(body) => {
@@ -320,6 +326,12 @@ pub(super) fn silent(limit: Duration, probe: &Probe) -> HttpError {
     let text = Refused::Silent(limit).to_string();
     probe.note(|seen| seen.broke = Some((Break::TimedOut, text)));
     HttpError::new(HttpErrorKind::Timeout, Refused::Silent(limit))
+}
+
+fn stalled(limit: Duration, probe: &Probe) -> HttpError {
+    let refused = Refused::Stalled(limit);
+    probe.note(|seen| seen.broke = Some((Break::TimedOut, refused.to_string())));
+    HttpError::new(HttpErrorKind::Timeout, refused)
 }
 
 fn not_followed(probe: &Probe, what: &'static str) -> HttpError {

@@ -25,6 +25,8 @@ mod rows;
 #[cfg(test)]
 mod server;
 #[cfg(test)]
+mod sinks;
+#[cfg(test)]
 mod storm;
 #[cfg(test)]
 mod tls;

@@ -6,14 +6,15 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use forebay_origin::{OriginErrorKind, OriginSettings};
+use forebay_origin::{OriginErrorKind, OriginSettings, OriginStore, Origins};
+use forebay_testkit::{Content, checksums};
 
 use crate::{origins, pattern, quick, request, uri, whole};
 
 const PACKAGE: &str = "moto[s3,iam,server]==5.2.5";
 const BYTES: usize = 300_000;
 
-/// Puts two objects, and makes a user with an access key: five actions that need none.
+/// Puts two objects, and makes a user with an access key: six actions that need none.
 const SETUP: &str = "\
 import boto3, json, sys
 make = lambda service: boto3.client(service, endpoint_url=sys.argv[1], region_name='us-east-1',
@@ -21,6 +22,8 @@ make = lambda service: boto3.client(service, endpoint_url=sys.argv[1], region_na
 s3, iam = make('s3'), make('iam')
 s3.create_bucket(Bucket='bucket')
 s3.put_object(Bucket='bucket', Key='p/a b+c', Body=open(sys.argv[2], 'rb').read())
+s3.put_object(Bucket='bucket', Key='sums', Body=open(sys.argv[2], 'rb').read(),
+    ChecksumAlgorithm='SHA256')
 iam.create_user(UserName='u')
 allow = {'Effect': 'Allow', 'Action': '*', 'Resource': '*'}
 iam.put_user_policy(UserName='u', PolicyName='all',
@@ -28,7 +31,14 @@ iam.put_user_policy(UserName='u', PolicyName='all',
 key = iam.create_access_key(UserName='u')['AccessKey']
 print(key['AccessKeyId'], key['SecretAccessKey'])
 ";
-const UNSIGNED_ACTIONS: &str = "5";
+/// Prints how many uploads are neither finished nor given up.
+const UNFINISHED: &str = "\
+import boto3, sys
+s3 = boto3.client('s3', endpoint_url=sys.argv[1], region_name='us-east-1',
+    aws_access_key_id=sys.argv[2], aws_secret_access_key=sys.argv[3])
+print(len(s3.list_multipart_uploads(Bucket='bucket').get('Uploads', [])))
+";
+const UNSIGNED_ACTIONS: &str = "6";
 
 /// Runs a command; what it printed, or why it failed.
 fn run(command: &mut Command) -> Result<String, String> {
@@ -94,6 +104,40 @@ impl Moto {
     }
 }
 
+/// Writes objects of one part and of several, replaces one, gives one up and removes them.
+async fn writes(origins: &Origins, store: &dyn OriginStore) {
+    let at = uri("s3://bucket/w/");
+    let sink = origins.open_sink(&at).unwrap();
+    let key = |name: &str| at.key().join(name).unwrap();
+    for (name, bytes) in [("empty", 0), ("small", 1000), ("parts", 3 * (8 << 20) + 17)] {
+        for round in 0..2 {
+            let content = pattern(bytes + round);
+            let mut upload = sink.upload(&key(name), content.len() as u64).await.unwrap();
+            for piece in content.chunks(5 << 20) {
+                upload.write(piece.to_vec().into()).await.unwrap();
+            }
+            let pin = upload.finish().await.unwrap();
+            let meta = store.head(&key(name)).await.unwrap();
+            assert_eq!((meta.bytes, meta.pin.etag.clone()), (content.len() as u64, pin.etag));
+            assert_eq!(whole(store, &meta).await, content, "{name}");
+            assert_eq!(meta.checksums.md5.is_some(), bytes < 8 << 20, "a tag of parts is no MD5");
+        }
+    }
+    sink.put(&key("a b+c"), pattern(77).into()).await.unwrap();
+    let mut upload = sink.upload(&key("given-up"), 1 << 30).await.unwrap();
+    upload.write(pattern(20 << 20).into()).await.unwrap();
+    drop(upload);
+    origins.cleared().await;
+    let found = store.list(at.key(), 9).await.unwrap();
+    let names: Vec<&str> = found.iter().map(|meta| meta.key.file_name()).collect();
+    assert_eq!(names, ["a b+c", "empty", "parts", "small"]);
+    for meta in &found {
+        sink.delete(&meta.key).await.unwrap();
+    }
+    sink.delete(&key("given-up")).await.unwrap();
+    assert!(store.list(at.key(), 9).await.unwrap().is_empty());
+}
+
 #[tokio::test]
 async fn a_real_s3_understands_what_it_is_asked() {
     let programs = match installed() {
@@ -131,6 +175,15 @@ async fn a_real_s3_understands_what_it_is_asked() {
     let mut part = vec![0; 1000];
     let record = store.read(&request(meta, 77_000..78_000), &mut part).await.unwrap();
     assert_eq!((part, record.attempts), (pattern(BYTES)[77_000..78_000].to_vec(), 1));
+
+    let right = checksums(&Content::bytes(pattern(BYTES)));
+    let told = store.head(uri("s3://bucket/sums").key()).await.unwrap().checksums;
+    assert_eq!((told.sha256, told.md5), (right.sha256, right.md5), "both are those of the bytes");
+    assert_eq!(store.head(&meta.key).await.unwrap().checksums.sha256, None, "it was not asked to");
+    writes(&origins(settings(id, secret)), &*store).await;
+    let mut unfinished = Command::new(programs.join("python"));
+    let left = run(unfinished.args(["-c", UNFINISHED, &moto.url, id, secret])).unwrap();
+    assert_eq!(left.trim(), "0", "the upload that was dropped is forgotten");
 
     let mut other = meta.clone();
     other.pin.etag = Some("\"00000000000000000000000000000000\"".to_owned());
