@@ -6,7 +6,9 @@
 mod device;
 mod io;
 mod origin;
+mod topology;
 
 pub use device::{DeviceSubject, device};
 pub use io::{IoSubject, io_engine};
 pub use origin::{OriginSubject, origin_store};
+pub use topology::topology;

@@ -12,6 +12,7 @@
 //! - [`FakeDns`] and [`FakeDevice`] stand in for the resolver and the accelerator; [`contract`]
 //!   says what every implementation of their seams must do.
 //! - [`FaultEngine`] is an io engine over a disk that lies.
+//! - [`WrittenMachine`] is a machine with NUMA nodes, as the files that sysfs would have.
 //! - [`Prng`] is the seeded randomness of fixtures and fault schedules; a [`Seed`] is printed by the
 //!   test that fails with it.
 //!
@@ -52,6 +53,7 @@ mod s3;
 mod serve;
 mod site;
 mod text;
+mod topology;
 
 pub use azure::{AzureOptions, AzureOrigin};
 pub use black_hole::BlackHole;
@@ -76,3 +78,4 @@ pub use raw_origin::{RawCounts, RawOptions, RawOrigin, RawStalls};
 pub use s3::{S3Options, S3Origin};
 pub use serve::{Connections, LinkOptions};
 pub use site::{Site, SiteOptions};
+pub use topology::{WrittenMachine, WrittenNode};
