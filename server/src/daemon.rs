@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use clap::Parser;
+use forebay_io::{NumaPlan, SysfsTopology};
 use forebay_origin::{AheadResolver, DnsSettings, Origins, Resolve};
 use forebay_proto::ErrorKind;
 use forebay_proto::pb::forebay_server::ForebayServer;
@@ -36,7 +37,7 @@ use tonic_health::server::{HealthReporter, health_reporter};
 use crate::admission::Admission;
 use crate::admission::queue::Limits;
 use crate::config::{ConfigError, Flags, LogForm, Settings};
-use crate::cpu::Workers;
+use crate::cpu::{NodeWorkers, Workers};
 use crate::evidence::KernelEvidence;
 use crate::fetch::Fetcher;
 use crate::flight::Flights;
@@ -213,7 +214,9 @@ impl Daemon {
         let nvme_tasks = TaskTracker::new();
         let under = (cache.as_ref(), &ram, &nvme_tasks);
         let nvme = tiers::open_nvme(&settings, under, &mut degraded);
-        let parts = Parts { origins: &origins, records, flights: &flights, ram, nvme };
+        let plan = Arc::new(NumaPlan::of(&SysfsTopology::system()));
+        degraded.extend_from_slice(plan.degraded());
+        let parts = Parts { origins: &origins, records, flights: &flights, ram, nvme, plan };
         let stages = build_stages(&settings, parts)?;
         let sessions = Arc::<Sessions>::default();
         let shared = Arc::new(Shared {
@@ -339,16 +342,20 @@ struct Parts<'a> {
     flights: &'a TaskTracker,
     ram: Arc<RamTier>,
     nvme: Option<Arc<NvmeTier>>,
+    plan: Arc<NumaPlan>,
 }
 
 fn build_stages(settings: &Settings, parts: Parts<'_>) -> Result<Arc<Stages>, DaemonError> {
-    let Parts { origins, records, flights, ram, nvme } = parts;
+    let Parts { origins, records, flights, ram, nvme, plan } = parts;
     let limits = Limits { queued_max: settings.max_queue, active_max: settings.max_loads };
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    // One digest worker per two cores: BLAKE3 is some five times faster than a connection.
+    // Plans and headers: short work, and rarely two at a time.
     let workers = Workers::start("forebay-cpu", cores.div_ceil(2))
         .map_err(DaemonError::system("start the worker threads"))?;
     let cpu = Arc::new(workers);
+    let workers = NodeWorkers::start("forebay", plan)
+        .map_err(DaemonError::system("start the worker threads"))?;
+    let workers = Arc::new(workers);
     let stages = Stages {
         admission: Admission::new(limits, settings.no_progress),
         resolver: Resolver::new(
@@ -357,12 +364,13 @@ fn build_stages(settings: &Settings, parts: Parts<'_>) -> Result<Arc<Stages>, Da
             nvme.clone().map(|nvme| Arc::new(nvme) as Arc<dyn HeaderCache>),
         ),
         fetcher: Fetcher::new(Arc::clone(origins), records.key(), PartMeters::new()),
-        verifier: Verifier::new(Arc::clone(&cpu), records),
+        verifier: Verifier::new(Arc::clone(&workers), records),
         ram,
         nvme,
         flights: Flights::new(flights.clone()),
         loads: Loads::default(),
         cpu,
+        workers,
         chunk_bytes: settings.chunk_bytes,
         no_progress: settings.no_progress,
     };

@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::admission::{Admission, AdmissionPermit, Holder, Lane};
-use crate::cpu::Workers;
+use crate::cpu::{NodeWorkers, Workers};
 use crate::deadline::{Deadline, Expired};
 use crate::fetch::Fetcher;
 use crate::flight::{FlightLog, Flights, Landed, Waiter};
@@ -67,6 +67,8 @@ pub(crate) struct Stages {
     pub(crate) loads: Loads,
     /// Threads for work that burns CPU.
     pub(crate) cpu: Arc<Workers>,
+    /// Threads of each NUMA node, for work on what lies in slots.
+    pub(crate) workers: Arc<NodeWorkers>,
     /// One slot.
     pub(crate) chunk_bytes: u64,
     /// How long a load may stand still.

@@ -5,6 +5,7 @@
 //! they cannot drift: see [`Metrics::render`]. Labels come from closed sets: never a key, a URI, a
 //! uid or an address.
 
+mod numa;
 mod nvme;
 mod origin;
 
@@ -20,6 +21,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 
 use crate::report::{Report, Tally};
 
+pub(crate) use numa::workers;
 pub(crate) use nvme::{DiskMeters, TierMeters, nvme};
 pub(crate) use origin::{addresses, dns_lookups, endpoints};
 
@@ -112,6 +114,9 @@ table! {
     IO_COUNTS "forebay_nvme_io_events_total" Counter Count ["event"] "Operations that were slow, hung, late or short, and others that the engine counts";
     IO_ENGINE "forebay_nvme_io_engine" Gauge Count ["engine"] "1 for the engine in use";
     DIGEST_MISMATCHES "forebay_digest_mismatches_total" Counter Count [] "Chunks whose bytes differ from their digest";
+    WORKERS "forebay_workers" Gauge Count ["node" "pinned"] "Threads for work on slots, by the node that they are for: pinned to its CPUs (true) or not (false)";
+    WORKER_JOBS "forebay_worker_jobs_total" Counter Count ["node"] "What these threads have done";
+    WORKER_OFFNODE "forebay_worker_offnode_total" Counter Count ["node"] "What of that was for memory of another node than the one it ran on, by getcpu";
     QUEUE_DEPTH "forebay_admission_queue_depth" Gauge Count ["lane"] "Loads waiting for admission";
     QUEUE_LIMIT "forebay_admission_queue_limit" Gauge Count [] "Bound on loads waiting for admission";
     OLDEST_WAIT_SECONDS "forebay_admission_oldest_wait_seconds" Gauge Seconds ["lane"] "Age of the oldest load waiting for admission";

@@ -10,6 +10,7 @@ use futures::{FutureExt, StreamExt};
 use tempfile::TempDir;
 
 use super::*;
+use crate::cpu::NodeWorkers;
 use crate::plan::Extent;
 use crate::ram::RamTier;
 use crate::ram::pool::{Pool, PoolSpec};
@@ -89,7 +90,7 @@ impl Node {
         let tier = NvmeTier::open(nvme, engine, ram_side, tasks.clone()).unwrap();
         tier.slots(32);
         tier.run();
-        let workers = Arc::new(Workers::start("test", 1).unwrap());
+        let workers = NodeWorkers::for_tests();
         let verifier = Verifier::new(workers, Records::in_memory().unwrap());
         Self { dir: Arc::clone(dir), ram, faults, tier, verifier, tasks }
     }

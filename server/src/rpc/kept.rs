@@ -181,7 +181,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::cpu::Workers;
+    use crate::cpu::NodeWorkers;
     use crate::plan::ChunkSpec;
     use crate::ram::pool::{Pool, PoolSpec};
     use crate::verify::VerifiedChunk;
@@ -198,7 +198,7 @@ mod tests {
         let pool = Arc::new(Pool::create(spec).unwrap());
         let counters = std::array::from_fn(|_| ::metrics::Counter::noop());
         let ram = Arc::new(RamTier::new(pool, counters));
-        let workers = Arc::new(Workers::start("test", 1).unwrap());
+        let workers = NodeWorkers::for_tests();
         let verifier = Verifier::new(Arc::clone(&workers), Records::in_memory().unwrap());
         let manifest = crate::resolve::manifest_for_tests(&[("m", 4 * CHUNK)], &[]);
         let used = ram.use_revision(&manifest);
@@ -212,7 +212,7 @@ mod tests {
         assert_eq!(chunks.len(), 4);
         // The first one is being read as long as the worker is busy.
         let (go_on, busy) = oneshot::channel::<()>();
-        let working = workers.run(move || drop(busy.blocking_recv()));
+        let working = workers.run(None, move || drop(busy.blocking_recv()));
         let checking = check_ram((&ram, &verifier), &chunks, |_| {});
         let loading = async {
             tokio::task::yield_now().await;

@@ -34,6 +34,7 @@ pub(super) fn now(shared: &Shared) -> pb::StatusResponse {
         origins: origins.stats().into_iter().map(origin).collect(),
         degraded: degraded
             .chain(stages.ram.pool().degraded())
+            .chain(stages.workers.degraded())
             .chain(stages.nvme.iter().flat_map(|nvme| nvme.degraded()))
             .collect(),
         names: dns.names.iter().map(name).collect(),
