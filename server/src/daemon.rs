@@ -10,6 +10,7 @@
 //! Threads are joined, but for those that a disk may hold up: the ones that call it, the NVMe tier's
 //! background and its recovery. They end by themselves, or with the process.
 
+mod lag;
 mod place;
 mod tiers;
 mod vitals;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use clap::Parser;
-use forebay_io::{NumaPlan, SysfsTopology};
+use forebay_io::SysfsTopology;
 use forebay_origin::{AheadResolver, DnsSettings, Origins, Resolve};
 use forebay_proto::ErrorKind;
 use forebay_proto::pb::forebay_server::ForebayServer;
@@ -45,6 +46,7 @@ use crate::handoff::Sessions;
 use crate::load::Stages;
 use crate::loads::Loads;
 use crate::metrics::{self, Metrics, PartMeters};
+use crate::numa::Numa;
 use crate::nvme::NvmeTier;
 use crate::ram::RamTier;
 use crate::ram::pool::Pool;
@@ -207,16 +209,15 @@ impl Daemon {
         let recorder = Metrics::install()
             .map_err(|error| DaemonError::Internal(format!("the metrics recorder: {error}")))?;
         let (records, cache) = tiers::open_cache(&settings, &mut degraded)?;
-        let pool = tiers::make_pool(&settings, descriptors)?;
+        let numa = survey(&mut degraded);
+        let pool = tiers::make_pool(&settings, descriptors, numa.plan())?;
         let ram = Arc::new(RamTier::new(Arc::clone(&pool), metrics::ram()));
         let (resolver, origins) = open_origins(&settings)?;
         let flights = TaskTracker::new();
         let nvme_tasks = TaskTracker::new();
         let under = (cache.as_ref(), &ram, &nvme_tasks);
         let nvme = tiers::open_nvme(&settings, under, &mut degraded);
-        let plan = Arc::new(NumaPlan::of(&SysfsTopology::system()));
-        degraded.extend_from_slice(plan.degraded());
-        let parts = Parts { origins: &origins, records, flights: &flights, ram, nvme, plan };
+        let parts = Parts { origins: &origins, records, flights: &flights, ram, nvme, numa };
         let stages = build_stages(&settings, parts)?;
         let sessions = Arc::<Sessions>::default();
         let shared = Arc::new(Shared {
@@ -243,6 +244,7 @@ impl Daemon {
         let mut listeners = JoinSet::new();
         places.serve(&mut listeners, &shared, &face, &closing)?;
         let metrics_at = serve_metrics(&settings, &mut listeners, &shared, recorder).await?;
+        watch_runtime(&mut listeners, &closing);
         set_health(&health, ServingStatus::Serving).await;
         tracing::info!(
             listen = %places.shown(),
@@ -323,6 +325,13 @@ impl Daemon {
     }
 }
 
+/// The machine's NUMA nodes.
+fn survey(degraded: &mut Vec<String>) -> Arc<Numa> {
+    let numa = Numa::survey(Arc::new(SysfsTopology::system()));
+    degraded.extend_from_slice(numa.plan().degraded());
+    Arc::new(numa)
+}
+
 /// The object stores, and the resolver under them, which begins to look up what is configured.
 fn open_origins(settings: &Settings) -> Result<(Arc<AheadResolver>, Arc<Origins>), DaemonError> {
     let runtime = tokio::runtime::Handle::current();
@@ -342,18 +351,18 @@ struct Parts<'a> {
     flights: &'a TaskTracker,
     ram: Arc<RamTier>,
     nvme: Option<Arc<NvmeTier>>,
-    plan: Arc<NumaPlan>,
+    numa: Arc<Numa>,
 }
 
 fn build_stages(settings: &Settings, parts: Parts<'_>) -> Result<Arc<Stages>, DaemonError> {
-    let Parts { origins, records, flights, ram, nvme, plan } = parts;
+    let Parts { origins, records, flights, ram, nvme, numa } = parts;
     let limits = Limits { queued_max: settings.max_queue, active_max: settings.max_loads };
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     // Plans and headers: short work, and rarely two at a time.
     let workers = Workers::start("forebay-cpu", cores.div_ceil(2))
         .map_err(DaemonError::system("start the worker threads"))?;
     let cpu = Arc::new(workers);
-    let workers = NodeWorkers::start("forebay", plan)
+    let workers = NodeWorkers::start("forebay", Arc::clone(numa.plan()))
         .map_err(DaemonError::system("start the worker threads"))?;
     let workers = Arc::new(workers);
     let stages = Stages {
@@ -367,6 +376,7 @@ fn build_stages(settings: &Settings, parts: Parts<'_>) -> Result<Arc<Stages>, Da
         verifier: Verifier::new(Arc::clone(&workers), records),
         ram,
         nvme,
+        numa,
         flights: Flights::new(flights.clone()),
         loads: Loads::default(),
         cpu,
@@ -441,6 +451,17 @@ async fn serve_metrics(
         }
     });
     Ok(Some(bound.to_string()))
+}
+
+/// Measures how late the runtime is, until it ends.
+fn watch_runtime(tasks: &mut JoinSet<()>, closing: &CancellationToken) {
+    let closing = closing.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = lag::watch(metrics::runtime_lag) => {}
+            () = closing.cancelled() => {}
+        }
+    });
 }
 
 /// SIGTERM and SIGINT.

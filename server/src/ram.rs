@@ -9,12 +9,15 @@
 //! load in progress) makes it ineligible for eviction. Evicted or dropped while leased, it leaves
 //! the index at once and its slot comes free with the last reference.
 
+pub(crate) mod places;
 pub(crate) mod pool;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use forebay_io::NodeId;
 use forebay_proto::{Failure, Reason};
 use forebay_shm::{Generation, Segment, SegmentId, ShmError, SlotIndex};
 use metrics::Counter;
@@ -22,6 +25,7 @@ use tokio::time::Instant;
 
 use crate::admission::WindowSlot;
 use crate::plan::{ChunkKey, ChunkSpec};
+use crate::ram::places::OnNode;
 use crate::ram::pool::{ClaimedSlot, Pool, ReadableSlot};
 use crate::residency::Residency;
 use crate::resolve::{Manifest, Revision};
@@ -56,6 +60,11 @@ impl PinnedChunk {
     /// The slot's generation.
     pub(crate) fn generation(&self) -> Generation {
         self.0.slot.reader().generation()
+    }
+
+    /// The NUMA node that it lies on.
+    pub(crate) fn node(&self) -> NodeId {
+        self.0.slot.node()
     }
 
     /// Its segment, to pass to a client.
@@ -151,6 +160,25 @@ pub(crate) struct RamSizes {
     pub(crate) segments: u64,
 }
 
+/// The slots of one NUMA node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NodeSizes {
+    /// Which node.
+    pub(crate) node: NodeId,
+    /// Slots that lie there.
+    pub(crate) slots: u64,
+    /// Slots that were asked for there and lie elsewhere.
+    pub(crate) strayed: u64,
+    /// Bytes of those that are readable and not leased.
+    pub(crate) cached: u64,
+    /// Leased or being handed over.
+    pub(crate) leased: u64,
+    /// Being filled, or evicted and still leased.
+    pub(crate) filling: u64,
+    /// On the free list.
+    pub(crate) free: u64,
+}
+
 /// What an eviction did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Evicted {
@@ -170,6 +198,7 @@ pub(crate) struct RamTier {
     evicted_chunks: Counter,
     hits: Counter,
     misses: Counter,
+    misplaced: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -182,7 +211,8 @@ impl RamTier {
     /// A tier over `pool`, with counters for chunks given up for room, for hits and for misses.
     pub(crate) fn new(pool: Arc<Pool>, [evicted_chunks, hits, misses]: [Counter; 3]) -> Self {
         let index = Index { residency: Residency::new(), last_used: Default::default() };
-        Self { pool, index: Mutex::new(index), evicted_chunks, hits, misses }
+        let misplaced = AtomicU64::new(0);
+        Self { pool, index: Mutex::new(index), evicted_chunks, hits, misses, misplaced }
     }
 
     /// The slots.
@@ -237,28 +267,64 @@ impl RamTier {
         self.lock().residency.holds(key)
     }
 
-    /// A slot to fill. The caller holds a window token for it.
-    pub(crate) async fn claim(&self) -> Result<ClaimedSlot, ClaimError> {
+    /// A slot to fill, near a node if one is given and as far as that can be had. The caller holds a
+    /// window token for it.
+    pub(crate) async fn claim(&self, near: Option<NodeId>) -> Result<ClaimedSlot, ClaimError> {
         loop {
             // Registered before looking, so that a slot that comes free in between is heard.
             let came_free = self.pool.came_free();
             tokio::pin!(came_free);
             came_free.as_mut().enable();
-            if let Some(slot) = self.pool.take() {
+            if let Some(slot) = self.take(near) {
                 return Ok(slot?);
             }
             // Populating a segment takes a fraction of a second, fetching a chunk again much more.
-            let victims = if self.pool.is_growing() {
-                Vec::new()
-            } else {
-                self.lock().residency.evict(PinnedChunk::is_leased)
-            };
-            self.evicted_chunks.increment(victims.len() as u64);
-            if victims.is_empty() {
+            let made_room = !self.pool.is_growing() && self.make_room(near);
+            if !made_room {
                 // Nobody tells when the last reference but the tier's is dropped, so look again.
                 drop(tokio::time::timeout(CLAIM_AGAIN, came_free).await);
             }
         }
+    }
+
+    /// A free slot. Near a node: one of the node, then one that an idle checkpoint there is given up
+    /// for, then one of another node.
+    fn take(&self, near: Option<NodeId>) -> Option<Result<ClaimedSlot, ShmError>> {
+        let Some(node) = near else { return self.pool.take() };
+        let there = self.pool.take_on(node).or_else(|| {
+            let full = !self.pool.is_growing();
+            let far = |chunk: &PinnedChunk| chunk.is_leased() || chunk.node() != node;
+            let freed = full && self.give_up(|residency| residency.evict_idle(far));
+            if freed { self.pool.take_on(node) } else { None }
+        });
+        let taken = there.or_else(|| self.pool.take());
+        if let Some(Ok(slot)) = &taken
+            && slot.node() != node
+        {
+            self.misplaced.fetch_add(1, Ordering::Relaxed);
+        }
+        taken
+    }
+
+    /// Gives chunks up, near a node if that can be; whether there were any.
+    fn make_room(&self, near: Option<NodeId>) -> bool {
+        let there = |node| {
+            let far = |chunk: &PinnedChunk| chunk.is_leased() || chunk.node() != node;
+            self.give_up(|residency| residency.evict(far))
+        };
+        near.is_some_and(there) || self.give_up(|residency| residency.evict(PinnedChunk::is_leased))
+    }
+
+    fn give_up(&self, evict: impl FnOnce(&mut Residency<PinnedChunk>) -> Vec<PinnedChunk>) -> bool {
+        let victims = evict(&mut self.lock().residency);
+        self.evicted_chunks.increment(victims.len() as u64);
+        // Dropped here, with the index unlocked: their slots come free.
+        !victims.is_empty()
+    }
+
+    /// Slots that were claimed near a node and lie on another.
+    pub(crate) fn misplaced(&self) -> u64 {
+        self.misplaced.load(Ordering::Relaxed)
     }
 
     /// Takes a verified chunk in and makes it readable.
@@ -352,6 +418,25 @@ impl RamTier {
         }
     }
 
+    /// The same by node.
+    pub(crate) fn on_nodes(&self) -> Vec<NodeSizes> {
+        let chunk_bytes = self.pool.spec().chunk_bytes;
+        let free = self.pool.free_on_nodes();
+        let mut sums: BTreeMap<NodeId, [u64; 2]> = BTreeMap::new();
+        for chunk in self.lock().residency.values() {
+            let [cached, leased] = sums.entry(chunk.node()).or_default();
+            *(if chunk.is_leased() { leased } else { cached }) += chunk_bytes;
+        }
+        let sizes = |(node, on): (NodeId, OnNode)| {
+            let [cached, leased] = sums.get(&node).copied().unwrap_or_default();
+            let free = free.get(&node).map_or(0, |slots| *slots as u64) * chunk_bytes;
+            let filling = (on.slots * chunk_bytes).saturating_sub(free + cached + leased);
+            let OnNode { slots, strayed } = on;
+            NodeSizes { node, slots, strayed, cached, leased, filling, free }
+        };
+        self.pool.on_nodes().into_iter().map(sizes).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Index> {
         // The index is consistent after each call, whoever panicked between two of them.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
@@ -387,15 +472,5 @@ impl Drop for RevisionUse {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_uri_covers_itself_and_what_is_under_it() {
-        assert!(is_at_or_under("s3://b/a", "s3://b/a"));
-        assert!(is_at_or_under("s3://b/a/", "s3://b/a"));
-        assert!(is_at_or_under("s3://b/a/m", "s3://b/a/"));
-        assert!(!is_at_or_under("s3://b/aa", "s3://b/a"));
-        assert!(!is_at_or_under("s3://b/a", "s3://b/a/m"));
-    }
-}
+#[path = "ram_tests.rs"]
+mod tests;

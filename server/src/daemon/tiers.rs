@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use forebay_io::EngineSettings;
+use forebay_io::{EngineSettings, NumaPlan};
 use tokio_util::task::TaskTracker;
 
 use super::DaemonError;
@@ -11,6 +11,7 @@ use super::place::CacheDir;
 use crate::config::Settings;
 use crate::nvme::{Budget, NvmeSettings, NvmeTier, OpenError, RamSide};
 use crate::ram::RamTier;
+use crate::ram::places::Places;
 use crate::ram::pool::{Pool, PoolSpec};
 use crate::verify::record::Records;
 
@@ -86,13 +87,18 @@ fn open_tier(
     Ok(tier)
 }
 
-/// The RAM tier's slots: its first segment.
-pub(super) fn make_pool(settings: &Settings, descriptors: u64) -> Result<Arc<Pool>, DaemonError> {
-    Ok(Arc::new(Pool::create(PoolSpec {
+/// The RAM tier's slots: the first segment of each node.
+pub(super) fn make_pool(
+    settings: &Settings,
+    descriptors: u64,
+    plan: &NumaPlan,
+) -> Result<Arc<Pool>, DaemonError> {
+    let spec = PoolSpec {
         budget_bytes: settings.ram_bytes,
         chunk_bytes: settings.chunk_bytes,
         lock: settings.lock_memory,
         // The rest is for connections, clients and files.
         segments_max: usize::try_from(descriptors / 2).unwrap_or(usize::MAX),
-    })?))
+    };
+    Ok(Arc::new(Pool::create(spec, Places::of(plan))?))
 }

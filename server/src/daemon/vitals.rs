@@ -58,6 +58,7 @@ impl DaemonVitals {
         metrics::dns_lookups(&dns.counters);
         let oldest = dns.names.iter().filter_map(|name| name.age).max().unwrap_or_default();
         metrics::set_seconds(metrics::DNS_AGE_SECONDS, oldest);
+        metrics::slots(&stages.ram.on_nodes(), stages.ram.misplaced());
         metrics::workers(&stages.workers.states());
         let mut troubles = stages.ram.pool().degraded();
         troubles.extend(stages.workers.degraded());

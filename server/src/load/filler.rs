@@ -24,9 +24,10 @@ use super::{LoadRequest, Stages, fill};
 use crate::admission::{AdmissionError, AdmissionPermit, WindowSlot};
 use crate::flight::{Boarded, Landed, Seat, Waiter};
 use crate::loads::{Entry, LoadState};
+use crate::numa::Placed;
 use crate::plan::{ChunkSpec, FetchPlan};
 use crate::ram::PinnedChunk;
-use crate::report::{Tally, Tier};
+use crate::report::{NearBytes, Tally, Tier};
 use crate::timeline::{Kind, Span, Spending, Stage, Timeline};
 
 /// Chunks of one load on their way, whatever its share of its endpoint: as many as slots are
@@ -65,6 +66,7 @@ pub(super) struct Filler<'a> {
     permit: &'a AdmissionPermit,
     waiter: Waiter,
     share: Option<Share>,
+    placed: Option<&'a Placed>,
     state: &'a LoadState,
     timeline: &'a Timeline,
     planned: Instant,
@@ -99,7 +101,7 @@ impl<'a> Filler<'a> {
         stages: &'a Arc<Stages>,
         (plan, entry): (&'a Arc<FetchPlan>, &'a Entry<'a>),
         permit: &'a AdmissionPermit,
-        request: &LoadRequest,
+        request: &'a LoadRequest,
         timeline: &'a Timeline,
     ) -> Self {
         let planned = Instant::now();
@@ -111,6 +113,7 @@ impl<'a> Filler<'a> {
             waiter: request.waiter(),
             state: entry.state(),
             share: endpoint.map(|endpoint| endpoint.share(Sharing::Loads)),
+            placed: request.placed.as_ref(),
             timeline,
             planned,
             next_chunk: 0,
@@ -214,7 +217,8 @@ impl<'a> Filler<'a> {
             return Some(self.hit(Ready { spec, pinned, window, tier: Tier::Ram, offered }));
         }
         let fill = |log, terms| {
-            fill(Arc::clone(self.stages), Arc::clone(manifest), Arc::clone(&spec), terms, log)
+            let what = (Arc::clone(&spec), self.placed.and_then(|placed| placed.node));
+            fill(Arc::clone(self.stages), Arc::clone(manifest), what, terms, log)
         };
         let seat = match self.stages.flights.board(spec.key, self.waiter, lookup, fill) {
             Boarded::Hit(pinned) => {
@@ -229,8 +233,17 @@ impl<'a> Filler<'a> {
         None
     }
 
-    fn hit(&mut self, ready: Ready) -> Ready {
+    /// Counts a chunk that is ready.
+    fn count(&mut self, ready: &Ready) {
         self.tally.tiers.add(ready.tier, ready.spec.bytes);
+        if let Some(wanted) = self.placed.and_then(|placed| placed.wanted) {
+            let NearBytes { near, far } = &mut self.tally.near;
+            *(if ready.pinned.node() == wanted { near } else { far }) += ready.spec.bytes;
+        }
+    }
+
+    fn hit(&mut self, ready: Ready) -> Ready {
+        self.count(&ready);
         self.store_too(&ready.spec);
         ready
     }
@@ -248,7 +261,7 @@ impl<'a> Filler<'a> {
     }
 
     fn landed(&mut self, ready: Ready) -> Ready {
-        self.tally.tiers.add(ready.tier, ready.spec.bytes);
+        self.count(&ready);
         self.state.brought(ready.spec.bytes);
         self.moved = Instant::now();
         // Another load's flight may have brought it in for another revision.

@@ -13,6 +13,7 @@ use super::*;
 use crate::cpu::NodeWorkers;
 use crate::plan::Extent;
 use crate::ram::RamTier;
+use crate::ram::places::Places;
 use crate::ram::pool::{Pool, PoolSpec};
 use crate::verify::record::Records;
 use crate::verify::{VerifiedChunk, Verifier};
@@ -75,7 +76,7 @@ impl Node {
         let engine = EngineChoice { engine: Arc::clone(&faults) as _, reason: choice.reason };
         let pool_spec =
             PoolSpec { budget_bytes: 32 * SLOT, chunk_bytes: SLOT, lock: false, segments_max: 9 };
-        let pool = Arc::new(Pool::create(pool_spec).unwrap());
+        let pool = Arc::new(Pool::create(pool_spec, Places::one()).unwrap());
         let ram = Arc::new(RamTier::new(pool, std::array::from_fn(|_| metrics::Counter::noop())));
         let side = Arc::clone(&ram);
         let ram_side =
@@ -105,7 +106,7 @@ impl Node {
     }
 
     async fn put_for(&self, n: u8, revision: Revision) -> bool {
-        let mut slot = self.ram.claim().await.unwrap();
+        let mut slot = self.ram.claim(None).await.unwrap();
         let bytes = right(n);
         let (first, second) = bytes.split_at(as_usize(FIRST));
         let place = slot.as_mut_slice();
@@ -126,7 +127,7 @@ impl Node {
 
     async fn get_for(&self, n: u8, revision: Revision) -> Option<Vec<u8>> {
         let found = self.tier.find(&key(n), revision, || Lane::Interactive).await?;
-        let slot = self.ram.claim().await.unwrap();
+        let slot = self.ram.claim(None).await.unwrap();
         let check = self.verifier.of_stored();
         let ((checked, _), _) = self.tier.read(found, &spec(n), slot, check).await.ok()?;
         match checked {

@@ -183,6 +183,7 @@ mod tests {
     use super::*;
     use crate::cpu::NodeWorkers;
     use crate::plan::ChunkSpec;
+    use crate::ram::places::Places;
     use crate::ram::pool::{Pool, PoolSpec};
     use crate::verify::VerifiedChunk;
     use crate::verify::record::Records;
@@ -195,7 +196,7 @@ mod tests {
     async fn a_check_keeps_no_slot_but_the_one_it_reads() {
         let spec =
             PoolSpec { budget_bytes: 4 * CHUNK, chunk_bytes: CHUNK, lock: false, segments_max: 1 };
-        let pool = Arc::new(Pool::create(spec).unwrap());
+        let pool = Arc::new(Pool::create(spec, Places::one()).unwrap());
         let counters = std::array::from_fn(|_| ::metrics::Counter::noop());
         let ram = Arc::new(RamTier::new(pool, counters));
         let workers = NodeWorkers::for_tests();
@@ -205,7 +206,7 @@ mod tests {
         for n in 0..4 {
             let key = ChunkKey([n; 32]);
             let spec = ChunkSpec { index: n.into(), key, extents: Vec::new(), bytes: CHUNK };
-            let verified = VerifiedChunk::for_tests(ram.claim().await.unwrap(), Arc::new(spec));
+            let verified = VerifiedChunk::for_tests(ram.claim(None).await.unwrap(), Arc::new(spec));
             ram.insert(verified, manifest.revision());
         }
         let chunks = ram.keys_under(manifest.uri());
@@ -216,7 +217,7 @@ mod tests {
         let checking = check_ram((&ram, &verifier), &chunks, |_| {});
         let loading = async {
             tokio::task::yield_now().await;
-            let soon = || tokio::time::timeout(Duration::from_secs(3600), ram.claim());
+            let soon = || tokio::time::timeout(Duration::from_secs(3600), ram.claim(None));
             let three = [soon().await, soon().await, soon().await];
             go_on.send(()).unwrap();
             three
