@@ -215,12 +215,12 @@ fn trouble(node: &NumaNode, planned: &PlannedNode, may_use_memory: bool) -> Opti
     let id = node.id;
     let why = match (node.memory_bytes > 0, node.cpus.is_empty()) {
         (false, true) => return None,
-        (true, _) if !may_use_memory => "its memory is outside of this process's cpuset",
+        (true, _) if !may_use_memory => "this process may not use its memory: no slots lie there",
         (true, true) if planned.has_slots => "it has no CPUs: work on its slots is done elsewhere",
         (true, true) => "it has no CPUs (memory of a device or an expander): no slots lie there",
         (false, false) => "it has no memory: what is asked for there lies on the nearest node",
         (true, false) if planned.cpus.is_empty() => {
-            "its CPUs are outside of this process's cpuset: work on its slots is done elsewhere"
+            "this process may not run on its CPUs: work on its slots is done elsewhere"
         }
         (true, false) => return None,
     };

@@ -112,12 +112,20 @@ fn cpusets_are_kept_and_said() {
     let memory = plan(two(), None, Some("1"));
     assert_eq!((ids(memory.slot_nodes()), ids(memory.work_nodes())), (vec![1], vec![0, 1]));
     assert!(matches!(memory.near(NodeId(0)), Near::Instead { node: NodeId(1), .. }));
-    assert!(memory.degraded()[0].contains("node 0: its memory"), "{:?}", memory.degraded());
+    assert!(
+        memory.degraded()[0].contains("node 0: this process may not use its memory"),
+        "{:?}",
+        memory.degraded()
+    );
     let cpus = plan(two(), Some("1-3"), None);
     assert_eq!((ids(cpus.slot_nodes()), ids(cpus.work_nodes())), (vec![0, 1], vec![0]));
     assert_eq!((cpus.nodes()[0].cores, cpus.nodes()[1].cores), (2, 0));
     assert_eq!(cpus.workers_for(NodeId(1)), Some(NodeId(0)));
-    assert!(cpus.degraded()[0].contains("node 1: its CPUs"), "{:?}", cpus.degraded());
+    assert!(
+        cpus.degraded()[0].contains("node 1: this process may not run on its CPUs"),
+        "{:?}",
+        cpus.degraded()
+    );
 }
 
 #[test]
