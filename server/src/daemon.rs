@@ -209,15 +209,16 @@ impl Daemon {
         let recorder = Metrics::install()
             .map_err(|error| DaemonError::Internal(format!("the metrics recorder: {error}")))?;
         let (records, cache) = tiers::open_cache(&settings, &mut degraded)?;
-        let numa = survey(&mut degraded);
+        let (numa, workers) = survey(&mut degraded)?;
         let pool = tiers::make_pool(&settings, descriptors, numa.plan())?;
         let ram = Arc::new(RamTier::new(Arc::clone(&pool), metrics::ram()));
         let (resolver, origins) = open_origins(&settings)?;
         let flights = TaskTracker::new();
         let nvme_tasks = TaskTracker::new();
-        let under = (cache.as_ref(), &ram, &nvme_tasks);
+        let under = (cache.as_ref(), &ram, &workers, &nvme_tasks);
         let nvme = tiers::open_nvme(&settings, under, &mut degraded);
-        let parts = Parts { origins: &origins, records, flights: &flights, ram, nvme, numa };
+        let parts =
+            Parts { origins: &origins, records, flights: &flights, ram, nvme, numa, workers };
         let stages = build_stages(&settings, parts)?;
         let sessions = Arc::<Sessions>::default();
         let shared = Arc::new(Shared {
@@ -241,10 +242,9 @@ impl Daemon {
         let routes = routes(&shared, health_service)?;
         let face = Face { routes, allow_uids: Arc::new(settings.allow_uids.clone()) };
         let closing = CancellationToken::new();
-        let mut listeners = JoinSet::new();
+        let mut listeners = watch_runtime(&closing);
         places.serve(&mut listeners, &shared, &face, &closing)?;
         let metrics_at = serve_metrics(&settings, &mut listeners, &shared, recorder).await?;
-        watch_runtime(&mut listeners, &closing);
         set_health(&health, ServingStatus::Serving).await;
         tracing::info!(
             listen = %places.shown(),
@@ -325,11 +325,13 @@ impl Daemon {
     }
 }
 
-/// The machine's NUMA nodes.
-fn survey(degraded: &mut Vec<String>) -> Arc<Numa> {
+/// The machine's NUMA nodes, and the workers of each.
+fn survey(degraded: &mut Vec<String>) -> Result<(Arc<Numa>, Arc<NodeWorkers>), DaemonError> {
     let numa = Numa::survey(Arc::new(SysfsTopology::system()));
     degraded.extend_from_slice(numa.plan().degraded());
-    Arc::new(numa)
+    let workers = NodeWorkers::start("forebay", Arc::clone(numa.plan()))
+        .map_err(DaemonError::system("start the workers of each node"))?;
+    Ok((Arc::new(numa), Arc::new(workers)))
 }
 
 /// The object stores, and the resolver under them, which begins to look up what is configured.
@@ -352,19 +354,17 @@ struct Parts<'a> {
     ram: Arc<RamTier>,
     nvme: Option<Arc<NvmeTier>>,
     numa: Arc<Numa>,
+    workers: Arc<NodeWorkers>,
 }
 
 fn build_stages(settings: &Settings, parts: Parts<'_>) -> Result<Arc<Stages>, DaemonError> {
-    let Parts { origins, records, flights, ram, nvme, numa } = parts;
+    let Parts { origins, records, flights, ram, nvme, numa, workers } = parts;
     let limits = Limits { queued_max: settings.max_queue, active_max: settings.max_loads };
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     // Plans and headers: short work, and rarely two at a time.
-    let workers = Workers::start("forebay-cpu", cores.div_ceil(2))
+    let cpu = Workers::start("forebay-cpu", cores.div_ceil(2))
         .map_err(DaemonError::system("start the worker threads"))?;
-    let cpu = Arc::new(workers);
-    let workers = NodeWorkers::start("forebay", Arc::clone(numa.plan()))
-        .map_err(DaemonError::system("start the worker threads"))?;
-    let workers = Arc::new(workers);
+    let cpu = Arc::new(cpu);
     let stages = Stages {
         admission: Admission::new(limits, settings.no_progress),
         resolver: Resolver::new(
@@ -453,15 +453,16 @@ async fn serve_metrics(
     Ok(Some(bound.to_string()))
 }
 
-/// Measures how late the runtime is, until it ends.
-fn watch_runtime(tasks: &mut JoinSet<()>, closing: &CancellationToken) {
-    let closing = closing.clone();
+/// The tasks that live until the end; the first of them measures how late the runtime is.
+fn watch_runtime(closing: &CancellationToken) -> JoinSet<()> {
+    let (mut tasks, closing) = (JoinSet::new(), closing.clone());
     tasks.spawn(async move {
         tokio::select! {
             () = lag::watch(metrics::runtime_lag) => {}
             () = closing.cancelled() => {}
         }
     });
+    tasks
 }
 
 /// SIGTERM and SIGINT.

@@ -199,6 +199,8 @@ pub(crate) struct RamTier {
     hits: Counter,
     misses: Counter,
     misplaced: AtomicU64,
+    /// Held while room is made on a node, so that who comes second finds what the first one freed.
+    making_room: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -211,8 +213,15 @@ impl RamTier {
     /// A tier over `pool`, with counters for chunks given up for room, for hits and for misses.
     pub(crate) fn new(pool: Arc<Pool>, [evicted_chunks, hits, misses]: [Counter; 3]) -> Self {
         let index = Index { residency: Residency::new(), last_used: Default::default() };
-        let misplaced = AtomicU64::new(0);
-        Self { pool, index: Mutex::new(index), evicted_chunks, hits, misses, misplaced }
+        Self {
+            pool,
+            index: Mutex::new(index),
+            evicted_chunks,
+            hits,
+            misses,
+            misplaced: AtomicU64::new(0),
+            making_room: Mutex::default(),
+        }
     }
 
     /// The slots.
@@ -291,12 +300,7 @@ impl RamTier {
     /// for, then one of another node.
     fn take(&self, near: Option<NodeId>) -> Option<Result<ClaimedSlot, ShmError>> {
         let Some(node) = near else { return self.pool.take() };
-        let there = self.pool.take_on(node).or_else(|| {
-            let full = !self.pool.is_growing();
-            let far = |chunk: &PinnedChunk| chunk.is_leased() || chunk.node() != node;
-            let freed = full && self.give_up(|residency| residency.evict_idle(far));
-            if freed { self.pool.take_on(node) } else { None }
-        });
+        let there = self.pool.take_on(node).or_else(|| self.take_from_idle(node));
         let taken = there.or_else(|| self.pool.take());
         if let Some(Ok(slot)) = &taken
             && slot.node() != node
@@ -304,6 +308,19 @@ impl RamTier {
             self.misplaced.fetch_add(1, Ordering::Relaxed);
         }
         taken
+    }
+
+    /// A slot of a node that a checkpoint was given up for which no load uses.
+    fn take_from_idle(&self, node: NodeId) -> Option<Result<ClaimedSlot, ShmError>> {
+        if self.pool.is_growing() {
+            return None;
+        }
+        let _alone = self.making_room.lock().unwrap_or_else(PoisonError::into_inner);
+        self.pool.take_on(node).or_else(|| {
+            let far = |chunk: &PinnedChunk| chunk.is_leased() || chunk.node() != node;
+            let freed = self.give_up(|residency| residency.evict_idle(far));
+            if freed { self.pool.take_on(node) } else { None }
+        })
     }
 
     /// Gives chunks up, near a node if that can be; whether there were any.

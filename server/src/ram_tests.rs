@@ -29,11 +29,16 @@ fn ask(_: *const [u8], node: NodeId) -> Result<(), NumaError> {
 
 /// Two slots on each of two nodes.
 fn tier() -> Arc<RamTier> {
+    tier_of(4)
+}
+
+/// So many slots, half of them on each of two nodes.
+fn tier_of(slots: u64) -> Arc<RamTier> {
     let share = |node| NodeShare { node: NodeId(node), weight: 1 };
     let calls = PlaceCalls { bind: ask, look: |_| Ok(Some(ASKED.get())) };
     let places = Places::with(vec![share(0), share(1)], calls);
     let spec =
-        PoolSpec { budget_bytes: 4 * CHUNK, chunk_bytes: CHUNK, lock: false, segments_max: 9 };
+        PoolSpec { budget_bytes: slots * CHUNK, chunk_bytes: CHUNK, lock: false, segments_max: 9 };
     let pool = Arc::new(Pool::create(spec, places).unwrap());
     Arc::new(RamTier::new(pool, std::array::from_fn(|_| Counter::noop())))
 }
@@ -109,4 +114,33 @@ async fn nodes_are_told_apart() {
     let first = NodeSizes { filling: CHUNK, free: CHUNK, ..none };
     let second = NodeSizes { node: NodeId(1), leased: CHUNK, cached: CHUNK, ..none };
     assert_eq!(tier.on_nodes(), [first, second]);
+}
+
+/// The first one gives up an idle checkpoint; the others find its slots and take no far ones.
+#[tokio::test(start_paused = true)]
+async fn claims_at_the_same_time_share_the_room_that_is_made() {
+    const CLAIMS: u8 = 8;
+    for _ in 0..50 {
+        let tier = tier_of(2 * u64::from(CLAIMS));
+        let manifest = manifest_for_tests(&[("m", CHUNK)], &[]);
+        let used = tier.use_revision(&manifest);
+        for n in 0..CLAIMS {
+            let key = ChunkKey([n; 32]);
+            let spec = Arc::new(ChunkSpec { index: 0, key, extents: Vec::new(), bytes: CHUNK });
+            let slot = tier.claim(Some(NodeId(1))).await.unwrap();
+            drop(tier.insert(VerifiedChunk::for_tests(slot, spec), manifest.revision()));
+        }
+        drop(used);
+        let start = std::sync::Barrier::new(CLAIMS.into());
+        let claim = || {
+            start.wait();
+            tier.take(Some(NodeId(1))).unwrap().unwrap()
+        };
+        let slots: Vec<ClaimedSlot> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..CLAIMS).map(|_| scope.spawn(claim)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(slots.iter().all(|slot| slot.node() == NodeId(1)));
+        assert_eq!(tier.misplaced(), 0);
+    }
 }

@@ -6,9 +6,13 @@
 //! has one queue, and its threads are not pinned: they are where they should be, and a cpuset that
 //! grows later is theirs too.
 //!
+//! Threads of others that touch a slot, as those that read the NVMe tier, [`sit`](NodeWorkers::sit) down
+//! at its node for as long as they work on it.
+//!
 //! Pinning is asked for and not relied on: it may be forbidden, and a CPU may be unplugged. So each job
 //! looks, when it is done, on which node it ran, and what was done far from its memory is counted.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -18,6 +22,11 @@ use super::{Stopped, Workers};
 
 /// Physical cores of a node that are left to the runtime, the kernel and the clients.
 const CORES_LEFT: usize = 2;
+
+thread_local! {
+    /// The node that this thread sat down at last.
+    static SEAT: Cell<Option<NodeId>> = const { Cell::new(None) };
+}
 
 /// How a thread is pinned, and how it learns where it runs.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +55,8 @@ struct NodePool {
     node: NodeId,
     workers: Workers,
     count: usize,
+    /// What they are pinned to, if to anything.
+    cpus: Option<CpuList>,
     told: Arc<Told>,
 }
 
@@ -127,6 +138,18 @@ impl NodeWorkers {
         pool.workers.run(watched).await
     }
 
+    /// Has the calling thread run on the node of some memory from now on, or on the nearest with CPUs,
+    /// if it may. With one node nothing changes.
+    pub(crate) fn sit(&self, memory: NodeId) {
+        let node = self.plan.workers_for(memory);
+        let Some(pool) = self.pools.iter().find(|pool| Some(pool.node) == node) else { return };
+        let Some(cpus) = pool.cpus.as_ref().filter(|_| SEAT.get() != node) else { return };
+        // The workers of the node were refused the same, and have said so.
+        if (self.calls.pin)(cpus).is_ok() {
+            SEAT.set(node);
+        }
+    }
+
     fn pool_for(&self, memory: Option<NodeId>) -> Option<&NodePool> {
         let node = memory.and_then(|memory| self.plan.workers_for(memory));
         let found = node.and_then(|node| self.pools.iter().find(|pool| pool.node == node));
@@ -179,21 +202,19 @@ impl NodePool {
         cpus: Option<CpuList>,
     ) -> std::io::Result<Self> {
         let told = Arc::<Told>::default();
-        let teller = Arc::clone(&told);
+        let (teller, own) = (Arc::clone(&told), cpus.clone());
         let begin = move |_| {
-            if let Some(cpus) = &cpus {
+            if let Some(cpus) = &own {
                 teller.pinned((calls.pin)(cpus));
             }
         };
         let workers = Workers::start_threads(&format!("{name}-n{node}"), count, true, begin)?;
-        Ok(Self { node, workers, count, told })
+        Ok(Self { node, workers, count, cpus, told })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use forebay_testkit::{WrittenMachine, WrittenNode};
 
     use super::*;
@@ -286,6 +307,27 @@ mod tests {
             assert_eq!(where_it_runs(&workers, Some(1)).await, Some(NodeId(0)));
             assert_eq!(offnode(&workers), [1]);
         }
+    }
+
+    #[test]
+    fn threads_of_others_sit_down_where_they_work() {
+        let workers = start(two(), TAME);
+        let here = || (TAME.here)().map(|node| node.0);
+        for node in [1, 1, 0, 1] {
+            workers.sit(NodeId(node));
+            assert_eq!((here(), SEAT.get()), (Some(node), Some(NodeId(node))));
+        }
+        let only_first = start(plan(&[(0, "0-3"), (1, "4-7")], "0-3"), TAME);
+        only_first.sit(NodeId(1));
+        assert_eq!(here(), Some(0), "the nearest with CPUs");
+        start(two(), FORBIDDEN).sit(NodeId(1));
+        assert_eq!(
+            (here(), SEAT.get()),
+            (Some(0), Some(NodeId(0))),
+            "what is refused changes nothing"
+        );
+        start(plan(&[(1, "4-7")], "0-9"), TAME).sit(NodeId(1));
+        assert_eq!(here(), Some(0), "nor does one node");
     }
 
     #[tokio::test]

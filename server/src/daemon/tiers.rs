@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::DaemonError;
 use super::place::CacheDir;
 use crate::config::Settings;
+use crate::cpu::NodeWorkers;
 use crate::nvme::{Budget, NvmeSettings, NvmeTier, OpenError, RamSide};
 use crate::ram::RamTier;
 use crate::ram::places::Places;
@@ -45,11 +46,16 @@ pub(super) fn open_cache(
 /// The NVMe tier, if one is wanted and can be had.
 pub(super) fn open_nvme(
     settings: &Settings,
-    (cache, ram, tasks): (Option<&CacheDir>, &Arc<RamTier>, &TaskTracker),
+    (cache, ram, workers, tasks): (
+        Option<&CacheDir>,
+        &Arc<RamTier>,
+        &Arc<NodeWorkers>,
+        &TaskTracker,
+    ),
     degraded: &mut Vec<String>,
 ) -> Option<Arc<NvmeTier>> {
     let (budget, cache) = settings.nvme.zip(cache)?;
-    match open_tier(settings, (budget, cache), ram, tasks) {
+    match open_tier(settings, (budget, cache), (ram, workers), tasks) {
         Ok(tier) => Some(tier),
         Err(why) => {
             degraded.push(format!("nvme: there is no NVMe tier: {why}"));
@@ -61,18 +67,19 @@ pub(super) fn open_nvme(
 fn open_tier(
     settings: &Settings,
     (budget, cache): (Budget, &CacheDir),
-    ram: &Arc<RamTier>,
+    (ram, workers): (&Arc<RamTier>, &Arc<NodeWorkers>),
     tasks: &TaskTracker,
 ) -> Result<Arc<NvmeTier>, OpenError> {
     let engine = forebay_io::choose(&EngineSettings::default(), settings.nvme_engine)?;
     tracing::info!(engine = engine.reason.kind().as_str(), why = %engine.reason, "io engine");
-    let (chunks, slots) = (Arc::clone(ram), Arc::clone(ram));
+    let (chunks, slots, workers) = (Arc::clone(ram), Arc::clone(ram), Arc::clone(workers));
     let ram_side = RamSide {
         chunk: Box::new(move |key| chunks.peek(key)),
         free_slots: Box::new(move || {
             let pool = slots.pool();
             if pool.is_growing() { usize::MAX } else { pool.free_slots() }
         }),
+        sit: Box::new(move |node| workers.sit(node)),
     };
     let nvme_settings = NvmeSettings {
         cache_dir: cache.path().to_owned(),

@@ -5,6 +5,9 @@
 //! on their way follows from its share of what its endpoint takes now. What is on its way lives in the filler: dropping it leaves every flight
 //! and gives every token back.
 //!
+//! A load that names a place has its slots claimed there. A chunk that is in RAM already, or on another
+//! load's flight, stays where it is: the tally says how many bytes lie near.
+//!
 //! The filler also says whether the origin stands still ([`Filler::quiet`]): it is asked for chunks of
 //! this load, and has not sent a byte of any of them for too long.
 

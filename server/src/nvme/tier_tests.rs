@@ -79,8 +79,13 @@ impl Node {
         let pool = Arc::new(Pool::create(pool_spec, Places::one()).unwrap());
         let ram = Arc::new(RamTier::new(pool, std::array::from_fn(|_| metrics::Counter::noop())));
         let side = Arc::clone(&ram);
-        let ram_side =
-            RamSide { chunk: Box::new(move |key| side.peek(key)), free_slots: Box::new(|| 0) };
+        let workers = NodeWorkers::for_tests();
+        let seats = Arc::clone(&workers);
+        let ram_side = RamSide {
+            chunk: Box::new(move |key| side.peek(key)),
+            free_slots: Box::new(|| 0),
+            sit: Box::new(move |node| seats.sit(node)),
+        };
         let tasks = TaskTracker::new();
         let nvme = NvmeSettings {
             cache_dir: dir.path().to_owned(),
@@ -91,7 +96,6 @@ impl Node {
         let tier = NvmeTier::open(nvme, engine, ram_side, tasks.clone()).unwrap();
         tier.slots(32);
         tier.run();
-        let workers = NodeWorkers::for_tests();
         let verifier = Verifier::new(workers, Records::in_memory().unwrap());
         Self { dir: Arc::clone(dir), ram, faults, tier, verifier, tasks }
     }
