@@ -25,7 +25,7 @@ mod lifecycle;
 #[cfg(test)]
 mod memory;
 #[cfg(test)]
-mod numa_guest;
+mod numa;
 #[cfg(test)]
 mod nvme;
 #[cfg(test)]

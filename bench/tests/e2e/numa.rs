@@ -1,4 +1,5 @@
-//! Real NUMA nodes: the built binaries in a guest that has three, with and without memory.
+//! Places: on this machine, whatever its nodes are, and in a guest that has three, with and without
+//! memory.
 //!
 //! `.ci/numa-guest` boots it under software emulation; the guest runs `guest/init`, which tells what it
 //! finds in lines of its console. Where qemu, the kernel or another tool is missing, the test prints
@@ -9,10 +10,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
+use forebay_client::{LoadRequest, Placement};
 use forebay_testkit::{Content, sha256, temp_dir, write_content};
 use serde_json::Value;
 
 use crate::binaries::{forebay, forebayd};
+use crate::harness::{BUCKET, NodeSpec, digests, s3, s3_uri};
 
 const INIT: &str = include_str!("guest/init");
 /// A slot of the guest's daemons.
@@ -54,7 +57,6 @@ fn data(seed: u64) -> [(&'static str, Content); 2] {
 }
 
 /// Runs the guest; none, and a line that says why, if it cannot be had.
-#[expect(clippy::print_stdout, reason = "says why a test was skipped")]
 fn boot() -> Option<Told> {
     let root = temp_dir();
     let put = |from: &Path, to: &str| {
@@ -69,7 +71,7 @@ fn boot() -> Option<Told> {
     std::fs::set_permissions(&init, PermissionsExt::from_mode(0o755)).expect("a mode");
     for (folder, seed) in [("data", 1), ("gpu", 10)] {
         for (name, content) in data(seed) {
-            write_content(&root.path().join(folder).join(name), &content);
+            write_content(&root.path().join(folder).join(name), &content).expect("a file");
         }
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.ci/numa-guest");
@@ -112,6 +114,40 @@ fn node(status: &Value, node: usize) -> &Value {
     found
 }
 
+/// Bytes come whatever is asked for, and every one of them is accounted for.
+#[tokio::test]
+async fn a_place_is_never_a_reason_to_fail() {
+    let origin = s3().await;
+    let object = Content::synthetic(3, 5 * CHUNK + 1);
+    origin.put(BUCKET, "weights", object.clone());
+    let node = NodeSpec::of(&origin).start().await;
+    let status = node.client.status().await.expect("a status");
+    let nodes = &status.numa.nodes;
+    let slots: u64 = nodes.iter().map(|node| node.slots * status.ram.chunk_bytes).sum();
+    assert_eq!(slots, status.ram.populated_bytes, "every slot is on a node: {status:?}");
+    let own = nodes.iter().find(|node| node.slots > 0).expect("a node with slots").node;
+    let gpu = Placement::Gpu("fffedcba:ff:1f.7".parse().expect("an address"));
+    for (placement, is_there) in
+        [(Placement::Node(own), true), (Placement::Node(60_000), false), (gpu, false)]
+    {
+        let request = LoadRequest::new(s3_uri("weights")).placement(placement);
+        let (found, report) = digests(&node.client, request).await.expect("a load");
+        assert_eq!(found.values().next(), Some(&sha256(&object)));
+        let told = report.placement.expect("a placement was asked for");
+        assert_eq!((told.node == Some(own), told.degraded.is_none()), (is_there, is_there));
+        let counted = told.near_bytes + told.far_bytes;
+        assert_eq!(counted, if placement == gpu { 0 } else { report.bytes }, "{told:?}");
+        if nodes.len() == 1 && is_there {
+            assert_eq!(told.far_bytes, 0);
+        }
+    }
+    let without = digests(&node.client, LoadRequest::new(s3_uri("weights"))).await;
+    assert_eq!(without.expect("a load").1.placement, None);
+    let unplaced = node.metric("forebay_numa_unplaced_total{reason=\"no_node\"}").await;
+    assert_eq!(unplaced, Some(2.0));
+    node.settled().await;
+}
+
 #[test]
 fn slots_and_workers_are_on_the_node_that_a_load_names() {
     let Some(told) = boot() else { return };
@@ -137,6 +173,7 @@ fn slots_and_workers_are_on_the_node_that_a_load_names() {
     digests_are_right(&gpu, 10);
     what_cannot_be_had_is_said(&told);
     a_full_node_overflows(&told, slots(one));
+    a_cpu_that_leaves_takes_nothing_with_it(&told);
     a_daemon_kept_off_a_node_works_from_elsewhere(&told);
 }
 
@@ -203,6 +240,15 @@ fn a_full_node_overflows(told: &Told, slots: u64) {
         assert!(metrics.split(';').any(|metric| metric == line), "{line}: {metrics}");
     }
     assert!(metrics.contains("forebay_runtime_lag_seconds_count"), "{metrics}");
+}
+
+/// The kernel moves workers from a CPU that is unplugged to others; what they do there is counted.
+fn a_cpu_that_leaves_takes_nothing_with_it(told: &Told) {
+    let load = told.json("unplugged");
+    assert_eq!(placed(&load, Some(1), 8 * CHUNK, 0), "");
+    digests_are_right(&load, 1);
+    let status = told.json("unplugged_status");
+    assert_eq!(node(&status, 1)["offnode_jobs"], 8, "{status}");
     assert_eq!(told.all("ended"), ["0"]);
 }
 
