@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use forebay_proto::model::{Grant, LeaseId, Malformed, Manifest, Opened, Report};
 use forebay_proto::pb::load_response::Event;
-use forebay_proto::{Reason, pb};
+use forebay_proto::{Placement, Reason, pb};
 use forebay_shm::{Generation, SlotIndex};
 use tokio::time::Instant;
 use tonic::Streaming;
@@ -107,6 +107,7 @@ impl GrantStream {
             session: session.unwrap_or_default().into(),
             tensors: request.tensors,
             objects: request.objects,
+            placement: request.placement.map(Placement::to_wire),
         });
         let call = wire::request(outbox.requests(), deadline, client.trace_parent())?;
         let response = deadline.cut(client.grpc().load(call)).await?;

@@ -58,7 +58,9 @@ pub use client::Client;
 pub use endpoint::Endpoint;
 pub use error::ClientError;
 pub use forebay_device::{Device, DeviceError, DeviceSpec, HostDevice};
-pub use forebay_proto::{ErrorKind, Failure, Reason, StageSeconds, model};
+pub use forebay_proto::{
+    BadPciAddress, ErrorKind, Failure, PciAddress, Placement, Reason, StageSeconds, model,
+};
 pub use load::Load;
 pub use options::{
     BadTraceParent, CallOptions, EvictRequest, KeepTier, Lane, LoadRequest, PrefetchRequest,

@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use forebay_proto::Placement;
+
 /// What goes with every call of a [`Client`](crate::Client).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CallOptions {
@@ -102,6 +104,7 @@ pub struct LoadRequest {
     pub(crate) lane: Option<Lane>,
     pub(crate) tensors: Vec<String>,
     pub(crate) objects: Vec<String>,
+    pub(crate) placement: Option<Placement>,
     pub(crate) deadline: Option<Duration>,
 }
 
@@ -114,6 +117,7 @@ impl LoadRequest {
             lane: None,
             tensors: Vec::new(),
             objects: Vec::new(),
+            placement: None,
             deadline: None,
         }
     }
@@ -139,6 +143,14 @@ impl LoadRequest {
         self
     }
 
+    /// Where the bytes should lie in host memory. What cannot be had is no error; see
+    /// [`Report::placement`](crate::model::Report::placement).
+    #[must_use]
+    pub fn placement(mut self, placement: Placement) -> Self {
+        self.placement = Some(placement);
+        self
+    }
+
     /// Only the tensors whose name matches one of these globs, and the chunks that hold them.
     #[must_use]
     pub fn tensors<I: IntoIterator<Item: Into<String>>>(mut self, globs: I) -> Self {
@@ -161,18 +173,26 @@ pub struct PrefetchRequest {
     pub(crate) load_id: String,
     pub(crate) tier: Option<KeepTier>,
     pub(crate) pin: bool,
+    pub(crate) placement: Option<Placement>,
 }
 
 impl PrefetchRequest {
     /// Every byte of every object of `uri`.
     pub fn new(uri: impl Into<String>) -> Self {
-        Self { uri: uri.into(), load_id: String::new(), tier: None, pin: false }
+        Self { uri: uri.into(), load_id: String::new(), tier: None, pin: false, placement: None }
     }
 
     /// Where it has to be in the end; RAM if not said.
     #[must_use]
     pub fn tier(mut self, tier: KeepTier) -> Self {
         self.tier = Some(tier);
+        self
+    }
+
+    /// Where the bytes should lie in host memory; see [`LoadRequest::placement`].
+    #[must_use]
+    pub fn placement(mut self, placement: Placement) -> Self {
+        self.placement = Some(placement);
         self
     }
 

@@ -4,7 +4,7 @@ use forebay_proto::model::{
     CachedCheckpoint, DaemonStatus, Evicted, Malformed, Manifest, ManifestBuilder, Pinned,
     PrefetchEvent, StatSummary, Unpinned, VerifyEvent,
 };
-use forebay_proto::pb;
+use forebay_proto::{Placement, pb};
 use tonic::{Response, Status, Streaming};
 
 use crate::client::Client;
@@ -16,8 +16,9 @@ impl Client {
     /// Fetches a checkpoint and keeps it in a tier, without lending it. A tier that cannot take it
     /// is `NVME_EXHAUSTED` or `NVME_OFF`.
     pub async fn prefetch(&self, request: PrefetchRequest) -> Result<Prefetch, ClientError> {
-        let PrefetchRequest { uri, load_id, tier, pin } = request;
-        let message = pb::PrefetchRequest { uri, tier: on_wire(tier), load_id, pin };
+        let PrefetchRequest { uri, load_id, tier, pin, placement } = request;
+        let placement = placement.map(Placement::to_wire);
+        let message = pb::PrefetchRequest { uri, tier: on_wire(tier), load_id, pin, placement };
         let call = self.call(message, async |mut grpc, call| grpc.prefetch(call).await);
         Ok(Prefetch(Events::new(self, call.await?)))
     }

@@ -12,8 +12,10 @@
 pub mod failure;
 pub mod handoff;
 pub mod model;
+mod placement;
 
 pub use failure::{ErrorKind, Failure, Reason, StageSeconds};
+pub use placement::{BadPciAddress, PciAddress, Placement};
 
 /// Types generated from `forebay/v1/forebay.proto`; the comments are in that file.
 #[allow(missing_docs, reason = "generated; documented in the .proto")]

@@ -13,6 +13,7 @@
 mod cached;
 mod grant;
 mod manifest;
+mod numa;
 mod report;
 mod status;
 
@@ -28,7 +29,10 @@ pub use cached::{
 };
 pub use grant::{ChunkIndex, Extent, Grant, LeaseId, Opened, SessionToken};
 pub use manifest::{Manifest, ManifestBuilder, ObjectEntry, ObjectIndex, TensorEntry};
-pub use report::{IdleTime, PathStep, PrefetchEvent, PrefetchProgress, Report, StageTime};
+pub use numa::{NodeStatus, NumaStatus};
+pub use report::{
+    IdleTime, PathStep, PlacementReport, PrefetchEvent, PrefetchProgress, Report, StageTime,
+};
 pub use status::{
     AddressStatus, DaemonStatus, EndpointStatus, LoadStatus, NameStatus, NvmeStatus, OriginStatus,
     QueueStatus, RamStatus,

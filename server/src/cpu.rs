@@ -1,14 +1,21 @@
-//! A few named threads for work that burns CPU: digests now, decoders later.
+//! A few named threads for work that burns CPU: plans, digests, decoders.
 //!
 //! Such work on the async runtime would delay every socket of the daemon. Jobs wait in one bounded
 //! queue; a caller that meets a full queue waits. The threads live as long as [`Workers`]: dropping
 //! it closes the queue, what is queued is still run, and then they end.
+//!
+//! [`Workers`] are one such queue. [`NodeWorkers`] are one per NUMA node, for work that touches every
+//! byte of a slot.
+
+mod nodes;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use forebay_proto::{Failure, Reason};
 use tokio::sync::{mpsc, oneshot};
+
+pub(crate) use nodes::{NodeWorkers, WorkerState};
 
 /// Jobs that may wait per worker. Two keep a worker busy while its next job is on the way.
 const QUEUED_PER_WORKER: usize = 2;
@@ -42,19 +49,19 @@ impl From<Stopped> for Failure {
 impl Workers {
     /// Starts `count` threads named after `name`.
     pub(crate) fn start(name: &str, count: usize) -> std::io::Result<Self> {
-        Self::start_threads(name, count, true, || {})
+        Self::start_threads(name, count, true, |_| {})
     }
 
     /// The same for work that may never end, as calls to a disk that hangs: dropping this leaves such
     /// threads behind.
     pub(crate) fn start_loose(name: &str, count: usize) -> std::io::Result<Self> {
-        Self::start_threads(name, count, false, || {})
+        Self::start_threads(name, count, false, |_| {})
     }
 
     /// The same for work that nobody waits for: it gets what the others leave of the CPU. It may close
     /// files, so it may hang as well.
     pub(crate) fn start_in_background(name: &str, count: usize) -> std::io::Result<Self> {
-        let lower = || {
+        let lower = |_| {
             // Of Linux: with no id, the priority of the calling thread.
             if let Err(error) = rustix::process::setpriority_process(None, LOWER_PRIORITY) {
                 tracing::debug!(%error, "a background thread has the usual priority");
@@ -63,13 +70,19 @@ impl Workers {
         Self::start_threads(name, count, false, lower)
     }
 
-    fn start_threads(name: &str, count: usize, joined: bool, begin: fn()) -> std::io::Result<Self> {
+    /// `begin` is what each thread does first, given its number.
+    fn start_threads(
+        name: &str,
+        count: usize,
+        joined: bool,
+        begin: impl Fn(usize) + Clone + Send + 'static,
+    ) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>(count.max(1) * QUEUED_PER_WORKER);
         let queue = Arc::new(Mutex::new(queue));
         let spawn = |n: usize| {
-            let queue = Arc::clone(&queue);
+            let (queue, begin) = (Arc::clone(&queue), begin.clone());
             std::thread::Builder::new().name(format!("{name}-{n}")).spawn(move || {
-                begin();
+                begin(n);
                 work(&queue);
             })
         };

@@ -10,6 +10,7 @@
 //! Threads are joined, but for those that a disk may hold up: the ones that call it, the NVMe tier's
 //! background and its recovery. They end by themselves, or with the process.
 
+mod lag;
 mod place;
 mod tiers;
 mod vitals;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use clap::Parser;
+use forebay_io::SysfsTopology;
 use forebay_origin::{AheadResolver, DnsSettings, Origins, Resolve};
 use forebay_proto::ErrorKind;
 use forebay_proto::pb::forebay_server::ForebayServer;
@@ -36,7 +38,7 @@ use tonic_health::server::{HealthReporter, health_reporter};
 use crate::admission::Admission;
 use crate::admission::queue::Limits;
 use crate::config::{ConfigError, Flags, LogForm, Settings};
-use crate::cpu::Workers;
+use crate::cpu::{NodeWorkers, Workers};
 use crate::evidence::KernelEvidence;
 use crate::fetch::Fetcher;
 use crate::flight::Flights;
@@ -44,6 +46,7 @@ use crate::handoff::Sessions;
 use crate::load::Stages;
 use crate::loads::Loads;
 use crate::metrics::{self, Metrics, PartMeters};
+use crate::numa::Numa;
 use crate::nvme::NvmeTier;
 use crate::ram::RamTier;
 use crate::ram::pool::Pool;
@@ -206,14 +209,16 @@ impl Daemon {
         let recorder = Metrics::install()
             .map_err(|error| DaemonError::Internal(format!("the metrics recorder: {error}")))?;
         let (records, cache) = tiers::open_cache(&settings, &mut degraded)?;
-        let pool = tiers::make_pool(&settings, descriptors)?;
+        let (numa, workers) = survey(&mut degraded)?;
+        let pool = tiers::make_pool(&settings, descriptors, numa.plan())?;
         let ram = Arc::new(RamTier::new(Arc::clone(&pool), metrics::ram()));
         let (resolver, origins) = open_origins(&settings)?;
         let flights = TaskTracker::new();
         let nvme_tasks = TaskTracker::new();
-        let under = (cache.as_ref(), &ram, &nvme_tasks);
+        let under = (cache.as_ref(), &ram, &workers, &nvme_tasks);
         let nvme = tiers::open_nvme(&settings, under, &mut degraded);
-        let parts = Parts { origins: &origins, records, flights: &flights, ram, nvme };
+        let parts =
+            Parts { origins: &origins, records, flights: &flights, ram, nvme, numa, workers };
         let stages = build_stages(&settings, parts)?;
         let sessions = Arc::<Sessions>::default();
         let shared = Arc::new(Shared {
@@ -237,7 +242,7 @@ impl Daemon {
         let routes = routes(&shared, health_service)?;
         let face = Face { routes, allow_uids: Arc::new(settings.allow_uids.clone()) };
         let closing = CancellationToken::new();
-        let mut listeners = JoinSet::new();
+        let mut listeners = watch_runtime(&closing);
         places.serve(&mut listeners, &shared, &face, &closing)?;
         let metrics_at = serve_metrics(&settings, &mut listeners, &shared, recorder).await?;
         set_health(&health, ServingStatus::Serving).await;
@@ -320,6 +325,15 @@ impl Daemon {
     }
 }
 
+/// The machine's NUMA nodes, and the workers of each.
+fn survey(degraded: &mut Vec<String>) -> Result<(Arc<Numa>, Arc<NodeWorkers>), DaemonError> {
+    let numa = Numa::survey(Arc::new(SysfsTopology::system()));
+    degraded.extend_from_slice(numa.plan().degraded());
+    let workers = NodeWorkers::start("forebay", Arc::clone(numa.plan()))
+        .map_err(DaemonError::system("start the workers of each node"))?;
+    Ok((Arc::new(numa), Arc::new(workers)))
+}
+
 /// The object stores, and the resolver under them, which begins to look up what is configured.
 fn open_origins(settings: &Settings) -> Result<(Arc<AheadResolver>, Arc<Origins>), DaemonError> {
     let runtime = tokio::runtime::Handle::current();
@@ -339,16 +353,18 @@ struct Parts<'a> {
     flights: &'a TaskTracker,
     ram: Arc<RamTier>,
     nvme: Option<Arc<NvmeTier>>,
+    numa: Arc<Numa>,
+    workers: Arc<NodeWorkers>,
 }
 
 fn build_stages(settings: &Settings, parts: Parts<'_>) -> Result<Arc<Stages>, DaemonError> {
-    let Parts { origins, records, flights, ram, nvme } = parts;
+    let Parts { origins, records, flights, ram, nvme, numa, workers } = parts;
     let limits = Limits { queued_max: settings.max_queue, active_max: settings.max_loads };
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    // One digest worker per two cores: BLAKE3 is some five times faster than a connection.
-    let workers = Workers::start("forebay-cpu", cores.div_ceil(2))
+    // Plans and headers: short work, and rarely two at a time.
+    let cpu = Workers::start("forebay-cpu", cores.div_ceil(2))
         .map_err(DaemonError::system("start the worker threads"))?;
-    let cpu = Arc::new(workers);
+    let cpu = Arc::new(cpu);
     let stages = Stages {
         admission: Admission::new(limits, settings.no_progress),
         resolver: Resolver::new(
@@ -357,12 +373,14 @@ fn build_stages(settings: &Settings, parts: Parts<'_>) -> Result<Arc<Stages>, Da
             nvme.clone().map(|nvme| Arc::new(nvme) as Arc<dyn HeaderCache>),
         ),
         fetcher: Fetcher::new(Arc::clone(origins), records.key(), PartMeters::new()),
-        verifier: Verifier::new(Arc::clone(&cpu), records),
+        verifier: Verifier::new(Arc::clone(&workers), records),
         ram,
         nvme,
+        numa,
         flights: Flights::new(flights.clone()),
         loads: Loads::default(),
         cpu,
+        workers,
         chunk_bytes: settings.chunk_bytes,
         no_progress: settings.no_progress,
     };
@@ -433,6 +451,18 @@ async fn serve_metrics(
         }
     });
     Ok(Some(bound.to_string()))
+}
+
+/// The tasks that live until the end; the first of them measures how late the runtime is.
+fn watch_runtime(closing: &CancellationToken) -> JoinSet<()> {
+    let (mut tasks, closing) = (JoinSet::new(), closing.clone());
+    tasks.spawn(async move {
+        tokio::select! {
+            () = lag::watch(metrics::runtime_lag) => {}
+            () = closing.cancelled() => {}
+        }
+    });
+    tasks
 }
 
 /// SIGTERM and SIGINT.

@@ -31,6 +31,7 @@ mod error;
 mod evidence;
 mod http;
 mod metrics;
+mod numa;
 mod report;
 mod residency;
 mod timeline;

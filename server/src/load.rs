@@ -17,18 +17,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use forebay_io::NodeId;
 use forebay_origin::ReadTerms;
 use forebay_proto::{Failure, Reason};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::admission::{Admission, AdmissionPermit, Holder, Lane};
-use crate::cpu::Workers;
+use crate::cpu::{NodeWorkers, Workers};
 use crate::deadline::{Deadline, Expired};
 use crate::fetch::Fetcher;
 use crate::flight::{FlightLog, Flights, Landed, Waiter};
 use crate::handoff::{Peer, SessionStay};
 use crate::loads::{Entry, LoadState, Loads};
+use crate::numa::{Numa, Placed};
 use crate::nvme::{NvmeTier, TierUse};
 use crate::plan::{ChunkSpec, FetchPlan, PlanError, Selection, plan};
 use crate::ram::pool::ClaimedSlot;
@@ -61,12 +63,16 @@ pub(crate) struct Stages {
     pub(crate) ram: Arc<RamTier>,
     /// Chunks in files, if there is such a tier.
     pub(crate) nvme: Option<Arc<NvmeTier>>,
+    /// The machine's nodes.
+    pub(crate) numa: Arc<Numa>,
     /// One fetch per chunk.
     pub(crate) flights: Flights,
     /// Loads that run.
     pub(crate) loads: Loads,
     /// Threads for work that burns CPU.
     pub(crate) cpu: Arc<Workers>,
+    /// Threads of each NUMA node, for work on what lies in slots.
+    pub(crate) workers: Arc<NodeWorkers>,
     /// One slot.
     pub(crate) chunk_bytes: u64,
     /// How long a load may stand still.
@@ -85,6 +91,8 @@ pub(crate) struct LoadRequest {
     pub(crate) lane: Lane,
     /// Which part of the checkpoint.
     pub(crate) selection: Selection,
+    /// Where its slots should lie, if it says so.
+    pub(crate) placed: Option<Placed>,
     /// Who asks.
     pub(crate) peer: Peer,
     /// When everything has to be handed over.
@@ -313,22 +321,25 @@ fn report(
         uri: manifest.uri(),
         revision: &revision,
         lane: request.lane.as_str(),
+        placed: request.placed.as_ref(),
     };
     let tally = Tally { cost: timeline.cost(), ..tally };
     close(subject, timeline, tally, copies, Instant::now())
 }
 
-/// One chunk's way into the cache: from the NVMe tier if it is there, else from the origin. Notes in
+/// One chunk's way into the cache, near a node if one is given: from the NVMe tier if it is there, else
+/// from the origin. Notes in
 /// `log` what it is at, for those who run out of time before it lands.
 async fn fill(
     stages: Arc<Stages>,
     manifest: Arc<Manifest>,
-    spec: Arc<ChunkSpec>,
+    (spec, near): (Arc<ChunkSpec>, Option<NodeId>),
     terms: ReadTerms,
     log: Arc<FlightLog>,
 ) -> Result<Landed, Failure> {
     let revision = manifest.revision();
-    let mut claimed = match fill_from_nvme(&stages, (revision, &terms), &spec, &log).await? {
+    let mut claimed = match fill_from_nvme(&stages, (revision, &terms), (&spec, near), &log).await?
+    {
         Ok(pinned) => return Ok(Landed { pinned, tier: Tier::Nvme }),
         Err(claimed) => claimed,
     };
@@ -338,7 +349,7 @@ async fn fill(
             Some(slot) => slot,
             None => {
                 log.at(Stage::LeaseAlloc, Kind::Service);
-                stages.ram.claim().await?
+                stages.ram.claim(near).await?
             }
         };
         log.at(Stage::Fetch, Kind::Service);
@@ -370,7 +381,7 @@ async fn fill(
 async fn fill_from_nvme(
     stages: &Stages,
     (revision, terms): (Revision, &ReadTerms),
-    spec: &Arc<ChunkSpec>,
+    (spec, near): (&Arc<ChunkSpec>, Option<NodeId>),
     log: &FlightLog,
 ) -> Result<Result<PinnedChunk, Option<ClaimedSlot>>, Failure> {
     let Some(nvme) = &stages.nvme else { return Ok(Err(None)) };
@@ -381,7 +392,7 @@ async fn fill_from_nvme(
     };
     let Some(found) = nvme.find(&spec.key, revision, lane).await else { return Ok(Err(None)) };
     log.at(Stage::LeaseAlloc, Kind::Service);
-    let slot = stages.ram.claim().await?;
+    let slot = stages.ram.claim(near).await?;
     log.at(Stage::NvmeRead, Kind::Service);
     let ((checked, verified), read) =
         match nvme.read(found, spec, slot, stages.verifier.of_stored()).await {

@@ -5,6 +5,7 @@
 //! they cannot drift: see [`Metrics::render`]. Labels come from closed sets: never a key, a URI, a
 //! uid or an address.
 
+mod numa;
 mod nvme;
 mod origin;
 
@@ -20,6 +21,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 
 use crate::report::{Report, Tally};
 
+pub(crate) use numa::{runtime_lag, slots, unplaced, workers};
 pub(crate) use nvme::{DiskMeters, TierMeters, nvme};
 pub(crate) use origin::{addresses, dns_lookups, endpoints};
 
@@ -112,6 +114,16 @@ table! {
     IO_COUNTS "forebay_nvme_io_events_total" Counter Count ["event"] "Operations that were slow, hung, late or short, and others that the engine counts";
     IO_ENGINE "forebay_nvme_io_engine" Gauge Count ["engine"] "1 for the engine in use";
     DIGEST_MISMATCHES "forebay_digest_mismatches_total" Counter Count [] "Chunks whose bytes differ from their digest";
+    NUMA_LOCAL_BYTES "forebay_numa_local_bytes_total" Counter Bytes ["stage"] "Bytes on the node that they were asked for near; stage handoff: of finished loads that named a GPU or a node";
+    NUMA_REMOTE_BYTES "forebay_numa_remote_bytes_total" Counter Bytes ["stage"] "Bytes on another node than that";
+    NUMA_SLOT_BYTES "forebay_numa_slot_bytes" Gauge Bytes ["node" "state"] "Slots of the RAM tier by the node that they lie on: free, filling, cached, leased";
+    NUMA_STRAYED "forebay_numa_strayed_slots" Gauge Count ["node"] "Slots that were asked for on a node and lie on another";
+    NUMA_MISPLACED "forebay_numa_misplaced_slots_total" Counter Count [] "Slots taken for a load from another node than it asked for";
+    NUMA_UNPLACED "forebay_numa_unplaced_total" Counter Count ["reason"] "Loads that asked for a place which this machine cannot give: no_node (not known, or not there) or no_slots_there";
+    RUNTIME_LAG_SECONDS "forebay_runtime_lag_seconds" Histogram Seconds ["runtime"] "How late the runtime wakes a task, looked at every 100 ms";
+    WORKERS "forebay_workers" Gauge Count ["node" "pinned"] "Threads for work on slots, by the node that they are for: pinned to its CPUs (true) or not (false)";
+    WORKER_JOBS "forebay_worker_jobs_total" Counter Count ["node"] "What these threads have done";
+    WORKER_OFFNODE "forebay_worker_offnode_total" Counter Count ["node"] "What of that was for memory of another node than the one it ran on, by getcpu";
     QUEUE_DEPTH "forebay_admission_queue_depth" Gauge Count ["lane"] "Loads waiting for admission";
     QUEUE_LIMIT "forebay_admission_queue_limit" Gauge Count [] "Bound on loads waiting for admission";
     OLDEST_WAIT_SECONDS "forebay_admission_oldest_wait_seconds" Gauge Seconds ["lane"] "Age of the oldest load waiting for admission";
@@ -205,11 +217,12 @@ pub(crate) fn digest_mismatch() {
 
 /// A load has ended.
 pub(crate) fn load_ended(report: &Report) {
-    let Tally { tiers, cost, .. } = report.tally;
+    let Tally { tiers, cost, near, .. } = report.tally;
     counter!(STAGE_BYTES, "tier" => "ram").increment(tiers.ram);
     counter!(STAGE_BYTES, "tier" => "nvme").increment(tiers.nvme);
     counter!(STAGE_BYTES, "tier" => "origin").increment(tiers.origin);
     counter!(ORIGIN_BYTES).increment(cost.bytes);
+    numa::handed_over(near);
     histogram!(UNATTRIBUTED_SECONDS).record(report.unattributed.as_secs_f64());
     stages(&report.stages);
 }

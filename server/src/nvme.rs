@@ -41,7 +41,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use forebay_io::{EngineChoice, EngineReason, FileError, FileMode, RegisterError, Registration};
+use forebay_io::{
+    EngineChoice, EngineReason, FileError, FileMode, NodeId, RegisterError, Registration,
+};
 use forebay_shm::Segment;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
@@ -111,6 +113,8 @@ pub(crate) struct RamSide {
     pub(crate) chunk: Box<ChunkOf>,
     /// Slots that hold nothing.
     pub(crate) free_slots: Box<dyn Fn() -> usize + Send + Sync>,
+    /// Has the calling thread run near some memory.
+    pub(crate) sit: Box<dyn Fn(NodeId) + Send + Sync>,
 }
 
 impl std::fmt::Debug for RamSide {

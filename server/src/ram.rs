@@ -9,12 +9,16 @@
 //! load in progress) makes it ineligible for eviction. Evicted or dropped while leased, it leaves
 //! the index at once and its slot comes free with the last reference.
 
+pub(crate) mod places;
 pub(crate) mod pool;
+mod sizes;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use forebay_io::NodeId;
 use forebay_proto::{Failure, Reason};
 use forebay_shm::{Generation, Segment, SegmentId, ShmError, SlotIndex};
 use metrics::Counter;
@@ -26,6 +30,8 @@ use crate::ram::pool::{ClaimedSlot, Pool, ReadableSlot};
 use crate::residency::Residency;
 use crate::resolve::{Manifest, Revision};
 use crate::verify::VerifiedChunk;
+
+pub(crate) use sizes::{NodeSizes, RamSizes};
 
 /// How soon a claim that found no slot looks again, if no slot came free before.
 const CLAIM_AGAIN: Duration = Duration::from_millis(20);
@@ -56,6 +62,11 @@ impl PinnedChunk {
     /// The slot's generation.
     pub(crate) fn generation(&self) -> Generation {
         self.0.slot.reader().generation()
+    }
+
+    /// The NUMA node that it lies on.
+    pub(crate) fn node(&self) -> NodeId {
+        self.0.slot.node()
     }
 
     /// Its segment, to pass to a client.
@@ -128,29 +139,6 @@ pub(crate) struct CachedCheckpoint {
     pub(crate) idle: Duration,
 }
 
-/// Sizes of the tier.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct RamSizes {
-    /// As configured.
-    pub(crate) budget: u64,
-    /// In segments so far.
-    pub(crate) populated: u64,
-    /// Readable, not leased.
-    pub(crate) cached: u64,
-    /// Leased or being handed over.
-    pub(crate) leased: u64,
-    /// Being filled, or evicted and still leased.
-    pub(crate) filling: u64,
-    /// On the free list.
-    pub(crate) free: u64,
-    /// Locked in memory.
-    pub(crate) locked: u64,
-    /// One slot.
-    pub(crate) chunk: u64,
-    /// Segments.
-    pub(crate) segments: u64,
-}
-
 /// What an eviction did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Evicted {
@@ -170,6 +158,9 @@ pub(crate) struct RamTier {
     evicted_chunks: Counter,
     hits: Counter,
     misses: Counter,
+    misplaced: AtomicU64,
+    /// Held while room is made on a node, so that who comes second finds what the first one freed.
+    making_room: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -182,7 +173,15 @@ impl RamTier {
     /// A tier over `pool`, with counters for chunks given up for room, for hits and for misses.
     pub(crate) fn new(pool: Arc<Pool>, [evicted_chunks, hits, misses]: [Counter; 3]) -> Self {
         let index = Index { residency: Residency::new(), last_used: Default::default() };
-        Self { pool, index: Mutex::new(index), evicted_chunks, hits, misses }
+        Self {
+            pool,
+            index: Mutex::new(index),
+            evicted_chunks,
+            hits,
+            misses,
+            misplaced: AtomicU64::new(0),
+            making_room: Mutex::default(),
+        }
     }
 
     /// The slots.
@@ -237,28 +236,72 @@ impl RamTier {
         self.lock().residency.holds(key)
     }
 
-    /// A slot to fill. The caller holds a window token for it.
-    pub(crate) async fn claim(&self) -> Result<ClaimedSlot, ClaimError> {
+    /// A slot to fill, near a node if one is given and as far as that can be had. The caller holds a
+    /// window token for it.
+    pub(crate) async fn claim(&self, near: Option<NodeId>) -> Result<ClaimedSlot, ClaimError> {
         loop {
             // Registered before looking, so that a slot that comes free in between is heard.
             let came_free = self.pool.came_free();
             tokio::pin!(came_free);
             came_free.as_mut().enable();
-            if let Some(slot) = self.pool.take() {
+            if let Some(slot) = self.take(near) {
                 return Ok(slot?);
             }
             // Populating a segment takes a fraction of a second, fetching a chunk again much more.
-            let victims = if self.pool.is_growing() {
-                Vec::new()
-            } else {
-                self.lock().residency.evict(PinnedChunk::is_leased)
-            };
-            self.evicted_chunks.increment(victims.len() as u64);
-            if victims.is_empty() {
+            let made_room = !self.pool.is_growing() && self.make_room(near);
+            if !made_room {
                 // Nobody tells when the last reference but the tier's is dropped, so look again.
                 drop(tokio::time::timeout(CLAIM_AGAIN, came_free).await);
             }
         }
+    }
+
+    /// A free slot. Near a node: one of the node, then one that an idle checkpoint there is given up
+    /// for, then one of another node.
+    fn take(&self, near: Option<NodeId>) -> Option<Result<ClaimedSlot, ShmError>> {
+        let Some(node) = near else { return self.pool.take() };
+        let there = self.pool.take_on(node).or_else(|| self.take_from_idle(node));
+        let taken = there.or_else(|| self.pool.take());
+        if let Some(Ok(slot)) = &taken
+            && slot.node() != node
+        {
+            self.misplaced.fetch_add(1, Ordering::Relaxed);
+        }
+        taken
+    }
+
+    /// A slot of a node that a checkpoint was given up for which no load uses.
+    fn take_from_idle(&self, node: NodeId) -> Option<Result<ClaimedSlot, ShmError>> {
+        if self.pool.is_growing() {
+            return None;
+        }
+        let _alone = self.making_room.lock().unwrap_or_else(PoisonError::into_inner);
+        self.pool.take_on(node).or_else(|| {
+            let far = |chunk: &PinnedChunk| chunk.is_leased() || chunk.node() != node;
+            let freed = self.give_up(|residency| residency.evict_idle(far));
+            if freed { self.pool.take_on(node) } else { None }
+        })
+    }
+
+    /// Gives chunks up, near a node if that can be; whether there were any.
+    fn make_room(&self, near: Option<NodeId>) -> bool {
+        let there = |node| {
+            let far = |chunk: &PinnedChunk| chunk.is_leased() || chunk.node() != node;
+            self.give_up(|residency| residency.evict(far))
+        };
+        near.is_some_and(there) || self.give_up(|residency| residency.evict(PinnedChunk::is_leased))
+    }
+
+    fn give_up(&self, evict: impl FnOnce(&mut Residency<PinnedChunk>) -> Vec<PinnedChunk>) -> bool {
+        let victims = evict(&mut self.lock().residency);
+        self.evicted_chunks.increment(victims.len() as u64);
+        // Dropped here, with the index unlocked: their slots come free.
+        !victims.is_empty()
+    }
+
+    /// Slots that were claimed near a node and lie on another.
+    pub(crate) fn misplaced(&self) -> u64 {
+        self.misplaced.load(Ordering::Relaxed)
     }
 
     /// Takes a verified chunk in and makes it readable.
@@ -323,35 +366,6 @@ impl RamTier {
         listed
     }
 
-    /// How the tier's bytes are used.
-    pub(crate) fn sizes(&self) -> RamSizes {
-        let spec = self.pool.spec();
-        let segments = self.pool.segments();
-        let populated = self.pool.slots() as u64 * spec.chunk_bytes;
-        let free = self.pool.free_slots() as u64 * spec.chunk_bytes;
-        let index = self.lock();
-        let (mut cached, mut leased) = (0, 0);
-        for chunk in index.residency.values() {
-            let side = if chunk.is_leased() { &mut leased } else { &mut cached };
-            *side += spec.chunk_bytes;
-        }
-        RamSizes {
-            budget: spec.budget_bytes,
-            populated,
-            cached,
-            leased,
-            filling: populated.saturating_sub(free + cached + leased),
-            free,
-            locked: segments
-                .iter()
-                .filter(|segment| segment.placement().locked)
-                .map(|segment| segment.bytes() as u64)
-                .sum(),
-            chunk: spec.chunk_bytes,
-            segments: segments.len() as u64,
-        }
-    }
-
     fn lock(&self) -> MutexGuard<'_, Index> {
         // The index is consistent after each call, whoever panicked between two of them.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
@@ -387,15 +401,5 @@ impl Drop for RevisionUse {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_uri_covers_itself_and_what_is_under_it() {
-        assert!(is_at_or_under("s3://b/a", "s3://b/a"));
-        assert!(is_at_or_under("s3://b/a/", "s3://b/a"));
-        assert!(is_at_or_under("s3://b/a/m", "s3://b/a/"));
-        assert!(!is_at_or_under("s3://b/aa", "s3://b/a"));
-        assert!(!is_at_or_under("s3://b/a", "s3://b/a/m"));
-    }
-}
+#[path = "ram_tests.rs"]
+mod tests;

@@ -6,6 +6,7 @@ use forebay_proto::StageSeconds;
 use tokio::time::Instant;
 
 use crate::cost::FetchCost;
+use crate::numa::Placed;
 use crate::timeline::path::CriticalPath;
 use crate::timeline::{Kind, Span, Stage, Timeline};
 
@@ -48,6 +49,15 @@ impl TierBytes {
     }
 }
 
+/// Where bytes lay that were asked for near a node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct NearBytes {
+    /// On that node.
+    pub(crate) near: u64,
+    /// On others.
+    pub(crate) far: u64,
+}
+
 /// What a load counts while it runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
@@ -59,6 +69,8 @@ pub(crate) struct Tally {
     pub(crate) slot_bytes: u64,
     /// The most slots it held at one time.
     pub(crate) peak_slots: usize,
+    /// Where its bytes lay, if it asked for a place.
+    pub(crate) near: NearBytes,
 }
 
 impl Tally {
@@ -93,6 +105,8 @@ pub(crate) struct Report {
     pub(crate) unattributed: Duration,
     /// When the client's copy engine waited, by cause.
     pub(crate) device_idle: Vec<(Cause, Duration)>,
+    /// Where its slots should lie, if it asked for that.
+    pub(crate) placed: Option<Placed>,
 }
 
 /// What the copy engine waited for. Names as in metrics.
@@ -173,6 +187,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) revision: &'a str,
     /// In which lane.
     pub(crate) lane: &'static str,
+    /// Where its slots should lie, if it asked for that.
+    pub(crate) placed: Option<&'a Placed>,
 }
 
 /// Closes the books of a load at `end`. `copies` are the busy stretches of the client's copy engine.
@@ -198,6 +214,7 @@ pub(crate) fn close(
         critical_path: path.steps(),
         unattributed: path.unattributed,
         device_idle: idle_causes(&gaps(opened, end, copies), &path),
+        placed: subject.placed.cloned(),
     }
 }
 
@@ -260,7 +277,8 @@ mod tests {
                 Span::new(Stage::ClientAck, Kind::Service, at(60), at(100)),
             ],
         );
-        let subject = Subject { load_id: "l", uri: "u", revision: "r", lane: "interactive" };
+        let subject =
+            Subject { load_id: "l", uri: "u", revision: "r", lane: "interactive", placed: None };
         let copies = [(at(70), at(80)), (at(75), at(90))];
         let report = close(subject, &timeline, Tally::default(), &copies, at(100));
         let idle: Vec<_> =

@@ -154,13 +154,19 @@ impl<V: Clone> Residency<V> {
 
     /// The chunks to give up next, at least one if any chunk may go; removed already.
     pub(crate) fn evict(&mut self, leased: impl Fn(&V) -> bool) -> Vec<V> {
+        let idle = self.evict_idle(&leased);
+        if idle.is_empty() { self.evict_oldest(leased).into_iter().collect() } else { idle }
+    }
+
+    /// The chunks of the revision that is idle for the longest time and has any that may go.
+    pub(crate) fn evict_idle(&mut self, leased: impl Fn(&V) -> bool) -> Vec<V> {
         for (_, revision, _) in self.idle() {
             let keys = self.evictable(revision, &leased);
             if !keys.is_empty() {
                 return keys.iter().filter_map(|key| self.remove(key)).collect();
             }
         }
-        self.evict_oldest(leased).into_iter().collect()
+        Vec::new()
     }
 
     /// The chunks of an idle revision, for room of so many bytes: may be less than that, to be asked

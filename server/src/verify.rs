@@ -17,7 +17,7 @@ use forebay_origin::Landing;
 use forebay_proto::{Failure, Reason};
 use tokio::time::Instant;
 
-use crate::cpu::{Stopped, Workers};
+use crate::cpu::{NodeWorkers, Stopped};
 use crate::digest::{ChunkDigest, DigestKey, ExtentDigest};
 use crate::fetch::FetchedChunk;
 use crate::metrics;
@@ -98,13 +98,13 @@ impl VerifiedChunk {
 /// The verify stage.
 #[derive(Debug)]
 pub(crate) struct Verifier {
-    workers: Arc<Workers>,
+    workers: Arc<NodeWorkers>,
     records: Arc<Records>,
 }
 
 impl Verifier {
     /// A stage that compares with `records`, on `workers`.
-    pub(crate) fn new(workers: Arc<Workers>, records: Records) -> Self {
+    pub(crate) fn new(workers: Arc<NodeWorkers>, records: Records) -> Self {
         Self { workers, records: Arc::new(records) }
     }
 
@@ -119,7 +119,7 @@ impl Verifier {
         let (digest, address) = (fetched.digest(), fetched.address());
         let (slot, spec) = fetched.into_parts();
         self.workers
-            .run(move || {
+            .run(Some(slot.node()), move || {
                 let started = Instant::now();
                 // What cannot be asked for again has nothing to be compared with.
                 let verdict = if pinned { records.check(spec.key, digest) } else { Verdict::First };
@@ -172,7 +172,7 @@ impl Verifier {
     /// Whether a chunk in RAM still has the digest that is recorded of it; none if there is no record.
     pub(crate) async fn verify_cached(&self, chunk: PinnedChunk) -> Result<Option<bool>, Stopped> {
         let records = Arc::clone(&self.records);
-        let checking = self.workers.run(move || {
+        let checking = self.workers.run(Some(chunk.node()), move || {
             let known = records.known(&chunk.spec().key)?;
             let found = digest_of(records.key(), &chunk)?;
             Some(found == known)

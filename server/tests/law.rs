@@ -178,7 +178,7 @@ fn edges_stay_at_the_edges() {
         ("pb::", &["rpc", "daemon", "handoff"]),
         ("std::env::", &["config", "bin"]),
         ("clap::", &["config", "daemon"]),
-        ("metrics::", &["metrics", "daemon", "rpc", "ram", "fetch", "nvme", "verify"]),
+        ("metrics::", &["metrics", "daemon", "rpc", "ram", "fetch", "nvme", "verify", "numa"]),
     ];
     for path in rust_files(&root().join("server/src")) {
         let module = module_of(&path);

@@ -12,6 +12,7 @@
 //! - [`FakeDns`] and [`FakeDevice`] stand in for the resolver and the accelerator; [`contract`]
 //!   says what every implementation of their seams must do.
 //! - [`FaultEngine`] is an io engine over a disk that lies.
+//! - [`WrittenMachine`] is a machine with NUMA nodes, as the files that sysfs would have.
 //! - [`Prng`] is the seeded randomness of fixtures and fault schedules; a [`Seed`] is printed by the
 //!   test that fails with it.
 //!
@@ -23,7 +24,6 @@ mod azure;
 mod black_hole;
 mod chaos;
 mod checkpoint;
-mod claims;
 mod content;
 mod contents;
 pub mod contract;
@@ -50,17 +50,15 @@ mod raw_files;
 mod raw_origin;
 mod raw_serve;
 mod s3;
-mod s3_backend;
 mod serve;
 mod site;
 mod text;
-mod uploads;
+mod topology;
 
 pub use azure::{AzureOptions, AzureOrigin};
 pub use black_hole::BlackHole;
 pub use chaos::{Chaos, chaos};
 pub use checkpoint::{CHECKPOINT_BYTES_MIN, Checkpoint, CheckpointSpec, Tensor, checkpoint};
-pub use claims::checksums;
 pub use content::{Concat, Content, sha256, sha256_of};
 pub use contents::Contents;
 pub use device::FakeDevice;
@@ -80,3 +78,4 @@ pub use raw_origin::{RawCounts, RawOptions, RawOrigin, RawStalls};
 pub use s3::{S3Options, S3Origin};
 pub use serve::{Connections, LinkOptions};
 pub use site::{Site, SiteOptions};
+pub use topology::{WrittenMachine, WrittenNode};

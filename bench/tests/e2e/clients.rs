@@ -425,11 +425,13 @@ async fn a_broken_conversation_is_refused() {
     let origin = s3().await;
     let node = NodeSpec::of(&origin).start().await;
     let uri = s3_uri("there/is/something");
+    let near = Some(pb::placement::Near::Gpu("GPU-0".to_owned()));
     let bad = [
         pb::LoadOpen { load_id: "a b".to_owned(), ..opening(&uri) },
         pb::LoadOpen { lane: 77, ..opening(&uri) },
         pb::LoadOpen { session: vec![1; 16].into(), ..opening(&uri) },
         pb::LoadOpen { tensors: vec!["x".repeat(5000)], ..opening(&uri) },
+        pb::LoadOpen { placement: Some(pb::Placement { near }), ..opening(&uri) },
     ];
     for open in bad {
         let failure = RawLoad::open(&node.daemon, open).await.failure().await;

@@ -25,6 +25,8 @@ mod lifecycle;
 #[cfg(test)]
 mod memory;
 #[cfg(test)]
+mod numa;
+#[cfg(test)]
 mod nvme;
 #[cfg(test)]
 mod nvme_damage;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use forebay_client::{DeviceSpec, Endpoint, KeepTier, TraceParent};
+use forebay_client::{DeviceSpec, Endpoint, KeepTier, PciAddress, Placement, TraceParent};
 
 /// Load model checkpoints through the Forebay daemon of this node
 #[derive(Debug, Parser)]
@@ -105,6 +105,28 @@ pub(crate) struct PrefetchArgs {
     /// Where they have to be in the end [default: ram]
     #[arg(long, value_enum)]
     pub(crate) tier: Option<TierArg>,
+
+    #[command(flatten)]
+    pub(crate) near: NearArgs,
+}
+
+/// Where bytes should lie in host memory. What cannot be had is said in the report.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct NearArgs {
+    /// Near this GPU: its PCI address, as `nvidia-smi --query-gpu=pci.bus_id --format=csv` prints it
+    #[arg(long, value_name = "PCI", conflicts_with = "numa_node")]
+    pub(crate) gpu: Option<PciAddress>,
+
+    /// On this NUMA node
+    #[arg(long, value_name = "N")]
+    pub(crate) numa_node: Option<u32>,
+}
+
+impl NearArgs {
+    /// What was asked for, if anything.
+    pub(crate) fn placement(self) -> Option<Placement> {
+        self.gpu.map(Placement::Gpu).or_else(|| self.numa_node.map(Placement::Node))
+    }
 }
 
 /// A tier of the node.
@@ -154,6 +176,9 @@ pub(crate) struct LoadArgs {
     /// Id of the load, 1 to 64 of A-Z a-z 0-9 . _ -; an id that is open is attached to
     #[arg(long, value_name = "ID", value_parser = load_id)]
     pub(crate) load_id: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) near: NearArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -339,6 +364,29 @@ mod tests {
         assert_eq!(split(r"a\,b,c").unwrap(), [r"a\,b", "c"]);
         for bad in ["", "a,", ",a"] {
             split(bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_place_is_a_gpu_or_a_node() {
+        for verb in ["load", "prefetch"] {
+            let parse = |flags: &str| {
+                let line = format!("forebay {verb} file:///x {flags}");
+                let cli = Cli::try_parse_from(line.split_whitespace())?;
+                Ok::<_, clap::Error>(match cli.verb {
+                    Verb::Load(args) => args.near.placement(),
+                    Verb::Prefetch(args) => args.near.placement(),
+                    _ => None,
+                })
+            };
+            assert_eq!(parse("").unwrap(), None);
+            assert_eq!(parse("--numa-node 1").unwrap(), Some(Placement::Node(1)));
+            let gpu = Placement::Gpu("3b:00.0".parse().unwrap());
+            assert_eq!(parse("--gpu 00000000:3B:00.0").unwrap(), Some(gpu));
+            let bad = parse("--gpu 0").unwrap_err().to_string();
+            assert!(bad.contains("nvidia-smi"), "{bad}");
+            parse("--gpu 3b:00.0 --numa-node 1").unwrap_err();
+            parse("--numa-node -1").unwrap_err();
         }
     }
 

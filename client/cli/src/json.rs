@@ -3,8 +3,8 @@
 use forebay_client::Stat;
 use forebay_client::model::{
     AddressStatus, BytesByTier, CachedCheckpoint, DaemonStatus, EndpointStatus, Evicted,
-    NameStatus, NvmeStatus, ObjectEntry, Pinned, PrefetchProgress, Report, TensorEntry, Unpinned,
-    VerifyEvent,
+    NameStatus, NumaStatus, NvmeStatus, ObjectEntry, Pinned, PrefetchProgress, Report, TensorEntry,
+    Unpinned, VerifyEvent,
 };
 use serde_json::{Value, json};
 
@@ -47,6 +47,13 @@ pub(crate) fn report(report: &Report, digests: Option<&[Digest]>) -> Value {
         })),
         "peak_window_bytes": report.peak_window_bytes,
         "lane": report.lane,
+        "placement": report.placement.as_ref().map(|placement| json!({
+            "asked": placement.asked,
+            "node": placement.node,
+            "near_bytes": placement.near_bytes,
+            "far_bytes": placement.far_bytes,
+            "degraded": placement.degraded,
+        })),
     });
     if let Some(digests) = digests {
         object["digests"] = array(digests, |digest| json!(digest));
@@ -201,6 +208,7 @@ pub(crate) fn status(status: &DaemonStatus) -> Value {
             "segments": ram.segments,
         },
         "nvme": nvme(&status.nvme),
+        "numa": numa(&status.numa),
         "queues": array(&status.queues, |queue| json!({
             "name": queue.name,
             "depth": queue.depth,
@@ -247,6 +255,27 @@ fn nvme(nvme: &NvmeStatus) -> Value {
         "quarantined": nvme.quarantined,
         "fills_given_up": nvme.fills_given_up,
         "recovery_seconds": nvme.recovery.map(|time| time.as_secs_f64()),
+    })
+}
+
+fn numa(numa: &NumaStatus) -> Value {
+    json!({
+        "misplaced_slots": numa.misplaced_slots,
+        "nodes": array(&numa.nodes, |node| json!({
+            "node": node.node,
+            "cpus": node.cpus,
+            "memory_bytes": node.memory_bytes,
+            "slots": node.slots,
+            "strayed_slots": node.strayed_slots,
+            "cached_bytes": node.cached_bytes,
+            "leased_bytes": node.leased_bytes,
+            "filling_bytes": node.filling_bytes,
+            "free_bytes": node.free_bytes,
+            "workers": node.workers,
+            "pinned_workers": node.pinned_workers,
+            "worker_jobs": node.worker_jobs,
+            "offnode_jobs": node.offnode_jobs,
+        })),
     })
 }
 

@@ -27,6 +27,9 @@ pub(crate) async fn run(
             LaneArg::Prefetch => Lane::Prefetch,
         });
     }
+    if let Some(placement) = args.near.placement() {
+        request = request.placement(placement);
+    }
     let tensors = all_globs(args.tensors);
     let whole = tensors.is_empty();
     let device = args.device.open().map_err(forebay_client::ClientError::from)?;
@@ -90,6 +93,20 @@ fn trouble(report: &Report) -> String {
     }
 }
 
+/// What became of the place that was asked for.
+pub(crate) fn placement(report: &Report) -> String {
+    let Some(placement) = &report.placement else { return String::new() };
+    let from = placement.node.map_or_else(|| "any node".into(), |node| format!("node {node}"));
+    let why = placement.degraded.as_deref().map(|why| format!("; {}", printable(why)));
+    format!(
+        "placement: {}, slots from {from}, {} near, {} far{}\n",
+        printable(&placement.asked),
+        size(placement.near_bytes),
+        size(placement.far_bytes),
+        why.unwrap_or_default(),
+    )
+}
+
 /// The report for a person.
 pub(crate) fn human(report: &Report) -> String {
     let tiers = report.bytes_by_tier;
@@ -113,7 +130,7 @@ pub(crate) fn human(report: &Report) -> String {
         report.retries,
         report.hedges,
         size(report.peak_window_bytes),
-        trouble(report),
+        trouble(report) + &placement(report),
     );
     let mut stages = Table::new(&["STAGE", "QUEUE", "SERVICE"]);
     for stage in &report.stages {

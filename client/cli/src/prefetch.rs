@@ -7,6 +7,7 @@ use crate::args::PrefetchArgs;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::json;
+use crate::load::placement;
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::text::{duration, printable, rate, short, size};
@@ -50,6 +51,9 @@ async fn prefetch(
     if args.pin {
         request = request.pin();
     }
+    if let Some(placement) = args.near.placement() {
+        request = request.placement(placement);
+    }
     let mut events = context.client().prefetch(request).await?;
     let mut bar = Progress::bar_or_lines(output.format(), &printable(uri));
     let mut done = None;
@@ -76,7 +80,7 @@ async fn prefetch(
 fn human(report: &Report, is_pinned: bool) -> String {
     let tiers = report.bytes_by_tier;
     format!(
-        "{}  {}  {} in {} ({}), {} from RAM, {} from NVMe, {} from the origin{}\n",
+        "{}  {}  {} in {} ({}), {} from RAM, {} from NVMe, {} from the origin{}\n{}",
         printable(&report.uri),
         short(&report.revision),
         size(report.bytes),
@@ -86,5 +90,6 @@ fn human(report: &Report, is_pinned: bool) -> String {
         size(tiers.nvme),
         size(tiers.origin),
         if is_pinned { ", pinned" } else { "" },
+        placement(report),
     )
 }

@@ -37,6 +37,7 @@ fn glance(status: &DaemonStatus) -> String {
     );
     text.push_str(&nvme(&status.nvme));
     for table in [
+        nodes(status),
         queues(status),
         loads(status),
         origins(status),
@@ -83,6 +84,34 @@ fn nvme(nvme: &NvmeStatus) -> String {
         nvme.fills_given_up,
         nvme.quarantined,
     )
+}
+
+/// Nothing on a machine with one node: what there is to say of it stands above.
+fn nodes(status: &DaemonStatus) -> Table {
+    let headings = [
+        "NODE", "CPUS", "MEMORY", "SLOTS", "STRAYED", "CACHED", "LEASED", "FILLING", "FREE",
+        "WORKERS", "PINNED", "JOBS", "OFF NODE",
+    ];
+    let mut table = Table::new(&headings);
+    for node in status.numa.nodes.iter().filter(|_| status.numa.nodes.len() > 1) {
+        let cpus = if node.cpus.is_empty() { "-".to_owned() } else { printable(&node.cpus) };
+        table.row(vec![
+            node.node.to_string(),
+            cpus,
+            node.memory_bytes.map_or_else(|| "-".into(), size),
+            node.slots.to_string(),
+            node.strayed_slots.to_string(),
+            size(node.cached_bytes),
+            size(node.leased_bytes),
+            size(node.filling_bytes),
+            size(node.free_bytes),
+            node.workers.to_string(),
+            node.pinned_workers.to_string(),
+            node.worker_jobs.to_string(),
+            node.offnode_jobs.to_string(),
+        ]);
+    }
+    table
 }
 
 fn queues(status: &DaemonStatus) -> Table {

@@ -78,6 +78,9 @@ fn mistakes_on_the_command_line_exit_with_2() {
         "load s3://b/k --device cuda:0",
         "load s3://b/k --device fake:12",
         "load s3://b/k --lane fast",
+        "load s3://b/k --gpu 0",
+        "load s3://b/k --gpu 3b:00.0 --numa-node 0",
+        "prefetch s3://b/k --numa-node one",
         "load s3://b/k --load-id a/b",
         "load s3://b/k --tensors a,,b",
         "prefetch s3://b/k --tier disk",
@@ -334,6 +337,7 @@ fn control_verbs_print_tables_and_objects() {
         (&["evict", "s3://b/k"], &["2.0 KiB freed", "3 checkpoints"], "freed_bytes"),
         (&["status"], &["forebayd fake", "memory is not locked"], "degraded"),
         (&["status"], &["NVMe recovering, 3.0 GiB of 100.0 GiB", "threads (io_"], "nvme"),
+        (&["status"], &["8-15", "64.0 GiB", "321", "4321", "77"], "numa"),
         (&["status"], &["s3://models", "2500.0 MB/s", "open 3.00s", "486"], "endpoints"),
         (&["status"], &["192.0.2.2", "for 30.00s"], "addresses"),
         (&["status"], &["store.example", "12.00s", "192.0.2.1, 192.0.2.2"], "names"),
@@ -396,6 +400,32 @@ fn tiers_and_pins_are_passed_on() {
     assert_eq!(asked, [(none, false), (nvme, true), (ram, false)]);
     let dropped: Vec<_> = seen.evictions.iter().map(pb::EvictRequest::tier).collect();
     assert_eq!(dropped, [none, nvme, ram]);
+}
+
+#[test]
+fn places_are_passed_on_and_what_became_of_them_is_told() {
+    let fake = Fake::start(checkpoint());
+    let loaded = run(&fake, &["load", "s3://b/k", "--gpu", "00000000:3B:00.0"]);
+    assert_eq!(code(&loaded), 0, "{}", stderr(&loaded));
+    let said =
+        "placement: gpu 0000:3b:00.0, slots from node 1, 4.0 KiB near, 1.0 KiB far; why not\n";
+    assert!(stdout(&loaded).contains(said), "{}", stdout(&loaded));
+    let fetched = run(&fake, &["prefetch", "s3://b/k", "--numa-node", "3", "--format", "json"]);
+    assert_eq!(code(&fetched), 0, "{}", stderr(&fetched));
+    let report = object(stdout(&fetched).lines().last().unwrap());
+    let placement = json!({
+        "asked": "node 3", "node": 1, "near_bytes": 4096, "far_bytes": 1024, "degraded": "why not",
+    });
+    assert_eq!(report["placement"], placement);
+    let without = run(&fake, &["load", "s3://b/k", "--format", "json"]);
+    assert_eq!(object(&stdout(&without))["placement"], json!(null));
+    let seen = fake.seen();
+    let near = |placement: &Option<pb::Placement>| placement.clone().and_then(|place| place.near);
+    let opens: Vec<_> = seen.opens.iter().map(|open| near(&open.placement)).collect();
+    let gpu = pb::placement::Near::Gpu("0000:3b:00.0".into());
+    assert_eq!(opens, [Some(gpu), None]);
+    let node = pb::placement::Near::NumaNode(3);
+    assert_eq!(near(&seen.prefetches[0].placement), Some(node));
 }
 
 #[test]

@@ -575,6 +575,7 @@ impl Forebay for Service {
             Event::Progress(pb::PrefetchProgress { done_bytes, total_bytes, ..Default::default() })
         };
         let mut report = report(&self.0, total_bytes);
+        report.placement = asked.placement.as_ref().map(became);
         report.uri = asked.uri;
         let events = [progress(0), progress(total_bytes), Event::Report(report)];
         let events = events.map(|event| pb::PrefetchResponse { event: Some(event) });
@@ -686,6 +687,7 @@ impl Forebay for Service {
             .answer(pb::StatusResponse {
                 version: "fake".into(),
                 degraded: vec!["memory is not locked".into()],
+                numa: Some(pb::NumaStatus { nodes: vec![node(0), node(1)], misplaced_slots: 5 }),
                 names: vec![pb::DnsStatus {
                     name: "store.example".into(),
                     state: "fresh".into(),
@@ -739,6 +741,35 @@ fn report(daemon: &Daemon, bytes: u64) -> pb::LoadReport {
     }
 }
 
+/// A NUMA node, every number of which is another.
+fn node(node: u32) -> pb::NodeStatus {
+    pb::NodeStatus {
+        node,
+        cpus: format!("{}-{}", 8 * node, 8 * node + 7),
+        memory_bytes: 64 << 30,
+        slots: 321,
+        strayed_slots: 12,
+        cached_bytes: 3 << 20,
+        leased_bytes: 4 << 20,
+        filling_bytes: 5 << 20,
+        free_bytes: 6 << 20,
+        workers: 7,
+        pinned_workers: 6,
+        worker_jobs: 4321,
+        offnode_jobs: 77,
+    }
+}
+
+/// What became of a placement: some of it.
+fn became(placement: &pb::Placement) -> pb::PlacementReport {
+    let asked = match placement.near.as_ref().expect("a place") {
+        pb::placement::Near::Gpu(address) => format!("gpu {address}"),
+        pb::placement::Near::NumaNode(node) => format!("node {node}"),
+    };
+    let degraded = "why not".into();
+    pb::PlacementReport { asked, node: Some(1), near_bytes: 4096, far_bytes: 1024, degraded }
+}
+
 async fn say(out: &Out, event: Event) -> Result<(), Status> {
     let response = pb::LoadResponse { event: Some(event) };
     out.send(Ok(response)).await.map_err(|_| Status::cancelled("client"))
@@ -772,6 +803,7 @@ async fn load(
 ) -> Result<(), Status> {
     let first = incoming.message().await?.and_then(|request| request.event);
     let Some(pb::load_request::Event::Open(open)) = first else { panic!("no open") };
+    let placement = open.placement.as_ref().map(became);
     let script = daemon.script();
     daemon.saw(|seen| seen.opens.push(open.clone()));
     match &script.fault {
@@ -820,7 +852,9 @@ async fn load(
     grant_all(daemon, &script, &session, &plan, out).await?;
     say(out, Event::Complete(pb::LoadComplete {})).await?;
     closed.wait_for(|closed| *closed).await.unwrap();
-    say(out, Event::Report(report(daemon, granted_bytes))).await
+    let mut report = report(daemon, granted_bytes);
+    report.placement = placement;
+    say(out, Event::Report(report)).await
 }
 
 /// Fills slots in plan order, delivers them in an order of its own.

@@ -77,11 +77,22 @@ impl Segment {
     /// GiB: call it where blocking is allowed. Memory that cannot be locked is no error; see
     /// [`Segment::placement`].
     pub fn create(spec: &SegmentSpec) -> Result<Arc<Self>, ShmError> {
+        Self::create_with(spec, |_memory| ())
+    }
+
+    /// The same, and in between, when the slots are mapped and have no memory yet,
+    /// `place` hears where they are: to tell the kernel where their memory should come from. The
+    /// address gives it no right to touch a byte.
+    pub fn create_with(
+        spec: &SegmentSpec,
+        place: impl FnOnce(*const [u8]),
+    ) -> Result<Arc<Self>, ShmError> {
         let geometry = spec.geometry()?;
         let header = Header { id: spec.id, domain: spec.domain, geometry };
         let file = new_file(&header)?;
         let mapping = Mapping::new(file.as_fd(), geometry.file_bytes(), Access::ReadWrite)
             .map_err(|errno| ShmError::mapping("map a segment", geometry.file_bytes(), errno))?;
+        place(slot_memory(&mapping, &geometry));
         populate(&mapping, &geometry)?;
         let placement = if spec.lock {
             lock(&mapping, &geometry)
@@ -127,11 +138,7 @@ impl Segment {
     /// that will be used often. It gives no right to touch a byte of it.
     #[must_use]
     pub fn slot_memory(&self) -> *const [u8] {
-        let geometry = &self.header.geometry;
-        let bytes = geometry.file_bytes();
-        let first = geometry.slot_offset(SlotIndex(0)).unwrap_or(bytes);
-        let start = self.mapping.as_ptr().wrapping_add(first);
-        std::ptr::slice_from_raw_parts(start, bytes - first)
+        slot_memory(&self.mapping, &self.header.geometry)
     }
 
     /// What could be had of the memory that was asked for.
@@ -234,6 +241,14 @@ fn new_file(header: &Header) -> Result<OwnedFd, ShmError> {
         return Err(ShmError::memory("write the header of a segment", bytes, Errno::NOSPC));
     }
     Ok(file)
+}
+
+/// Where the slots lie.
+fn slot_memory(mapping: &Mapping, geometry: &Geometry) -> *const [u8] {
+    let bytes = geometry.file_bytes();
+    let first = geometry.slot_offset(SlotIndex(0)).unwrap_or(bytes);
+    let start = mapping.as_ptr().wrapping_add(first);
+    std::ptr::slice_from_raw_parts(start, bytes - first)
 }
 
 /// The parts of the file that have memory behind them: all but the hole before the slots.

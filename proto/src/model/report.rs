@@ -85,6 +85,31 @@ pub struct Report {
     pub peak_window_bytes: u64,
     /// The lane it ran in.
     pub lane: String,
+    /// What became of the placement that was asked for, if one was.
+    pub placement: Option<PlacementReport>,
+}
+
+/// What became of a placement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacementReport {
+    /// What was asked for: `gpu 0000:3b:00.0` or `node 1`.
+    pub asked: String,
+    /// The NUMA node that slots were taken from; none: any.
+    pub node: Option<u32>,
+    /// Bytes handed over from the node that was asked for.
+    pub near_bytes: u64,
+    /// Bytes handed over from others.
+    pub far_bytes: u64,
+    /// Why it could not be had, if it could not.
+    pub degraded: Option<String>,
+}
+
+impl PlacementReport {
+    fn receive(placement: pb::PlacementReport) -> Self {
+        let pb::PlacementReport { asked, node, near_bytes, far_bytes, degraded } = placement;
+        let degraded = Some(degraded).filter(|why| !why.is_empty());
+        Self { asked, node, near_bytes, far_bytes, degraded }
+    }
 }
 
 impl Report {
@@ -131,6 +156,7 @@ impl Report {
             device_idle: device_idle.collect::<Result<_, Malformed>>()?,
             peak_window_bytes: report.peak_window_bytes,
             lane: report.lane,
+            placement: report.placement.map(PlacementReport::receive),
         })
     }
 }

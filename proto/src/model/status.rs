@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Malformed, span};
+use super::{Malformed, NumaStatus, span};
 use crate::pb;
 
 /// The RAM tier.
@@ -310,6 +310,8 @@ pub struct DaemonStatus {
     pub ram: RamStatus,
     /// The NVMe tier.
     pub nvme: NvmeStatus,
+    /// The NUMA nodes.
+    pub numa: NumaStatus,
     /// Its queues.
     pub queues: Vec<QueueStatus>,
     /// Running loads.
@@ -364,6 +366,7 @@ impl DaemonStatus {
             draining: status.draining,
             ram: RamStatus::receive(status.ram.unwrap_or_default()),
             nvme: NvmeStatus::receive(status.nvme.unwrap_or_default())?,
+            numa: NumaStatus::receive(status.numa.unwrap_or_default()),
             queues: queues.collect::<Result<_, Malformed>>()?,
             loads: loads.collect::<Result<_, Malformed>>()?,
             origins: origins.collect(),

@@ -24,7 +24,10 @@
 //! is reported as hung, never frees memory that the device may still write.
 //!
 //! Engines have threads of their own and know no runtime: their futures can be awaited anywhere.
-//! Unsafe code lies in `buffer`, `target`, `tcp` and `uring`.
+//! Unsafe code lies in `buffer`, `numa`, `target`, `tcp` and `uring`.
+//!
+//! Beside that: what the kernel tells of TCP connections ([`tcp_info`]), and memory and threads on NUMA
+//! nodes ([`NumaPlan`]).
 
 mod buffer;
 mod call;
@@ -36,6 +39,7 @@ mod directory;
 mod engine;
 mod error;
 mod file;
+mod numa;
 mod op;
 mod progress;
 mod quota;
@@ -52,6 +56,11 @@ pub use directory::{Create, Directory, OpenHow};
 pub use engine::{EngineSettings, IoEngine, Pending, Registration};
 pub use error::{FileError, IoError, RegisterError};
 pub use file::{BufferedReason, DataFile, FileMode};
+pub use numa::{
+    Allowed, CpuList, Near, NodeId, NodeList, Nodes, NumaError, NumaNode, NumaPlan, PageNodes,
+    PciAddress, PlannedNode, SysfsTopology, Topology, TopologyError, bind_memory, current_node,
+    page_nodes, pin_thread,
+};
 pub use op::{Done, Failed, FileOffset, Lane, Op, OpKind, OpTimes, Outcome, Payload};
 pub use stats::{EngineKind, IoStats, LaneStats};
 pub use target::{Carried, StableBytes, StableBytesMut};

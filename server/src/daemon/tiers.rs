@@ -3,14 +3,16 @@
 
 use std::sync::Arc;
 
-use forebay_io::EngineSettings;
+use forebay_io::{EngineSettings, NumaPlan};
 use tokio_util::task::TaskTracker;
 
 use super::DaemonError;
 use super::place::CacheDir;
 use crate::config::Settings;
+use crate::cpu::NodeWorkers;
 use crate::nvme::{Budget, NvmeSettings, NvmeTier, OpenError, RamSide};
 use crate::ram::RamTier;
+use crate::ram::places::Places;
 use crate::ram::pool::{Pool, PoolSpec};
 use crate::verify::record::Records;
 
@@ -44,11 +46,16 @@ pub(super) fn open_cache(
 /// The NVMe tier, if one is wanted and can be had.
 pub(super) fn open_nvme(
     settings: &Settings,
-    (cache, ram, tasks): (Option<&CacheDir>, &Arc<RamTier>, &TaskTracker),
+    (cache, ram, workers, tasks): (
+        Option<&CacheDir>,
+        &Arc<RamTier>,
+        &Arc<NodeWorkers>,
+        &TaskTracker,
+    ),
     degraded: &mut Vec<String>,
 ) -> Option<Arc<NvmeTier>> {
     let (budget, cache) = settings.nvme.zip(cache)?;
-    match open_tier(settings, (budget, cache), ram, tasks) {
+    match open_tier(settings, (budget, cache), (ram, workers), tasks) {
         Ok(tier) => Some(tier),
         Err(why) => {
             degraded.push(format!("nvme: there is no NVMe tier: {why}"));
@@ -60,18 +67,19 @@ pub(super) fn open_nvme(
 fn open_tier(
     settings: &Settings,
     (budget, cache): (Budget, &CacheDir),
-    ram: &Arc<RamTier>,
+    (ram, workers): (&Arc<RamTier>, &Arc<NodeWorkers>),
     tasks: &TaskTracker,
 ) -> Result<Arc<NvmeTier>, OpenError> {
     let engine = forebay_io::choose(&EngineSettings::default(), settings.nvme_engine)?;
     tracing::info!(engine = engine.reason.kind().as_str(), why = %engine.reason, "io engine");
-    let (chunks, slots) = (Arc::clone(ram), Arc::clone(ram));
+    let (chunks, slots, workers) = (Arc::clone(ram), Arc::clone(ram), Arc::clone(workers));
     let ram_side = RamSide {
         chunk: Box::new(move |key| chunks.peek(key)),
         free_slots: Box::new(move || {
             let pool = slots.pool();
             if pool.is_growing() { usize::MAX } else { pool.free_slots() }
         }),
+        sit: Box::new(move |node| workers.sit(node)),
     };
     let nvme_settings = NvmeSettings {
         cache_dir: cache.path().to_owned(),
@@ -86,13 +94,18 @@ fn open_tier(
     Ok(tier)
 }
 
-/// The RAM tier's slots: its first segment.
-pub(super) fn make_pool(settings: &Settings, descriptors: u64) -> Result<Arc<Pool>, DaemonError> {
-    Ok(Arc::new(Pool::create(PoolSpec {
+/// The RAM tier's slots: the first segment of each node.
+pub(super) fn make_pool(
+    settings: &Settings,
+    descriptors: u64,
+    plan: &NumaPlan,
+) -> Result<Arc<Pool>, DaemonError> {
+    let spec = PoolSpec {
         budget_bytes: settings.ram_bytes,
         chunk_bytes: settings.chunk_bytes,
         lock: settings.lock_memory,
         // The rest is for connections, clients and files.
         segments_max: usize::try_from(descriptors / 2).unwrap_or(usize::MAX),
-    })?))
+    };
+    Ok(Arc::new(Pool::create(spec, Places::of(plan))?))
 }

@@ -58,13 +58,16 @@ impl DaemonVitals {
         metrics::dns_lookups(&dns.counters);
         let oldest = dns.names.iter().filter_map(|name| name.age).max().unwrap_or_default();
         metrics::set_seconds(metrics::DNS_AGE_SECONDS, oldest);
+        metrics::slots(&stages.ram.on_nodes(), stages.ram.misplaced());
+        metrics::workers(&stages.workers.states());
         let mut troubles = stages.ram.pool().degraded();
+        troubles.extend(stages.workers.degraded());
         if let Some(nvme) = &stages.nvme {
             metrics::nvme(&nvme.state());
             troubles.extend(nvme.degraded());
         }
         troubles.extend(dns.degraded.map(|why| format!("dns: {why}")));
-        for what in ["ram", "memlock", "nvme", "cache-dir", "dns"] {
+        for what in ["ram", "memlock", "numa", "nvme", "cache-dir", "dns"] {
             let is_degraded = self.shared.degraded.iter().chain(&troubles).any(|sentence| {
                 sentence.split_once(':').is_some_and(|(subject, _)| subject == what)
             });

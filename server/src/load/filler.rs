@@ -5,6 +5,9 @@
 //! on their way follows from its share of what its endpoint takes now. What is on its way lives in the filler: dropping it leaves every flight
 //! and gives every token back.
 //!
+//! A load that names a place has its slots claimed there. A chunk that is in RAM already, or on another
+//! load's flight, stays where it is: the tally says how many bytes lie near.
+//!
 //! The filler also says whether the origin stands still ([`Filler::quiet`]): it is asked for chunks of
 //! this load, and has not sent a byte of any of them for too long.
 
@@ -24,9 +27,10 @@ use super::{LoadRequest, Stages, fill};
 use crate::admission::{AdmissionError, AdmissionPermit, WindowSlot};
 use crate::flight::{Boarded, Landed, Seat, Waiter};
 use crate::loads::{Entry, LoadState};
+use crate::numa::Placed;
 use crate::plan::{ChunkSpec, FetchPlan};
 use crate::ram::PinnedChunk;
-use crate::report::{Tally, Tier};
+use crate::report::{NearBytes, Tally, Tier};
 use crate::timeline::{Kind, Span, Spending, Stage, Timeline};
 
 /// Chunks of one load on their way, whatever its share of its endpoint: as many as slots are
@@ -65,6 +69,7 @@ pub(super) struct Filler<'a> {
     permit: &'a AdmissionPermit,
     waiter: Waiter,
     share: Option<Share>,
+    placed: Option<&'a Placed>,
     state: &'a LoadState,
     timeline: &'a Timeline,
     planned: Instant,
@@ -99,7 +104,7 @@ impl<'a> Filler<'a> {
         stages: &'a Arc<Stages>,
         (plan, entry): (&'a Arc<FetchPlan>, &'a Entry<'a>),
         permit: &'a AdmissionPermit,
-        request: &LoadRequest,
+        request: &'a LoadRequest,
         timeline: &'a Timeline,
     ) -> Self {
         let planned = Instant::now();
@@ -111,6 +116,7 @@ impl<'a> Filler<'a> {
             waiter: request.waiter(),
             state: entry.state(),
             share: endpoint.map(|endpoint| endpoint.share(Sharing::Loads)),
+            placed: request.placed.as_ref(),
             timeline,
             planned,
             next_chunk: 0,
@@ -214,7 +220,8 @@ impl<'a> Filler<'a> {
             return Some(self.hit(Ready { spec, pinned, window, tier: Tier::Ram, offered }));
         }
         let fill = |log, terms| {
-            fill(Arc::clone(self.stages), Arc::clone(manifest), Arc::clone(&spec), terms, log)
+            let what = (Arc::clone(&spec), self.placed.and_then(|placed| placed.node));
+            fill(Arc::clone(self.stages), Arc::clone(manifest), what, terms, log)
         };
         let seat = match self.stages.flights.board(spec.key, self.waiter, lookup, fill) {
             Boarded::Hit(pinned) => {
@@ -229,8 +236,17 @@ impl<'a> Filler<'a> {
         None
     }
 
-    fn hit(&mut self, ready: Ready) -> Ready {
+    /// Counts a chunk that is ready.
+    fn count(&mut self, ready: &Ready) {
         self.tally.tiers.add(ready.tier, ready.spec.bytes);
+        if let Some(wanted) = self.placed.and_then(|placed| placed.wanted) {
+            let NearBytes { near, far } = &mut self.tally.near;
+            *(if ready.pinned.node() == wanted { near } else { far }) += ready.spec.bytes;
+        }
+    }
+
+    fn hit(&mut self, ready: Ready) -> Ready {
+        self.count(&ready);
         self.store_too(&ready.spec);
         ready
     }
@@ -248,7 +264,7 @@ impl<'a> Filler<'a> {
     }
 
     fn landed(&mut self, ready: Ready) -> Ready {
-        self.tally.tiers.add(ready.tier, ready.spec.bytes);
+        self.count(&ready);
         self.state.brought(ready.spec.bytes);
         self.moved = Instant::now();
         // Another load's flight may have brought it in for another revision.

@@ -200,6 +200,7 @@ impl Keeping<'_> {
                 () = tokio::time::sleep_until(look_again) => {}
             }
         }
+        tally.near = filler.tally().near;
         let brought = filler.tally().tiers;
         tally.tiers.ram += brought.ram;
         tally.tiers.nvme += brought.nvme;

@@ -154,6 +154,7 @@ impl NvmeTier {
         let (tier, spec, runtime) = (Arc::clone(self), Arc::clone(spec), Handle::current());
         let (key, generation, offered) = (found.key, found.generation, Instant::now());
         let reading = self.readers.run(move || {
+            (tier.ram.sit)(slot.node());
             let (stored, spans) = tier.read_here(found, spec, slot, offered, &runtime)?;
             Ok((check(stored), spans))
         });

@@ -10,8 +10,10 @@ use futures::{FutureExt, StreamExt};
 use tempfile::TempDir;
 
 use super::*;
+use crate::cpu::NodeWorkers;
 use crate::plan::Extent;
 use crate::ram::RamTier;
+use crate::ram::places::Places;
 use crate::ram::pool::{Pool, PoolSpec};
 use crate::verify::record::Records;
 use crate::verify::{VerifiedChunk, Verifier};
@@ -74,11 +76,16 @@ impl Node {
         let engine = EngineChoice { engine: Arc::clone(&faults) as _, reason: choice.reason };
         let pool_spec =
             PoolSpec { budget_bytes: 32 * SLOT, chunk_bytes: SLOT, lock: false, segments_max: 9 };
-        let pool = Arc::new(Pool::create(pool_spec).unwrap());
+        let pool = Arc::new(Pool::create(pool_spec, Places::one()).unwrap());
         let ram = Arc::new(RamTier::new(pool, std::array::from_fn(|_| metrics::Counter::noop())));
         let side = Arc::clone(&ram);
-        let ram_side =
-            RamSide { chunk: Box::new(move |key| side.peek(key)), free_slots: Box::new(|| 0) };
+        let workers = NodeWorkers::for_tests();
+        let seats = Arc::clone(&workers);
+        let ram_side = RamSide {
+            chunk: Box::new(move |key| side.peek(key)),
+            free_slots: Box::new(|| 0),
+            sit: Box::new(move |node| seats.sit(node)),
+        };
         let tasks = TaskTracker::new();
         let nvme = NvmeSettings {
             cache_dir: dir.path().to_owned(),
@@ -89,7 +96,6 @@ impl Node {
         let tier = NvmeTier::open(nvme, engine, ram_side, tasks.clone()).unwrap();
         tier.slots(32);
         tier.run();
-        let workers = Arc::new(Workers::start("test", 1).unwrap());
         let verifier = Verifier::new(workers, Records::in_memory().unwrap());
         Self { dir: Arc::clone(dir), ram, faults, tier, verifier, tasks }
     }
@@ -104,7 +110,7 @@ impl Node {
     }
 
     async fn put_for(&self, n: u8, revision: Revision) -> bool {
-        let mut slot = self.ram.claim().await.unwrap();
+        let mut slot = self.ram.claim(None).await.unwrap();
         let bytes = right(n);
         let (first, second) = bytes.split_at(as_usize(FIRST));
         let place = slot.as_mut_slice();
@@ -125,7 +131,7 @@ impl Node {
 
     async fn get_for(&self, n: u8, revision: Revision) -> Option<Vec<u8>> {
         let found = self.tier.find(&key(n), revision, || Lane::Interactive).await?;
-        let slot = self.ram.claim().await.unwrap();
+        let slot = self.ram.claim(None).await.unwrap();
         let check = self.verifier.of_stored();
         let ((checked, _), _) = self.tier.read(found, &spec(n), slot, check).await.ok()?;
         match checked {

@@ -5,26 +5,22 @@
 //! never copied; dropping an owner puts the slot on the free list. `forebay-shm` keeps the same
 //! law a second time in its per-slot state word, which is what makes writing safe.
 //!
-//! The first segment is made before the daemon is ready and is small; a thread makes the others up
-//! to the budget, because populating pages runs at some GB/s and must delay neither the start nor
+//! Every slot lies on a NUMA node, and the free list is one per node; see [`places`](super::places).
+//!
+//! The first segment (of each node) is made before the daemon is ready and is small; a thread makes the
+//! others up to the budget, because populating pages runs at some GB/s and must delay neither the start nor
 //! a load. A segment that cannot be had ends the growth: the tier is smaller, and says so.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use forebay_io::Carried;
+use forebay_io::{Carried, NodeId};
 use forebay_shm::{Segment, SegmentId, SegmentSpec, ShmError, SlotIndex, SlotReader, SlotWriter};
 use tokio::sync::Notify;
 
-/// A segment's file, at most: larger registrations with a GPU driver fail in practice.
-const SEGMENT_BYTES_MAX: u64 = 256 << 20;
-
-/// The first segment: enough to start, populated in some tens of milliseconds.
-const FIRST_SEGMENT_BYTES: u64 = 64 << 20;
-
-/// What a segment holds beside its slots, at most: its header, and the hole that aligns the slots.
-const SEGMENT_HEADER_BYTES: u64 = 2 << 20;
+use super::places::{OnNode, PlacedSegment, Places, SegmentPlan};
 
 /// The one security domain of this daemon: every uid on the allow-list is in it.
 const DOMAIN: u64 = 0;
@@ -42,59 +38,56 @@ pub(crate) struct PoolSpec {
     pub(crate) segments_max: usize,
 }
 
-impl PoolSpec {
-    /// How many slots each segment gets, in the order they are made.
-    fn segments(&self) -> Vec<u32> {
-        let per = |bytes: u64| ((bytes - SEGMENT_HEADER_BYTES) / self.chunk_bytes).max(1);
-        let mut left = self.budget_bytes / self.chunk_bytes;
-        let mut segments = Vec::new();
-        while left > 0 && segments.len() < self.segments_max {
-            let limit = if segments.is_empty() { FIRST_SEGMENT_BYTES } else { SEGMENT_BYTES_MAX };
-            let slots = per(limit).min(left);
-            left -= slots;
-            segments.push(u32::try_from(slots).unwrap_or(u32::MAX));
-        }
-        segments
-    }
-}
-
 /// The segments and their free slots.
 #[derive(Debug)]
 pub(crate) struct Pool {
     spec: PoolSpec,
+    places: Places,
+    /// What is made in the background, in this order.
+    planned: Vec<SegmentPlan>,
+    nodes: Mutex<BTreeMap<NodeId, OnNode>>,
     segments: Mutex<Vec<Arc<Segment>>>,
     free: Arc<FreeSlots>,
     trouble: Mutex<Vec<String>>,
     growing: AtomicBool,
     unlocked: AtomicBool,
+    unplaced: AtomicBool,
     stop: AtomicBool,
 }
 
+type FreeSlot = (Arc<Segment>, SlotIndex);
+
 #[derive(Debug, Default)]
 struct FreeSlots {
-    slots: Mutex<Vec<(Arc<Segment>, SlotIndex)>>,
+    slots: Mutex<BTreeMap<NodeId, Vec<FreeSlot>>>,
     came_free: Notify,
 }
 
 impl Pool {
-    /// A pool with its first segment.
-    pub(crate) fn create(spec: PoolSpec) -> Result<Self, ShmError> {
+    /// A pool with the first segment of each node.
+    pub(crate) fn create(spec: PoolSpec, places: Places) -> Result<Self, ShmError> {
+        let (mut segments, first) = places.segments(spec);
+        let all: u64 = segments.iter().map(|plan| u64::from(plan.slots)).sum();
+        let planned = segments.split_off(first);
         let pool = Self {
             spec,
+            nodes: Mutex::new(places.empty()),
+            places,
             segments: Mutex::default(),
             free: Arc::default(),
             trouble: Mutex::default(),
-            growing: AtomicBool::new(spec.segments().len() > 1),
+            growing: AtomicBool::new(!planned.is_empty()),
+            planned,
             unlocked: AtomicBool::new(false),
+            unplaced: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         };
-        let planned: u64 = spec.segments().iter().map(|slots| u64::from(*slots)).sum();
-        if planned < spec.budget_bytes / spec.chunk_bytes {
-            let bytes = planned * spec.chunk_bytes;
+        if all < spec.budget_bytes / spec.chunk_bytes {
+            let bytes = all * spec.chunk_bytes;
             pool.trouble(format!("ram: {bytes} bytes only: the limit on open files (LimitNOFILE)"));
         }
-        if let Some(slots) = spec.segments().first() {
-            pool.add_segment(*slots)?;
+        for plan in segments {
+            pool.add_segment(plan)?;
         }
         Ok(pool)
     }
@@ -120,12 +113,12 @@ impl Pool {
     }
 
     fn grow(&self, on_grow: impl Fn(usize)) -> Result<(), ShmError> {
-        for slots in self.spec.segments().into_iter().skip(1) {
+        for plan in &self.planned {
             if self.stop.load(Ordering::Relaxed) {
                 break;
             }
-            self.add_segment(slots)?;
-            on_grow(slots as usize);
+            self.add_segment(*plan)?;
+            on_grow(plan.slots as usize);
         }
         Ok(())
     }
@@ -135,27 +128,56 @@ impl Pool {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    fn add_segment(&self, slots: u32) -> Result<(), ShmError> {
+    fn add_segment(&self, plan: SegmentPlan) -> Result<(), ShmError> {
         let id = SegmentId(lock(&self.segments).len() as u64);
-        let segment = Segment::create(&SegmentSpec {
+        let spec = SegmentSpec {
             id,
             domain: DOMAIN,
             slot_bytes: usize::try_from(self.spec.chunk_bytes).unwrap_or(usize::MAX),
-            slots,
+            slots: plan.slots,
             lock: self.spec.lock,
-        })?;
+        };
+        let PlacedSegment { segment, nodes, refused } = self.places.create(&spec, plan.node)?;
         if let Some(problem) = &segment.placement().lock_error
             && !self.unlocked.swap(true, Ordering::Relaxed)
         {
             tracing::warn!(%problem, segment = id.0, "the RAM tier is not wholly locked in memory");
             self.trouble(format!("memlock: part of the RAM tier may be swapped: {problem}"));
         }
+        if let Some(problem) = refused
+            && !self.unplaced.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(%problem, segment = id.0, "memory is not placed on its node");
+            self.trouble(format!("numa: slots lie where the kernel puts them: {problem}"));
+        }
+        self.count(plan.node, &nodes);
         lock(&self.segments).push(Arc::clone(&segment));
-        // Highest first: the list is taken from its end, so low slots are used first.
-        let fresh = (0..slots).rev().map(|slot| (Arc::clone(&segment), SlotIndex(slot)));
-        lock(&self.free.slots).extend(fresh);
+        let mut free = lock(&self.free.slots);
+        // Highest first: the lists are taken from their ends, so low slots are used first.
+        for (slot, node) in (0..plan.slots).zip(nodes).rev() {
+            free.entry(node).or_default().push((Arc::clone(&segment), SlotIndex(slot)));
+        }
+        drop(free);
         self.free.came_free.notify_waiters();
         Ok(())
+    }
+
+    /// Counts the slots of a segment that was asked for on `asked` where they are.
+    fn count(&self, asked: NodeId, slots: &[NodeId]) {
+        let mut nodes = lock(&self.nodes);
+        for node in slots {
+            nodes.entry(*node).or_default().slots += 1;
+        }
+        let strayed = slots.iter().filter(|node| **node != asked).count() as u64;
+        nodes.entry(asked).or_default().strayed += strayed;
+        if strayed > 0 {
+            tracing::warn!(node = %asked, strayed, "slots lie on another node than asked for");
+        }
+    }
+
+    /// The slots of each node.
+    pub(crate) fn on_nodes(&self) -> BTreeMap<NodeId, OnNode> {
+        lock(&self.nodes).clone()
     }
 
     fn trouble(&self, sentence: String) {
@@ -179,7 +201,12 @@ impl Pool {
 
     /// Slots on the free list.
     pub(crate) fn free_slots(&self) -> usize {
-        lock(&self.free.slots).len()
+        lock(&self.free.slots).values().map(Vec::len).sum()
+    }
+
+    /// The same by node.
+    pub(crate) fn free_on_nodes(&self) -> BTreeMap<NodeId, usize> {
+        lock(&self.free.slots).iter().map(|(node, slots)| (*node, slots.len())).collect()
     }
 
     /// The size and pieces asked for.
@@ -187,15 +214,33 @@ impl Pool {
         self.spec
     }
 
-    /// Takes a free slot for writing, if there is one.
+    /// Takes a free slot of a node for writing, if there is one.
+    pub(crate) fn take_on(&self, node: NodeId) -> Option<Result<ClaimedSlot, ShmError>> {
+        let (segment, slot) = lock(&self.free.slots).get_mut(&node)?.pop()?;
+        Some(self.claimed(node, segment, slot))
+    }
+
+    /// Takes a free slot for writing, if there is one: of the node that has the most.
     pub(crate) fn take(&self) -> Option<Result<ClaimedSlot, ShmError>> {
-        let (segment, slot) = lock(&self.free.slots).pop()?;
-        // A slot on the free list has no reader and no writer; a refusal here is a bug, and the
-        // slot then stays out of use.
-        Some(segment.writer(slot).map(|writer| ClaimedSlot {
+        let mut free = lock(&self.free.slots);
+        let (node, slots) = free.iter_mut().max_by_key(|(_, slots)| slots.len())?;
+        let (node, (segment, slot)) = (*node, slots.pop()?);
+        drop(free);
+        Some(self.claimed(node, segment, slot))
+    }
+
+    /// A slot that was on a free list has no reader and no writer; a refusal here is a bug, and the
+    /// slot then stays out of use.
+    fn claimed(
+        &self,
+        node: NodeId,
+        segment: Arc<Segment>,
+        slot: SlotIndex,
+    ) -> Result<ClaimedSlot, ShmError> {
+        segment.writer(slot).map(|writer| ClaimedSlot {
             writer,
-            home: Home { free: Arc::clone(&self.free), segment, slot },
-        }))
+            home: Home { free: Arc::clone(&self.free), node, segment, slot },
+        })
     }
 
     /// Completes when a slot has come free since the future was first polled or enabled.
@@ -218,13 +263,15 @@ impl Drop for Grown<'_> {
 #[derive(Debug)]
 pub(crate) struct Home {
     free: Arc<FreeSlots>,
+    node: NodeId,
     segment: Arc<Segment>,
     slot: SlotIndex,
 }
 
 impl Drop for Home {
     fn drop(&mut self) {
-        lock(&self.free.slots).push((Arc::clone(&self.segment), self.slot));
+        let freed = (Arc::clone(&self.segment), self.slot);
+        lock(&self.free.slots).entry(self.node).or_default().push(freed);
         self.free.came_free.notify_one();
     }
 }
@@ -238,6 +285,11 @@ pub(crate) struct ClaimedSlot {
 }
 
 impl ClaimedSlot {
+    /// The node that it lies on.
+    pub(crate) fn node(&self) -> NodeId {
+        self.home.node
+    }
+
     /// The whole slot.
     pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
         self.writer.as_mut_slice()
@@ -271,7 +323,6 @@ impl ClaimedSlot {
 pub(crate) struct ReadableSlot {
     // Before `home`, as in `ClaimedSlot`.
     reader: SlotReader,
-    #[expect(dead_code, reason = "held for its Drop")]
     home: Home,
 }
 
@@ -279,6 +330,11 @@ impl ReadableSlot {
     /// Where it is and what generation it has.
     pub(crate) fn reader(&self) -> &SlotReader {
         &self.reader
+    }
+
+    /// The node that it lies on.
+    pub(crate) fn node(&self) -> NodeId {
+        self.home.node
     }
 }
 
@@ -288,60 +344,5 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn spec_of(budget_bytes: u64, chunk_bytes: u64) -> PoolSpec {
-        PoolSpec { budget_bytes, chunk_bytes, lock: false, segments_max: 1000 }
-    }
-
-    fn spec(slots: u64) -> PoolSpec {
-        spec_of(slots << 16, 1 << 16)
-    }
-
-    #[test]
-    fn segments_stay_below_their_limit_and_sum_to_the_budget() {
-        for (budget, chunk) in [(256 << 20, 8 << 20), (10 << 30, 16 << 20), (3 << 20, 1 << 16)] {
-            let segments = spec_of(budget, chunk).segments();
-            let slots: u64 = segments.iter().map(|slots| u64::from(*slots)).sum();
-            assert_eq!(slots, budget / chunk);
-            assert!(u64::from(segments[0]) * chunk <= FIRST_SEGMENT_BYTES);
-            assert!(segments.iter().all(|slots| u64::from(*slots) * chunk < SEGMENT_BYTES_MAX));
-        }
-    }
-
-    #[test]
-    fn the_limit_on_open_files_bounds_the_pool_and_is_said() {
-        let spec = PoolSpec { segments_max: 1, ..spec_of(1 << 30, 8 << 20) };
-        let pool = Pool::create(spec).unwrap();
-        assert!(!pool.is_growing());
-        assert!(pool.degraded()[0].contains("LimitNOFILE"), "{:?}", pool.degraded());
-    }
-
-    #[test]
-    fn a_slot_has_one_owner() {
-        let pool = Pool::create(spec(2)).unwrap();
-        let first = pool.take().unwrap().unwrap();
-        let second = pool.take().unwrap().unwrap();
-        assert!(pool.take().is_none());
-        drop(first);
-        let readable = second.publish();
-        assert_eq!(pool.free_slots(), 1);
-        drop(readable);
-        assert_eq!(pool.free_slots(), 2);
-    }
-
-    #[test]
-    fn growth_reaches_the_budget_and_is_heard() {
-        let budget = (FIRST_SEGMENT_BYTES + (8 << 20)) & !0xffff;
-        let pool = Arc::new(Pool::create(spec_of(budget, 1 << 20)).unwrap());
-        let before = pool.slots();
-        let (sender, grown) = std::sync::mpsc::channel();
-        let thread =
-            Arc::clone(&pool).grow_in_background(move |slots| sender.send(slots).unwrap()).unwrap();
-        thread.join().unwrap();
-        assert!(!pool.is_growing());
-        assert_eq!(before + grown.iter().sum::<usize>(), 72);
-        assert_eq!(pool.slots(), 72);
-    }
-}
+#[path = "pool_tests.rs"]
+mod tests;

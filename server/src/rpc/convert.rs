@@ -213,6 +213,13 @@ pub(super) fn report(report: &Report) -> pb::LoadReport {
         wasted_bytes: tally.cost.wasted_bytes,
         origin_queue_seconds: tally.cost.queued.as_secs_f64(),
         backoff_seconds: tally.cost.backoff.as_secs_f64(),
+        placement: report.placed.as_ref().map(|placed| pb::PlacementReport {
+            asked: placed.asked.clone(),
+            node: placed.node.map(|node| node.0),
+            near_bytes: tally.near.near,
+            far_bytes: tally.near.far,
+            degraded: placed.degraded.clone().unwrap_or_default(),
+        }),
     }
 }
 

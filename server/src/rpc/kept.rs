@@ -181,8 +181,9 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::cpu::Workers;
+    use crate::cpu::NodeWorkers;
     use crate::plan::ChunkSpec;
+    use crate::ram::places::Places;
     use crate::ram::pool::{Pool, PoolSpec};
     use crate::verify::VerifiedChunk;
     use crate::verify::record::Records;
@@ -195,28 +196,28 @@ mod tests {
     async fn a_check_keeps_no_slot_but_the_one_it_reads() {
         let spec =
             PoolSpec { budget_bytes: 4 * CHUNK, chunk_bytes: CHUNK, lock: false, segments_max: 1 };
-        let pool = Arc::new(Pool::create(spec).unwrap());
+        let pool = Arc::new(Pool::create(spec, Places::one()).unwrap());
         let counters = std::array::from_fn(|_| ::metrics::Counter::noop());
         let ram = Arc::new(RamTier::new(pool, counters));
-        let workers = Arc::new(Workers::start("test", 1).unwrap());
+        let workers = NodeWorkers::for_tests();
         let verifier = Verifier::new(Arc::clone(&workers), Records::in_memory().unwrap());
         let manifest = crate::resolve::manifest_for_tests(&[("m", 4 * CHUNK)], &[]);
         let used = ram.use_revision(&manifest);
         for n in 0..4 {
             let key = ChunkKey([n; 32]);
             let spec = ChunkSpec { index: n.into(), key, extents: Vec::new(), bytes: CHUNK };
-            let verified = VerifiedChunk::for_tests(ram.claim().await.unwrap(), Arc::new(spec));
+            let verified = VerifiedChunk::for_tests(ram.claim(None).await.unwrap(), Arc::new(spec));
             ram.insert(verified, manifest.revision());
         }
         let chunks = ram.keys_under(manifest.uri());
         assert_eq!(chunks.len(), 4);
         // The first one is being read as long as the worker is busy.
         let (go_on, busy) = oneshot::channel::<()>();
-        let working = workers.run(move || drop(busy.blocking_recv()));
+        let working = workers.run(None, move || drop(busy.blocking_recv()));
         let checking = check_ram((&ram, &verifier), &chunks, |_| {});
         let loading = async {
             tokio::task::yield_now().await;
-            let soon = || tokio::time::timeout(Duration::from_secs(3600), ram.claim());
+            let soon = || tokio::time::timeout(Duration::from_secs(3600), ram.claim(None));
             let three = [soon().await, soon().await, soon().await];
             go_on.send(()).unwrap();
             three

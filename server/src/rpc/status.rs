@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use forebay_io::PlannedNode;
 use forebay_origin::{AddressStats, BreakerState, DnsName, EndpointStats, OriginStats};
 use forebay_proto::pb;
 use tokio::time::Instant;
 
 use super::Shared;
+use crate::load::Stages;
 use crate::loads::LoadState;
 use crate::nvme::NvmeState;
 use crate::ram::RamSizes;
@@ -34,11 +36,13 @@ pub(super) fn now(shared: &Shared) -> pb::StatusResponse {
         origins: origins.stats().into_iter().map(origin).collect(),
         degraded: degraded
             .chain(stages.ram.pool().degraded())
+            .chain(stages.workers.degraded())
             .chain(stages.nvme.iter().flat_map(|nvme| nvme.degraded()))
             .collect(),
         names: dns.names.iter().map(name).collect(),
         endpoints: origins.endpoints().into_iter().map(endpoint).collect(),
         addresses: origins.addresses().into_iter().map(address).collect(),
+        numa: Some(numa(stages)),
         nvme: Some(stages.nvme.as_ref().map_or_else(nvme_off, |tier| nvme(tier.state()))),
     }
 }
@@ -131,6 +135,37 @@ fn ram(sizes: RamSizes) -> pb::RamStatus {
         locked_bytes: sizes.locked,
         chunk_bytes: sizes.chunk,
         segments: sizes.segments,
+    }
+}
+
+fn numa(stages: &Stages) -> pb::NumaStatus {
+    let (slots, workers) = (stages.ram.on_nodes(), stages.workers.states());
+    let node = |node: &PlannedNode| {
+        let mut status = pb::NodeStatus {
+            node: node.id.0,
+            cpus: node.cpus.to_string(),
+            memory_bytes: node.memory_bytes,
+            ..Default::default()
+        };
+        if let Some(sizes) = slots.iter().find(|sizes| sizes.node == node.id) {
+            status.slots = sizes.slots;
+            status.strayed_slots = sizes.strayed;
+            status.cached_bytes = sizes.cached;
+            status.leased_bytes = sizes.leased;
+            status.filling_bytes = sizes.filling;
+            status.free_bytes = sizes.free;
+        }
+        if let Some(state) = workers.iter().find(|state| state.node == node.id) {
+            status.workers = state.workers as u64;
+            status.pinned_workers = state.pinned as u64;
+            status.worker_jobs = state.jobs;
+            status.offnode_jobs = state.offnode;
+        }
+        status
+    };
+    pb::NumaStatus {
+        nodes: stages.numa.plan().nodes().iter().map(node).collect(),
+        misplaced_slots: stages.ram.misplaced(),
     }
 }
 

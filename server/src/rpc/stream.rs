@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
-use forebay_proto::{Failure, Reason, pb};
+use forebay_proto::{Failure, Placement, Reason, pb};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::Stream;
@@ -21,6 +21,7 @@ use crate::flight::Waiter;
 use crate::load::conversation::{ClientEvent, LoadEvent};
 use crate::load::{Keep, LoadRequest, Progress, keep, lend};
 use crate::metrics;
+use crate::numa::Placed;
 use crate::plan::{Selection, plan};
 use crate::report::Report;
 use crate::timeline::Timeline;
@@ -134,6 +135,7 @@ pub(super) async fn load(
             tensors: convert::globs(open.tensors)?,
             objects: convert::globs(open.objects)?,
         },
+        placed: placed(shared, open.placement)?,
         peer: context.peer,
         deadline: context.deadline,
     };
@@ -150,6 +152,15 @@ pub(super) async fn load(
         ended = talking => ended,
         failure = hear(incoming, said) => Err(failure),
     }
+}
+
+/// Where the slots of a load should lie.
+fn placed(shared: &Shared, wish: Option<pb::Placement>) -> Result<Option<Placed>, Failure> {
+    let placed = Placement::receive(wish)?.map(|wish| shared.stages.numa.place(wish));
+    if let Some(Placed { asked, degraded: Some(why), .. }) = &placed {
+        tracing::info!(asked, why, "a load does not get the place that it asks for");
+    }
+    Ok(placed)
 }
 
 /// Passes the client's messages on; ends only with a client that breaks the protocol.
@@ -277,6 +288,7 @@ pub(super) async fn prefetch(
         load_id: convert::load_id(asked.load_id)?,
         lane: Lane::Prefetch,
         selection: Selection::default(),
+        placed: placed(shared, asked.placement)?,
         peer: context.peer,
         deadline: context.deadline,
     };

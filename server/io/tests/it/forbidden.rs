@@ -13,7 +13,7 @@ use crate::{buffer, settings};
 const CHILD: &str = "confined-child";
 
 /// Whether this process is the child. If it is not, runs it and checks that the test passed there.
-fn confined(test: &str) -> bool {
+pub(crate) fn confined(test: &str) -> bool {
     if std::env::args().any(|argument| argument == CHILD) {
         return true;
     }
@@ -30,7 +30,7 @@ fn confined(test: &str) -> bool {
 }
 
 /// From now on, in this thread and those it starts, a system call answers with an error.
-fn forbid(call: libc::c_long, errno: i32) {
+pub(crate) fn forbid(call: libc::c_long, errno: i32) {
     let step = |code: u32, skip_unless: u8, value: u32| libc::sock_filter {
         code: u16::try_from(code).expect("a code of 16 bits"),
         jt: 0,

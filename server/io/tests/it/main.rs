@@ -5,6 +5,7 @@ mod contract;
 mod faults;
 mod forbidden;
 mod memlock;
+mod numa;
 
 use std::path::Path;
 use std::sync::Arc;

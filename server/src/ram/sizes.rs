@@ -1,0 +1,100 @@
+//! How the tier's bytes are used: all together, and by NUMA node.
+
+use std::collections::BTreeMap;
+
+use forebay_io::NodeId;
+
+use super::RamTier;
+use super::places::OnNode;
+
+/// Sizes of the tier.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct RamSizes {
+    /// As configured.
+    pub(crate) budget: u64,
+    /// In segments so far.
+    pub(crate) populated: u64,
+    /// Readable, not leased.
+    pub(crate) cached: u64,
+    /// Leased or being handed over.
+    pub(crate) leased: u64,
+    /// Being filled, or evicted and still leased.
+    pub(crate) filling: u64,
+    /// On the free list.
+    pub(crate) free: u64,
+    /// Locked in memory.
+    pub(crate) locked: u64,
+    /// One slot.
+    pub(crate) chunk: u64,
+    /// Segments.
+    pub(crate) segments: u64,
+}
+
+/// The slots of one NUMA node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NodeSizes {
+    /// Which node.
+    pub(crate) node: NodeId,
+    /// Slots that lie there.
+    pub(crate) slots: u64,
+    /// Slots that were asked for there and lie elsewhere.
+    pub(crate) strayed: u64,
+    /// Bytes of those that are readable and not leased.
+    pub(crate) cached: u64,
+    /// Leased or being handed over.
+    pub(crate) leased: u64,
+    /// Being filled, or evicted and still leased.
+    pub(crate) filling: u64,
+    /// On the free list.
+    pub(crate) free: u64,
+}
+
+impl RamTier {
+    /// How the tier's bytes are used.
+    pub(crate) fn sizes(&self) -> RamSizes {
+        let spec = self.pool.spec();
+        let segments = self.pool.segments();
+        let populated = self.pool.slots() as u64 * spec.chunk_bytes;
+        let free = self.pool.free_slots() as u64 * spec.chunk_bytes;
+        let index = self.lock();
+        let (mut cached, mut leased) = (0, 0);
+        for chunk in index.residency.values() {
+            let side = if chunk.is_leased() { &mut leased } else { &mut cached };
+            *side += spec.chunk_bytes;
+        }
+        RamSizes {
+            budget: spec.budget_bytes,
+            populated,
+            cached,
+            leased,
+            filling: populated.saturating_sub(free + cached + leased),
+            free,
+            locked: segments
+                .iter()
+                .filter(|segment| segment.placement().locked)
+                .map(|segment| segment.bytes() as u64)
+                .sum(),
+            chunk: spec.chunk_bytes,
+            segments: segments.len() as u64,
+        }
+    }
+
+    /// The same by node.
+    pub(crate) fn on_nodes(&self) -> Vec<NodeSizes> {
+        let chunk_bytes = self.pool.spec().chunk_bytes;
+        let free = self.pool.free_on_nodes();
+        let mut sums: BTreeMap<NodeId, [u64; 2]> = BTreeMap::new();
+        for chunk in self.lock().residency.values() {
+            let [cached, leased] = sums.entry(chunk.node()).or_default();
+            *(if chunk.is_leased() { leased } else { cached }) += chunk_bytes;
+        }
+        let sizes = |(node, on): (NodeId, OnNode)| {
+            let [cached, leased] = sums.get(&node).copied().unwrap_or_default();
+            let free = free.get(&node).map_or(0, |slots| *slots as u64) * chunk_bytes;
+            let filling = (on.slots * chunk_bytes).saturating_sub(free + cached + leased);
+            let OnNode { slots, strayed } = on;
+            NodeSizes { node, slots, strayed, cached, leased, filling, free }
+        };
+        self.pool.on_nodes().into_iter().map(sizes).collect()
+    }
+}
