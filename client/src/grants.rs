@@ -14,6 +14,7 @@
 //! leases that only the daemon knows of. Only the end of the session frees those, so the client
 //! stops using it for new loads, and it ends with the last view of it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ use crate::chunk::{Chunk, LentSlot};
 use crate::client::Client;
 use crate::coverage::Coverage;
 use crate::error::{ClientError, is_from_daemon};
-use crate::options::{Lane, LoadRequest};
+use crate::options::{Lane, LoadRequest, VerifyPolicy};
 use crate::outbox::{Lease, Outbox};
 use crate::session::Session;
 use crate::wire::{self, Deadline};
@@ -107,6 +108,8 @@ impl GrantStream {
             session: session.unwrap_or_default().into(),
             tensors: request.tensors,
             objects: request.objects,
+            verify: policy(request.verify).into(),
+            sha256: expected(request.sha256),
             placement: request.placement.map(Placement::to_wire),
         });
         let call = wire::request(outbox.requests(), deadline, client.trace_parent())?;
@@ -364,6 +367,22 @@ async fn own_end(
 
 fn unexpected(what: &str) -> ClientError {
     Malformed::new("LoadResponse", what).into()
+}
+
+fn policy(policy: Option<VerifyPolicy>) -> pb::VerifyPolicy {
+    match policy {
+        None => pb::VerifyPolicy::Unspecified,
+        Some(VerifyPolicy::Stream) => pb::VerifyPolicy::Stream,
+        Some(VerifyPolicy::Strict) => pb::VerifyPolicy::Strict,
+    }
+}
+
+fn expected(sha256: BTreeMap<String, [u8; 32]>) -> Vec<pb::ExpectedDigest> {
+    let digest = |(key, sha256): (String, [u8; 32])| {
+        let sha256 = sha256.to_vec().into();
+        pb::ExpectedDigest { key, sha256 }
+    };
+    sha256.into_iter().map(digest).collect()
 }
 
 fn lane(lane: Option<Lane>) -> pb::Lane {

@@ -64,7 +64,7 @@ pub use forebay_proto::{
 pub use load::Load;
 pub use options::{
     BadTraceParent, CallOptions, EvictRequest, KeepTier, Lane, LoadRequest, PrefetchRequest,
-    TraceParent,
+    TraceParent, VerifyPolicy,
 };
 pub use order::Piece;
 pub use verbs::{Prefetch, Stat, Verify};

@@ -1,5 +1,6 @@
 //! What a caller asks for: a load, a prefetch, an eviction, and what goes with every call.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -106,6 +107,18 @@ pub struct LoadRequest {
     pub(crate) objects: Vec<String>,
     pub(crate) placement: Option<Placement>,
     pub(crate) deadline: Option<Duration>,
+    pub(crate) verify: Option<VerifyPolicy>,
+    pub(crate) sha256: BTreeMap<String, [u8; 32]>,
+}
+
+/// When chunks are handed over of an object of which a digest of all its bytes is known, and no digests
+/// of its chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VerifyPolicy {
+    /// As they come: the load fails at its end if the digest does not hold, and nothing is kept.
+    Stream,
+    /// When all of the object has been compared with its digest.
+    Strict,
 }
 
 impl LoadRequest {
@@ -119,7 +132,27 @@ impl LoadRequest {
             objects: Vec::new(),
             placement: None,
             deadline: None,
+            verify: None,
+            sha256: BTreeMap::new(),
         }
+    }
+
+    /// When chunks are handed over whose object has a digest; [`VerifyPolicy::Stream`] if not said.
+    #[must_use]
+    pub fn verify(mut self, policy: VerifyPolicy) -> Self {
+        self.verify = Some(policy);
+        self
+    }
+
+    /// The SHA-256 that objects should have, by their keys relative to the checkpoint. Keys that it does
+    /// not have count for nothing, unless it has none of them.
+    #[must_use]
+    pub fn sha256<K: Into<String>>(
+        mut self,
+        digests: impl IntoIterator<Item = (K, [u8; 32])>,
+    ) -> Self {
+        self.sha256.extend(digests.into_iter().map(|(key, digest)| (key.into(), digest)));
+        self
     }
 
     /// The budget of the whole load, from the call to the report; instead of the client's.

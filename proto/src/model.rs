@@ -32,6 +32,7 @@ pub use manifest::{Manifest, ManifestBuilder, ObjectEntry, ObjectIndex, TensorEn
 pub use numa::{NodeStatus, NumaStatus};
 pub use report::{
     IdleTime, PathStep, PlacementReport, PrefetchEvent, PrefetchProgress, Report, StageTime,
+    VerifiedObjects,
 };
 pub use status::{
     AddressStatus, DaemonStatus, EndpointStatus, LoadStatus, NameStatus, NvmeStatus, OriginStatus,

@@ -15,6 +15,7 @@
 pub(crate) mod queue;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -354,7 +355,8 @@ impl AdmissionPermit {
         self.shared.wait(self.ticket, granted, self.stall).await?;
         wish.open = false;
         self.shared.lock().token_out(self.ticket);
-        Ok(WindowSlot { shared: Arc::clone(&self.shared), ticket: self.ticket, lent: false })
+        let lent = AtomicBool::new(false);
+        Ok(WindowSlot { shared: Arc::clone(&self.shared), ticket: self.ticket, lent })
     }
 
     /// The most slots this load held at one time.
@@ -405,13 +407,13 @@ impl Drop for Wish<'_> {
 pub(crate) struct WindowSlot {
     shared: Arc<Shared>,
     ticket: Ticket,
-    lent: bool,
+    lent: AtomicBool,
 }
 
 impl WindowSlot {
     /// The slot is lent to a client from now on, until the token is dropped.
-    pub(crate) fn lend(&mut self) {
-        if !std::mem::replace(&mut self.lent, true) {
+    pub(crate) fn lend(&self) {
+        if !self.lent.swap(true, Ordering::Relaxed) {
             self.shared.lock().lent += 1;
         }
     }
@@ -419,7 +421,7 @@ impl WindowSlot {
 
 impl Drop for WindowSlot {
     fn drop(&mut self) {
-        self.shared.give_back(self.ticket, self.lent);
+        self.shared.give_back(self.ticket, *self.lent.get_mut());
     }
 }
 
@@ -476,7 +478,7 @@ mod tests {
     async fn a_pool_that_stands_still_names_its_holder() {
         let admission = admission(1);
         let load = admit(&admission, "hoarder").await;
-        let mut slot = load.slot().await.unwrap();
+        let slot = load.slot().await.unwrap();
         slot.lend();
         let error = admission.admit(Lane::Interactive, holder("b")).await.unwrap_err();
         let failure = Failure::from(error);

@@ -39,6 +39,7 @@ use crate::admission::Admission;
 use crate::admission::queue::Limits;
 use crate::config::{ConfigError, Flags, LogForm, Settings};
 use crate::cpu::{NodeWorkers, Workers};
+use crate::decode::Decoder;
 use crate::evidence::KernelEvidence;
 use crate::fetch::Fetcher;
 use crate::flight::Flights;
@@ -50,9 +51,10 @@ use crate::numa::Numa;
 use crate::nvme::NvmeTier;
 use crate::ram::RamTier;
 use crate::ram::pool::Pool;
-use crate::resolve::{HeaderCache, Resolver};
+use crate::resolve::{HeaderCache, Proven, Resolver};
 use crate::rpc::serve::Face;
 use crate::rpc::{Service, Shared};
+use crate::staging::Staging;
 use crate::verify::Verifier;
 use crate::verify::record::Records;
 use place::{CacheDir, Places, notify_ready};
@@ -60,6 +62,11 @@ use vitals::DaemonVitals;
 
 /// What a client message may have at most: releases and opens are small.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
+/// Chunks whose stored form there is memory for, at least...
+const STAGED_CHUNKS_MIN: u64 = 4;
+/// ... and at most: 256 requests are what an endpoint gets.
+const STAGED_CHUNKS_MAX: u64 = 256;
 
 /// The health name beside the empty one.
 const SERVICE_NAME: &str = "forebay.v1.Forebay";
@@ -365,15 +372,21 @@ fn build_stages(settings: &Settings, parts: Parts<'_>) -> Result<Arc<Stages>, Da
     let cpu = Workers::start("forebay-cpu", cores.div_ceil(2))
         .map_err(DaemonError::system("start the worker threads"))?;
     let cpu = Arc::new(cpu);
+    let coded = (Staging::new(staging_bytes(settings)), Arc::clone(&workers));
+    let digest_key = records.key();
+    let decoder = Decoder::new(Arc::clone(&workers), digest_key);
+    let verifier = Verifier::new(Arc::clone(&workers), records);
     let stages = Stages {
         admission: Admission::new(limits, settings.no_progress),
         resolver: Resolver::new(
             Arc::clone(origins),
             Arc::clone(&cpu),
             nvme.clone().map(|nvme| Arc::new(nvme) as Arc<dyn HeaderCache>),
+            Arc::clone(verifier.records()) as Arc<dyn Proven>,
         ),
-        fetcher: Fetcher::new(Arc::clone(origins), records.key(), PartMeters::new()),
-        verifier: Verifier::new(Arc::clone(&workers), records),
+        fetcher: Fetcher::new(Arc::clone(origins), digest_key, PartMeters::new(), coded),
+        decoder,
+        verifier,
         ram,
         nvme,
         numa,
@@ -386,6 +399,13 @@ fn build_stages(settings: &Settings, parts: Parts<'_>) -> Result<Arc<Stages>, Da
     };
     stages.admission.grow(stages.ram.pool().slots());
     Ok(Arc::new(stages))
+}
+
+/// Memory for what is to be decoded: a quarter of the RAM tier, for as many chunks as are on their way
+/// of a fast origin at most, and for a few at least.
+fn staging_bytes(settings: &Settings) -> u64 {
+    let chunk = settings.chunk_bytes;
+    (settings.ram_bytes / 4).clamp(STAGED_CHUNKS_MIN * chunk, STAGED_CHUNKS_MAX * chunk)
 }
 
 fn grow(pool: &Arc<Pool>, stages: &Arc<Stages>) -> Result<JoinHandle<()>, DaemonError> {

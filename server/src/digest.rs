@@ -14,6 +14,8 @@ use std::fmt;
 use aegis::aegis128x4::Aegis128X4Mac;
 use forebay_origin::Landing;
 
+use crate::proof::{Crc, PieceSum};
+
 /// Bytes of a digest.
 pub(crate) const DIGEST_BYTES: usize = 32;
 /// Bytes of a key.
@@ -55,29 +57,52 @@ impl DigestKey {
     }
 }
 
-/// Takes the digest of an extent as its bytes land.
+/// Takes the digest of an extent as its bytes land, and the sum that its object is held to, if that is
+/// one of pieces.
 pub(crate) struct ExtentDigest {
     key: DigestKey,
     mac: Aegis128X4Mac<DIGEST_BYTES>,
+    crc: Option<(Crc, crc_fast::Digest)>,
+}
+
+/// What was taken of an extent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// Its digest.
+    pub(crate) digest: ChunkDigest,
+    /// Its sum, if one was asked for.
+    pub(crate) crc: Option<PieceSum>,
 }
 
 impl ExtentDigest {
     pub(crate) fn new(key: DigestKey) -> Self {
-        Self { key, mac: Aegis128X4Mac::new(&key.0) }
+        Self { key, mac: Aegis128X4Mac::new(&key.0), crc: None }
     }
 
-    pub(crate) fn finish(self) -> ChunkDigest {
-        self.mac.finalize()
+    /// The same, and a sum.
+    pub(crate) fn with_crc(key: DigestKey, crc: Option<Crc>) -> Self {
+        Self { crc: crc.map(|crc| (crc, crc.begin())), ..Self::new(key) }
+    }
+
+    pub(crate) fn finish(self) -> Taken {
+        let crc = self.crc.map(|(crc, sum)| PieceSum { crc, sum: sum.finalize() });
+        Taken { digest: self.mac.finalize(), crc }
     }
 }
 
 impl Landing for ExtentDigest {
     fn landed(&mut self, bytes: &[u8]) {
         self.mac.update(bytes);
+        if let Some((_, sum)) = &mut self.crc {
+            sum.update(bytes);
+        }
     }
 
     fn restart(&mut self) {
         self.mac = Aegis128X4Mac::new(&self.key.0);
+        if let Some((crc, sum)) = &mut self.crc {
+            *sum = crc.begin();
+        }
     }
 }
 
@@ -92,7 +117,7 @@ mod tests {
     fn digest(key: DigestKey, pieces: &[&[u8]]) -> ChunkDigest {
         let mut digest = ExtentDigest::new(key);
         pieces.iter().for_each(|piece| digest.landed(piece));
-        digest.finish()
+        digest.finish().digest
     }
 
     #[test]
@@ -142,11 +167,12 @@ mod tests {
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len())).collect();
             cuts.extend([0, bytes.len()]);
             cuts.sort_unstable();
-            let mut pieces = ExtentDigest::new(KEY);
+            let mut pieces = ExtentDigest::with_crc(KEY, Some(Crc::Crc64Nvme));
             pieces.landed(b"something else");
             pieces.restart();
             cuts.windows(2).for_each(|cut| pieces.landed(&bytes[cut[0]..cut[1]]));
-            prop_assert_eq!(pieces.finish(), whole);
+            let sum = Some(Crc::Crc64Nvme.of(&bytes));
+            prop_assert_eq!(pieces.finish(), Taken { digest: whole, crc: sum });
             let mut other = bytes.clone();
             other[flipped.index(bytes.len())] ^= 1 << bit;
             prop_assert_ne!(digest(KEY, &[&other]), whole);

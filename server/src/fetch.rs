@@ -7,29 +7,44 @@
 //! [`OriginStore::read`](forebay_origin::OriginStore::read) checks version, range and length, and
 //! is the only place that retries. The digest is taken while the bytes land (see [`crate::digest`]).
 //!
+//! Of an object that the store has in another form, the frames that the chunk needs go to a staging
+//! buffer instead, as they are: see [`crate::decode`]. Its share of the staging budget comes before the
+//! slot.
+//!
 //! [`FetchedChunk`] has one constructor, here, and exists only when every byte of every extent was
 //! written.
 
+mod stream;
+
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay_codec::coding::Coding;
+use forebay_codec::decode::DecodeError;
+use forebay_io::NodeId;
 use forebay_origin::{
     AttemptOutcome, AttemptRecord, Destination, EndpointView, OriginError, OriginErrorKind,
     OriginUri, Origins, ReadRequest, ReadTerms, Share, Sharing,
 };
 use forebay_proto::{Failure, Reason};
-use futures::TryStreamExt;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, TryStreamExt};
 use tokio::time::Instant;
 
-use crate::digest::{ChunkDigest, DigestKey, ExtentDigest};
+use crate::cpu::{NodeWorkers, Stopped};
+use crate::digest::{DigestKey, ExtentDigest, Taken};
 use crate::error::origin_failure;
-use crate::metrics::PartMeters;
+use crate::metrics::{self, PartMeters};
 use crate::plan::{ChunkSpec, Extent};
+use crate::proof::ObjectDigest;
 use crate::ram::pool::ClaimedSlot;
-use crate::resolve::Manifest;
+use crate::resolve::{Content, Manifest, Object};
+use crate::staging::{Staged, Staging, StagingShare};
 use crate::timeline::{Kind, Span, Stage};
+
+use stream::{Piece, StreamError, Streams};
 
 /// Parts of one chunk at a time where there is no endpoint: files, which a few threads read.
 const PARTS_OF_FILES: usize = 16;
@@ -46,6 +61,17 @@ pub(crate) enum FetchError {
         /// Which chunk.
         chunk: usize,
     },
+    /// What can only be decoded from its beginning cannot be decoded.
+    #[error("{object} cannot be decoded: {problem}")]
+    Stream {
+        /// Which object.
+        object: String,
+        /// What is wrong, and where.
+        problem: DecodeError,
+    },
+    /// The daemon is going away.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
 impl From<FetchError> for Failure {
@@ -53,20 +79,54 @@ impl From<FetchError> for Failure {
         match error {
             FetchError::Origin(error) => origin_failure(error),
             FetchError::Plan { .. } => Self::new(Reason::Internal, error.to_string()),
+            FetchError::Stream { ref object, ref problem } => {
+                Self::new(Reason::DecodeFailed, error.to_string())
+                    .for_object(object)
+                    .with_fact("stored_offset", problem.stored_offset)
+            }
+            FetchError::Stopped(stopped) => stopped.into(),
         }
         .at_stage("fetch")
     }
 }
 
-/// A chunk whose every byte was written into its slot, and nobody looked at yet.
+/// A chunk of which the store's bytes are all here, and nobody looked at them yet.
 #[derive(Debug)]
 pub(crate) struct FetchedChunk {
     slot: ClaimedSlot,
     spec: Arc<ChunkSpec>,
-    first_object: String,
+    extents: Vec<FetchedExtent>,
     pinned: bool,
-    digest: ChunkDigest,
     address: Option<IpAddr>,
+}
+
+/// What was fetched for one extent.
+#[derive(Debug)]
+pub(crate) struct FetchedExtent {
+    /// The name of its object.
+    pub(crate) object: String,
+    /// How the store has the object, if not simply as it is.
+    pub(crate) coding: Option<Arc<Coding>>,
+    /// Whether that are frames to be decoded; else they only have digests.
+    pub(crate) framed: bool,
+    /// Where the bytes are.
+    pub(crate) bytes: ExtentBytes,
+}
+
+/// Where the bytes of an extent are.
+#[derive(Debug)]
+pub(crate) enum ExtentBytes {
+    /// In the slot; this was taken of them as they landed.
+    Landed(Taken),
+    /// Beside it, as the store has them.
+    Stored {
+        /// Which frames.
+        frames: Range<usize>,
+        /// From the beginning of the first one to the end of the last one.
+        bytes: Staged,
+    },
+    /// Beside it, decoded.
+    Decoded(Staged),
 }
 
 impl FetchedChunk {
@@ -75,14 +135,32 @@ impl FetchedChunk {
         self.address
     }
 
-    /// The digest of its bytes.
-    pub(crate) fn digest(&self) -> ChunkDigest {
-        self.digest
+    /// Whether all of it is in its place, and nothing is known of its digests.
+    pub(crate) fn is_plain(&self) -> bool {
+        let plain = |extent: &FetchedExtent| {
+            extent.coding.is_none() && matches!(extent.bytes, ExtentBytes::Landed(_))
+        };
+        self.extents.iter().all(plain)
+    }
+
+    /// The node that its slot lies on.
+    pub(crate) fn node(&self) -> NodeId {
+        self.slot.node()
+    }
+
+    /// Bytes that lie beside the slot.
+    pub(crate) fn staged_bytes(&self) -> u64 {
+        let staged = |extent: &FetchedExtent| match &extent.bytes {
+            ExtentBytes::Stored { bytes, .. } => bytes.as_slice().len() as u64,
+            ExtentBytes::Decoded(bytes) => bytes.as_slice().len() as u64,
+            ExtentBytes::Landed(_) => 0,
+        };
+        self.extents.iter().map(staged).sum()
     }
 
     /// The name of its first object, for messages.
     pub(crate) fn first_object(&self) -> &str {
-        &self.first_object
+        self.extents.first().map_or("", |extent| &extent.object)
     }
 
     /// Whether the same bytes can be asked for again: all its objects are pinned.
@@ -90,9 +168,9 @@ impl FetchedChunk {
         self.pinned
     }
 
-    /// The slot and what is in it.
-    pub(crate) fn into_parts(self) -> (ClaimedSlot, Arc<ChunkSpec>) {
-        (self.slot, self.spec)
+    /// The slot, what is to be in it, and what was fetched for that.
+    pub(crate) fn into_parts(self) -> (ClaimedSlot, Arc<ChunkSpec>, Vec<FetchedExtent>) {
+        (self.slot, self.spec, self.extents)
     }
 }
 
@@ -102,20 +180,29 @@ pub(crate) struct Fetcher {
     origins: Arc<Origins>,
     digest_key: DigestKey,
     meters: PartMeters,
+    staging: Arc<Staging>,
+    streams: Streams,
 }
 
 /// One part's result.
 struct Part {
     number: usize,
-    digest: ChunkDigest,
+    fetched: FetchedExtent,
     address: Option<IpAddr>,
     spans: Vec<Span>,
 }
 
 impl Fetcher {
-    /// A stage that takes digests under a key.
-    pub(crate) fn new(origins: Arc<Origins>, digest_key: DigestKey, meters: PartMeters) -> Self {
-        Self { origins, digest_key, meters }
+    /// A stage that takes digests under a key, with memory for what is to be decoded, and workers for
+    /// what has to be decoded in order.
+    pub(crate) fn new(
+        origins: Arc<Origins>,
+        digest_key: DigestKey,
+        meters: PartMeters,
+        (staging, workers): (Arc<Staging>, Arc<NodeWorkers>),
+    ) -> Self {
+        let streams = Streams::new(workers);
+        Self { origins, digest_key, meters, staging, streams }
     }
 
     /// The endpoint that a checkpoint is read from. Files have none.
@@ -123,62 +210,140 @@ impl Fetcher {
         self.origins.endpoint(&OriginUri::parse(manifest.uri()).ok()?)
     }
 
-    /// Fills `slot` with what `spec` says. The spans are those of the part that ended last.
+    /// Memory for what has to be decoded of a chunk, when its turn has come.
+    pub(crate) async fn stage(&self, bytes: u64) -> Result<StagingShare, FetchError> {
+        Ok(self.staging.share(bytes).await?)
+    }
+
+    /// The memory for what is to be decoded: lent, and in all.
+    pub(crate) fn staging(&self) -> (u64, u64) {
+        self.staging.lent_and_budget()
+    }
+
+    /// Fetches what `slot` is to be filled with, as `spec` says. The spans are those of the part that
+    /// ended last.
     pub(crate) async fn fetch(
         &self,
         manifest: &Manifest,
         spec: &Arc<ChunkSpec>,
         terms: &ReadTerms,
-        mut slot: ClaimedSlot,
+        (mut slot, staging): (ClaimedSlot, Option<StagingShare>),
     ) -> Result<(FetchedChunk, Vec<Span>), FetchError> {
         let offered = Instant::now();
-        let parts = split(slot.as_mut_slice(), spec)?;
-        let mut waiting = parts.into_iter().enumerate();
+        let misfit = || FetchError::Plan { chunk: spec.index };
+        let places = split(slot.as_mut_slice(), spec)?;
+        let mut waiting = places.into_iter().enumerate();
         let share = self.endpoint(manifest).map(|endpoint| endpoint.share(Sharing::Chunks));
         let at_once = || share.as_ref().map_or(PARTS_OF_FILES, Share::on_its_way);
         let mut running = FuturesUnordered::new();
-        let mut digests = vec![(0, ChunkDigest::default()); spec.extents.len()];
+        let mut extents: Vec<Option<FetchedExtent>> = Vec::new();
+        extents.resize_with(spec.extents.len(), || None);
         let (mut spans, mut address) = (Vec::new(), None);
         loop {
             let more = at_once().saturating_sub(running.len());
-            running.extend(
-                waiting.by_ref().take(more).map(|part| self.part(manifest, part, (terms, offered))),
-            );
+            for (number, (extent, into)) in waiting.by_ref().take(more) {
+                let object = manifest.objects().get(extent.object).ok_or_else(misfit)?;
+                let wanted = Wanted { number, manifest, object, extent, terms, offered };
+                running.push(self.part(wanted, into, staging.as_ref()));
+            }
             let Some(part) = running.try_next().await? else { break };
-            if let (Some(place), Some(extent)) =
-                (digests.get_mut(part.number), spec.extents.get(part.number))
-            {
-                *place = (extent.bytes, part.digest);
+            if let Some(place) = extents.get_mut(part.number) {
+                *place = Some(part.fetched);
             }
             (spans, address) = (part.spans, part.address.filter(|_| spec.extents.len() == 1));
         }
         drop(running);
-        let objects = || spec.extents.iter().filter_map(|e| manifest.objects().get(e.object));
-        let first_object = objects().next().map_or_else(String::new, |object| object.name.clone());
-        let pinned = objects().all(|object| object.pinned);
-        let digest = self.digest_key.of_chunk(digests);
-        let spec = Arc::clone(spec);
-        Ok((FetchedChunk { slot, spec, first_object, pinned, digest, address }, spans))
+        let extents = extents.into_iter().collect::<Option<_>>().ok_or_else(misfit)?;
+        let mut objects = spec.extents.iter().filter_map(|e| manifest.objects().get(e.object));
+        let pinned = objects.all(|object| object.pinned);
+        Ok((FetchedChunk { slot, spec: Arc::clone(spec), extents, pinned, address }, spans))
     }
 
     async fn part(
         &self,
-        manifest: &Manifest,
-        (number, (extent, into)): (usize, (&Extent, &mut [u8])),
-        (terms, offered): (&ReadTerms, Instant),
+        wanted: Wanted<'_>,
+        into: &mut [u8],
+        staging: Option<&StagingShare>,
     ) -> Result<Part, FetchError> {
-        let object = manifest
-            .objects()
-            .get(extent.object)
-            .ok_or(FetchError::Plan { chunk: extent.object })?;
+        let Wanted { number, object, extent, .. } = wanted;
+        let misfit = || FetchError::Plan { chunk: extent.object };
+        let (bytes, address, spans) = match lies(object, extent) {
+            Lies::AsItIs(range) => {
+                let crc = object.checksum.and_then(ObjectDigest::crc);
+                let mut digest = ExtentDigest::with_crc(self.digest_key, crc);
+                let to = Destination { into, landing: Some(&mut digest) };
+                let (address, spans) = self.read(wanted, range, to).await?;
+                (ExtentBytes::Landed(digest.finish()), address, spans)
+            }
+            Lies::Framed(frames, range) => {
+                let length = usize::try_from(range.end - range.start).map_err(|_wide| misfit())?;
+                let mut bytes = staging.ok_or_else(misfit)?.buffer(length);
+                let to = Destination::from(bytes.as_mut_slice());
+                let (address, spans) = self.read(wanted, range, to).await?;
+                (ExtentBytes::Stored { frames, bytes }, address, spans)
+            }
+            Lies::Streamed(range) => {
+                let bytes = self.piece(wanted, range, staging.ok_or_else(misfit)?).await?;
+                let span = Span::new(Stage::Fetch, Kind::Service, wanted.offered, Instant::now());
+                (ExtentBytes::Decoded(bytes), None, vec![span])
+            }
+        };
+        let (coding, framed) = match &object.content {
+            Content::Plain | Content::Stream(_) => (None, false),
+            Content::Digested(coding) => (Some(Arc::clone(coding)), false),
+            Content::Framed(coding) => (Some(Arc::clone(coding)), true),
+        };
+        let fetched = FetchedExtent { object: object.name.clone(), coding, framed, bytes };
+        Ok(Part { number, fetched, address, spans })
+    }
+
+    /// A piece of what an object decodes to that can only be decoded from its beginning.
+    async fn piece(
+        &self,
+        wanted: Wanted<'_>,
+        range: Range<u64>,
+        staging: &StagingShare,
+    ) -> Result<Staged, FetchError> {
+        let object = wanted.object;
+        let piece = Piece {
+            key: object.identity,
+            range,
+            plain_bytes: object.bytes,
+            stored_bytes: object.stored_bytes(),
+            staging,
+        };
+        let read = move |range: Range<u64>| {
+            let reading = async move {
+                let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+                let mut bytes = vec![0; length];
+                self.read(wanted, range, Destination::from(bytes.as_mut_slice())).await?;
+                Ok(bytes)
+            };
+            reading.boxed()
+        };
+        self.streams.piece(piece, &read).await.map_err(|error| match error {
+            StreamError::Read(error) => error,
+            StreamError::Stopped(stopped) => stopped.into(),
+            StreamError::Decode(problem) => {
+                metrics::decode_failure();
+                FetchError::Stream { object: object.name.clone(), problem }
+            }
+        })
+    }
+
+    /// Reads a range of what the store has.
+    async fn read(
+        &self,
+        Wanted { manifest, object, terms, offered, .. }: Wanted<'_>,
+        range: Range<u64>,
+        to: Destination<'_>,
+    ) -> Result<(Option<IpAddr>, Vec<Span>), FetchError> {
         let request = ReadRequest {
             key: object.key.clone(),
             pin: object.pin.clone(),
-            object_bytes: object.bytes,
-            range: extent.object_offset..extent.object_offset + extent.bytes,
+            object_bytes: object.stored_bytes(),
+            range,
         };
-        let mut digest = ExtentDigest::new(self.digest_key);
-        let to = Destination { into, landing: Some(&mut digest) };
         let read = manifest.store().read_on(&request, terms.clone(), to).await;
         let log = match &read {
             Ok(record) => &record.attempt_log,
@@ -186,18 +351,70 @@ impl Fetcher {
         };
         self.meters.ended(log.len(), retry_delays(log));
         let spans = attempt_spans(log, offered, Instant::now());
-        let address = source_of(log);
-        read?;
-        Ok(Part { number, digest: digest.finish(), address, spans })
+        Ok((read?.source(), spans))
     }
 }
 
-/// The address that all bytes of a read came from; none if they came from several, or from a copy.
-fn source_of(log: &[AttemptRecord]) -> Option<IpAddr> {
-    match log {
-        [only] if only.outcome == AttemptOutcome::Done => only.address,
-        _ => None,
-    }
+/// One extent that is fetched, and on which terms.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    number: usize,
+    manifest: &'a Manifest,
+    object: &'a Object,
+    extent: &'a Extent,
+    terms: &'a ReadTerms,
+    offered: Instant,
+}
+
+/// Where the bytes of an extent lie, and which they are there.
+enum Lies {
+    /// In the store as they are, so that they can be fetched into their place.
+    AsItIs(Range<u64>),
+    /// In these frames, which lie there in the store.
+    Framed(Range<usize>, Range<u64>),
+    /// In a stream; the range is that of what it decodes to.
+    Streamed(Range<u64>),
+}
+
+fn lies(object: &Object, extent: &Extent) -> Lies {
+    let range = extent.object_offset..extent.object_offset + extent.bytes;
+    let (coding, framed) = match &object.content {
+        Content::Plain => return Lies::AsItIs(range),
+        Content::Stream(_) => return Lies::Streamed(range),
+        Content::Digested(coding) => (coding, false),
+        Content::Framed(coding) => (coding, true),
+    };
+    let frames = coding.frames_over(range.clone());
+    let stored = coding.stored_range(frames.clone());
+    // What the store has as it is goes into its place, unless more of it has to be looked at.
+    if framed || stored != range { Lies::Framed(frames, stored) } else { Lies::AsItIs(range) }
+}
+
+/// Bytes that the origin has to send for a chunk, about: of a stream, its share.
+pub(crate) fn wire_bytes(manifest: &Manifest, spec: &ChunkSpec) -> u64 {
+    let of = |extent: &Extent| {
+        let object = manifest.objects().get(extent.object)?;
+        Some(match lies(object, extent) {
+            Lies::AsItIs(range) | Lies::Framed(_, range) => range.end - range.start,
+            Lies::Streamed(range) => {
+                let share = u128::from(range.end - range.start) * u128::from(object.stored_bytes());
+                u64::try_from(share / u128::from(object.bytes.max(1))).unwrap_or(u64::MAX)
+            }
+        })
+    };
+    spec.extents.iter().filter_map(of).sum()
+}
+
+/// Bytes that do not go into their place at once.
+pub(crate) fn staged_bytes(manifest: &Manifest, spec: &ChunkSpec) -> u64 {
+    let staged = |extent: &Extent| match lies(manifest.objects().get(extent.object)?, extent) {
+        Lies::AsItIs(_) => None,
+        Lies::Framed(_, stored) => Some(stored.end - stored.start),
+        Lies::Streamed(range) => {
+            Some(range.end - range.start + stream::READ_BYTES * stream::READS_AT_ONCE)
+        }
+    };
+    spec.extents.iter().filter_map(staged).sum()
 }
 
 /// The extents of a slot as disjoint slices.

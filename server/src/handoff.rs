@@ -140,13 +140,13 @@ impl Session {
         &self.closed
     }
 
-    /// Leases one chunk to this session.
+    /// Leases one chunk to this session; `window` pays for its slot.
     pub(crate) fn grant(
         &self,
         load: LoadKey,
         chunk: usize,
         pinned: PinnedChunk,
-        mut window: WindowSlot,
+        window: Arc<WindowSlot>,
     ) -> GrantedSlot {
         static LEASES: AtomicU64 = AtomicU64::new(1);
         let lease_id = LEASES.fetch_add(1, Ordering::Relaxed);
@@ -157,7 +157,6 @@ impl Session {
             generation: pinned.generation().0,
         };
         window.lend();
-        let window = pinned.pay(window);
         let segment = Arc::clone(pinned.segment());
         let mut state = self.lock();
         state.leases.insert(lease_id, Lease { pinned, window, load, chunk });

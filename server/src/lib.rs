@@ -15,6 +15,7 @@ mod load;
 mod loads;
 
 mod admission;
+mod decode;
 mod fetch;
 mod flight;
 mod handoff;
@@ -32,6 +33,8 @@ mod evidence;
 mod http;
 mod metrics;
 mod numa;
+mod proof;
 mod report;
 mod residency;
+mod staging;
 mod timeline;

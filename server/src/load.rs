@@ -12,7 +12,10 @@ pub(crate) mod conversation;
 mod feasible;
 mod filler;
 mod keep;
+mod proofs;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -26,19 +29,20 @@ use tokio::time::Instant;
 use crate::admission::{Admission, AdmissionPermit, Holder, Lane};
 use crate::cpu::{NodeWorkers, Workers};
 use crate::deadline::{Deadline, Expired};
-use crate::fetch::Fetcher;
+use crate::decode::{DecodeError, Decoder};
+use crate::fetch::{FetchedChunk, Fetcher, staged_bytes};
 use crate::flight::{FlightLog, Flights, Landed, Waiter};
 use crate::handoff::{Peer, SessionStay};
 use crate::loads::{Entry, LoadState, Loads};
 use crate::numa::{Numa, Placed};
 use crate::nvme::{NvmeTier, TierUse};
-use crate::plan::{ChunkSpec, FetchPlan, PlanError, Selection, plan};
+use crate::plan::{ChunkSpec, FetchPlan, PlanError, Selection, plan, plan_whole};
 use crate::ram::pool::ClaimedSlot;
 use crate::ram::{PinnedChunk, RamTier, RevisionUse};
 use crate::report::{Report, Subject, Tally, Tier, close};
-use crate::resolve::{Manifest, Resolver, Revision};
+use crate::resolve::{Manifest, Object, Resolver, Revision};
 use crate::timeline::{Kind, Stage, Timeline};
-use crate::verify::{Decayed, Verifier, VerifyError};
+use crate::verify::{Decayed, VerifiedChunk, Verifier, VerifyError};
 use conversation::{ClientEvent, Conversation, LoadEvent};
 use filler::Filler;
 
@@ -57,6 +61,8 @@ pub(crate) struct Stages {
     pub(crate) resolver: Resolver,
     /// Bytes into slots.
     pub(crate) fetcher: Fetcher,
+    /// From what a store has to what is served.
+    pub(crate) decoder: Decoder,
     /// Digests.
     pub(crate) verifier: Verifier,
     /// Slots and what is in them.
@@ -97,6 +103,17 @@ pub(crate) struct LoadRequest {
     pub(crate) peer: Peer,
     /// When everything has to be handed over.
     pub(crate) deadline: Deadline,
+    /// What the objects are held to.
+    pub(crate) expected: Expected,
+}
+
+/// What a client wants the bytes to be, and when.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Expected {
+    /// Nothing is handed over of an object before all of it has what is known of it.
+    pub(crate) strict: bool,
+    /// Digests that the client knows, by the objects' names.
+    pub(crate) sha256: BTreeMap<String, [u8; 32]>,
 }
 
 impl LoadRequest {
@@ -124,6 +141,11 @@ pub(crate) async fn lend(
         let deadline = request.deadline;
         let opening = open(stages, request, timeline, &entry);
         let (head, permit) = in_time(deadline, opening).await?;
+        check_expected(request, &head.plan)?;
+        if request.expected.strict {
+            let proving = prove(stages, request, timeline, (&head, &permit));
+            in_time(deadline, proving).await?;
+        }
         let mut conversation = Conversation::new(&head, &stay, timeline, talk);
         let what = (&head.plan, head.entry);
         let mut filler = Filler::new(stages, what, &permit, request, timeline);
@@ -258,6 +280,89 @@ async fn planned(
     Ok(stages.cpu.run(move || plan(&manifest, &selection, chunk_bytes)).await??)
 }
 
+/// Refuses what cannot be: digests of objects that the checkpoint does not have, or that are not loaded
+/// whole.
+fn check_expected(request: &LoadRequest, plan: &FetchPlan) -> Result<(), Failure> {
+    let expected = &request.expected.sha256;
+    let objects = plan.manifest().objects();
+    let named = |object: &&Object| expected.contains_key(&object.name);
+    let refused = |message: String| Failure::new(Reason::BadRequest, message).at_stage("plan");
+    if !expected.is_empty() && !objects.iter().any(|object| named(&object)) {
+        let some = expected.keys().next().map_or("", String::as_str);
+        return Err(refused(format!(
+            "none of the {} digests given is of an object of the checkpoint (one is of {some})",
+            expected.len()
+        )));
+    }
+    if request.expected.strict {
+        return Ok(());
+    }
+    let planned = proofs::planned_bytes(plan);
+    let part = |(index, object): &(usize, &Object)| {
+        let planned = planned.get(index).copied().unwrap_or(0);
+        named(object) && planned > 0 && planned < object.bytes
+    };
+    match objects.iter().enumerate().find(part) {
+        Some((_, object)) => Err(refused(format!(
+            "{} is loaded in part, so its SHA-256 cannot be compared: load it whole, or strictly",
+            object.name
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Brings every object in that is held to something, whole, and compares, before anything is handed
+/// over. What has to make room again is compared with what is recorded of it now when it comes anew.
+async fn prove(
+    stages: &Arc<Stages>,
+    request: &LoadRequest,
+    timeline: &Timeline,
+    (head, permit): (&Head<'_>, &AdmissionPermit),
+) -> Result<(), Failure> {
+    let manifest = head.plan.manifest();
+    let touched = proofs::touched(&head.plan);
+    let due = proofs::due(stages, manifest, &request.expected).into_iter();
+    let due: BTreeSet<usize> =
+        due.map(|(index, _)| index).filter(|index| touched.contains(index)).collect();
+    if due.is_empty() {
+        return Ok(());
+    }
+    let unpinned = |index: &&usize| manifest.objects().get(**index).is_some_and(|o| !o.pinned);
+    if let Some(object) = due.iter().find(unpinned).and_then(|at| manifest.objects().get(*at)) {
+        let message = format!(
+            "{} cannot be held to its digest before it is handed over: its origin gives no ETag, \
+             version or time to know it again by",
+            object.name
+        );
+        return Err(Failure::new(Reason::BadRequest, message).for_object(&object.name));
+    }
+    let (whole, chunk_bytes) = (Arc::clone(manifest), stages.chunk_bytes);
+    let planning = stages.cpu.run(move || plan_whole(&whole, &touched, &due, chunk_bytes));
+    let plan = Arc::new(planning.await?);
+    let mut again = true;
+    loop {
+        let what = (&plan, head.entry);
+        let mut filler = Filler::new(stages, what, permit, request, timeline);
+        let proven = loop {
+            let look_again = filler.quiet(stages.no_progress)?;
+            let ready = tokio::select! {
+                ready = filler.next() => ready,
+                () = tokio::time::sleep_until(look_again) => continue,
+            };
+            match ready {
+                Ok(Some(_)) => {}
+                Ok(None) => break Ok(()),
+                Err(failure) => break Err(failure),
+            }
+        };
+        match proven {
+            // The way here may have done it.
+            Err(failure) if again && failure.reason == Reason::DigestMismatch => again = false,
+            proven => return proven,
+        }
+    }
+}
+
 fn state_of(request: &LoadRequest, timeline: &Timeline) -> LoadState {
     LoadState {
         load_id: request.load_id.clone(),
@@ -323,7 +428,8 @@ fn report(
         lane: request.lane.as_str(),
         placed: request.placed.as_ref(),
     };
-    let tally = Tally { cost: timeline.cost(), ..tally };
+    let verified = proofs::verified_by(&head.plan, &request.expected);
+    let tally = Tally { cost: timeline.cost(), verified, ..tally };
     close(subject, timeline, tally, copies, Instant::now())
 }
 
@@ -345,7 +451,15 @@ async fn fill(
     };
     let mut again = true;
     loop {
-        let slot = match claimed.take() {
+        let staging = match staged_bytes(&manifest, &spec) {
+            0 => None,
+            bytes => {
+                log.at(Stage::Decompress, Kind::Queue);
+                Some(stages.fetcher.stage(bytes).await?)
+            }
+        };
+        // Memory to decode from comes before the slot to decode into.
+        let slot = match claimed.take().filter(|_| staging.is_none()) {
             Some(slot) => slot,
             None => {
                 log.at(Stage::LeaseAlloc, Kind::Service);
@@ -353,13 +467,12 @@ async fn fill(
             }
         };
         log.at(Stage::Fetch, Kind::Service);
-        let (fetched, spans) = stages.fetcher.fetch(&manifest, &spec, &terms, slot).await?;
+        let into = (slot, staging);
+        let (fetched, spans) = stages.fetcher.fetch(&manifest, &spec, &terms, into).await?;
         // Now the phases are known.
         log.replace_last(spans);
-        log.at(Stage::VerifyPart, Kind::Service);
-        match stages.verifier.verify(fetched).await {
-            Ok((verified, spans)) => {
-                log.replace_last(spans.to_vec());
+        match check(&stages, fetched, &log).await {
+            Ok(verified) => {
                 let digest = verified.to_store();
                 let pinned = stages.ram.insert(verified, revision);
                 if let (Some(nvme), Some(digest)) = (&stages.nvme, digest) {
@@ -368,13 +481,52 @@ async fn fill(
                 return Ok(Landed { pinned, tier: Tier::Origin });
             }
             // The way here may have done it, so the bytes are asked for once more, another way.
-            Err(VerifyError::Mismatch { address, .. }) if again => {
+            Err(Bad { suspect: Some(address), .. }) if again => {
                 again = false;
                 terms.distrust(address);
             }
-            Err(error) => return Err(error.into()),
+            Err(Bad { failure, .. }) => return Err(failure),
         }
     }
+}
+
+/// Why what was fetched may not be served.
+struct Bad {
+    failure: Failure,
+    /// If asking again may help: the address that it came from, where that is one.
+    suspect: Option<Option<IpAddr>>,
+}
+
+impl From<DecodeError> for Bad {
+    fn from(error: DecodeError) -> Self {
+        Self { suspect: error.suspect(), failure: error.into() }
+    }
+}
+
+impl From<VerifyError> for Bad {
+    fn from(error: VerifyError) -> Self {
+        Self { suspect: error.suspect(), failure: error.into() }
+    }
+}
+
+/// Decodes what has to be decoded, and verifies.
+async fn check(
+    stages: &Stages,
+    fetched: FetchedChunk,
+    log: &FlightLog,
+) -> Result<VerifiedChunk, Bad> {
+    if fetched.is_plain() {
+        log.at(Stage::VerifyPart, Kind::Service);
+        let raw = stages.decoder.pass(fetched)?;
+        let (verified, spans) = stages.verifier.verify(raw).await?;
+        log.replace_last(spans.to_vec());
+        return Ok(verified);
+    }
+    log.at(Stage::Decompress, Kind::Service);
+    let checking = stages.decoder.decode(fetched, stages.verifier.of_raw());
+    let ((checked, verify), decompress) = checking.await?;
+    log.replace_last(decompress.into_iter().chain([verify]).collect());
+    Ok(checked?)
 }
 
 /// The chunk from the NVMe tier; else the slot that was claimed for that, if it came back.

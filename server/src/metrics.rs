@@ -114,6 +114,10 @@ table! {
     IO_COUNTS "forebay_nvme_io_events_total" Counter Count ["event"] "Operations that were slow, hung, late or short, and others that the engine counts";
     IO_ENGINE "forebay_nvme_io_engine" Gauge Count ["engine"] "1 for the engine in use";
     DIGEST_MISMATCHES "forebay_digest_mismatches_total" Counter Count [] "Chunks whose bytes differ from their digest";
+    DECODE_FAILURES "forebay_decode_failures_total" Counter Count [] "Frames that could not be decoded";
+    DECOMPRESS_BYTES "forebay_decompress_bytes_total" Counter Bytes ["dir"] "Bytes that were decoded: in as stored, out as served";
+    DECOMPRESS_CPU_SECONDS "forebay_decompress_cpu_seconds" Gauge Seconds [] "Time that decode workers had frames, their digests included";
+    STAGING_BYTES "forebay_staging_bytes" Gauge Bytes ["state"] "Memory for parts that are to be decoded: budget, lent";
     NUMA_LOCAL_BYTES "forebay_numa_local_bytes_total" Counter Bytes ["stage"] "Bytes on the node that they were asked for near; stage handoff: of finished loads that named a GPU or a node";
     NUMA_REMOTE_BYTES "forebay_numa_remote_bytes_total" Counter Bytes ["stage"] "Bytes on another node than that";
     NUMA_SLOT_BYTES "forebay_numa_slot_bytes" Gauge Bytes ["node" "state"] "Slots of the RAM tier by the node that they lie on: free, filling, cached, leased";
@@ -213,6 +217,18 @@ pub(crate) fn failed(failure: &Failure) {
 /// A chunk's bytes differ from their digest.
 pub(crate) fn digest_mismatch() {
     counter!(DIGEST_MISMATCHES).increment(1);
+}
+
+/// A worker has decoded frames of a chunk.
+pub(crate) fn decoded(stored_bytes: u64, plain_bytes: u64, time: Duration) {
+    counter!(DECOMPRESS_BYTES, "dir" => "in").increment(stored_bytes);
+    counter!(DECOMPRESS_BYTES, "dir" => "out").increment(plain_bytes);
+    gauge!(DECOMPRESS_CPU_SECONDS).increment(time.as_secs_f64());
+}
+
+/// A frame could not be decoded.
+pub(crate) fn decode_failure() {
+    counter!(DECODE_FAILURES).increment(1);
 }
 
 /// A load has ended.

@@ -12,7 +12,7 @@
 //!
 //! A chunk's key is a digest of the identities of the bytes in it, so equal keys mean equal bytes.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -143,6 +143,26 @@ pub(crate) fn plan(
     planner.shared_chunks(&wanted);
     planner.own_chunks(&wanted);
     Ok(FetchPlan { manifest: Arc::clone(manifest), bytes: planner.bytes, chunks: planner.chunks })
+}
+
+/// Plans all chunks of some `objects`, and leaves out those that hold nothing of any in `due`. They are
+/// those of a plan of the same objects: small ones share chunks in the same way.
+pub(crate) fn plan_whole(
+    manifest: &Arc<Manifest>,
+    objects: &BTreeSet<usize>,
+    due: &BTreeSet<usize>,
+    chunk_bytes: u64,
+) -> FetchPlan {
+    let objects = (0..manifest.objects().len()).map(|index| objects.contains(&index)).collect();
+    let wanted = Wanted { objects, ranges: None };
+    let mut planner = Planner { manifest, chunk_bytes, chunks: Vec::new(), bytes: 0 };
+    planner.shared_chunks(&wanted);
+    planner.own_chunks(&wanted);
+    let is_due =
+        |chunk: &&Arc<ChunkSpec>| chunk.extents.iter().any(|extent| due.contains(&extent.object));
+    let chunks: Vec<_> = planner.chunks.iter().filter(is_due).cloned().collect();
+    let bytes = chunks.iter().map(|chunk| chunk.bytes).sum();
+    FetchPlan { manifest: Arc::clone(manifest), bytes, chunks }
 }
 
 /// Which objects are wanted, and of which only some ranges.

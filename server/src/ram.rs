@@ -25,7 +25,8 @@ use metrics::Counter;
 use tokio::time::Instant;
 
 use crate::admission::WindowSlot;
-use crate::plan::{ChunkKey, ChunkSpec};
+use crate::plan::{ChunkKey, ChunkSpec, Extent};
+use crate::proof::PieceSum;
 use crate::ram::pool::{ClaimedSlot, Pool, ReadableSlot};
 use crate::residency::Residency;
 use crate::resolve::{Manifest, Revision};
@@ -44,6 +45,8 @@ pub(crate) struct PinnedChunk(Arc<Pinned>);
 struct Pinned {
     slot: ReadableSlot,
     spec: Arc<ChunkSpec>,
+    /// Of the extents, where they were taken as the bytes landed.
+    sums: Vec<Option<PieceSum>>,
     /// The window token that pays for the slot while it is lent, whoever brought it.
     paid: Mutex<Weak<WindowSlot>>,
 }
@@ -94,6 +97,18 @@ impl PinnedChunk {
     /// What it holds.
     pub(crate) fn spec(&self) -> &Arc<ChunkSpec> {
         &self.0.spec
+    }
+
+    /// The sum of an extent, by its number, if it was taken.
+    pub(crate) fn sum(&self, extent: usize) -> Option<PieceSum> {
+        self.0.sums.get(extent).copied().flatten()
+    }
+
+    /// The bytes of an extent; none if it does not fit its slot.
+    pub(crate) fn extent(&self, extent: &Extent) -> Option<&[u8]> {
+        let start = usize::try_from(extent.slot_offset).ok()?;
+        let bytes = usize::try_from(extent.bytes).ok()?;
+        self.0.slot.reader().bytes().get(start..start.checked_add(bytes)?)
     }
 
     /// The first bytes of its slot; none if the slot is smaller.
@@ -308,10 +323,11 @@ impl RamTier {
     pub(crate) fn insert(&self, verified: VerifiedChunk, revision: Revision) -> PinnedChunk {
         // What was there would not have been brought here.
         self.misses.increment(1);
-        let (slot, spec) = verified.into_parts();
+        let (slot, spec, sums) = verified.into_parts();
         let pinned = PinnedChunk(Arc::new(Pinned {
             slot: slot.publish(),
             spec: Arc::clone(&spec),
+            sums,
             paid: Mutex::default(),
         }));
         let replaced = self.lock().residency.insert(spec.key, revision, spec.bytes, pinned.clone());

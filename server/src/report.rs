@@ -49,6 +49,17 @@ impl TierBytes {
     }
 }
 
+/// Objects by what their bytes were held to, now or when they were first fetched.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Verified {
+    /// Digests of their chunks, from a manifest.
+    pub(crate) manifest: u64,
+    /// A digest of the whole.
+    pub(crate) object_digest: u64,
+    /// The digest of the first fetch.
+    pub(crate) first_fetch: u64,
+}
+
 /// Where bytes lay that were asked for near a node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct NearBytes {
@@ -63,6 +74,8 @@ pub(crate) struct NearBytes {
 pub(crate) struct Tally {
     /// Bytes by tier.
     pub(crate) tiers: TierBytes,
+    /// What the objects were held to.
+    pub(crate) verified: Verified,
     /// What its own fetches cost.
     pub(crate) cost: FetchCost,
     /// One slot.
@@ -128,6 +141,10 @@ pub(crate) enum Cause {
     NvmeQueue,
     /// Reads of the NVMe tier.
     NvmeService,
+    /// Waiting for a decode worker, or for memory to decode from.
+    DecompressQueue,
+    /// Decoding, with the digests that belong to it.
+    DecompressCpu,
     /// Digests, and waiting for them.
     Verify,
     /// Readable, and the client did not take it.
@@ -146,6 +163,8 @@ impl Cause {
             Self::LeaseMemory => "lease_memory",
             Self::NvmeQueue => "nvme_queue",
             Self::NvmeService => "nvme_service",
+            Self::DecompressQueue => "decompress_queue",
+            Self::DecompressCpu => "decompress_cpu",
             Self::Verify => "verify",
             Self::Client => "client",
             Self::Unknown => "unknown",
@@ -160,6 +179,8 @@ impl Cause {
             Stage::Dns => Self::Dns,
             Stage::Connect => Self::TcpConnect,
             Stage::LeaseAlloc => Self::LeaseMemory,
+            Stage::Decompress if kind == Kind::Queue => Self::DecompressQueue,
+            Stage::Decompress => Self::DecompressCpu,
             Stage::VerifyPart => Self::Verify,
             Stage::ClientAck => Self::Client,
             Stage::Resolve

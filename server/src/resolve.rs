@@ -12,11 +12,17 @@
 //! [`headers`]).
 
 mod headers;
+mod known;
 mod manifest;
+mod packed;
+mod zst;
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use forebay_codec::decode::DecodeError;
+use forebay_codec::manifest::{MANIFEST_NAME, ManifestError, PackManifest};
 use forebay_codec::safetensors::{self, HeaderError};
 use forebay_codec::tensor::TensorEntry;
 use forebay_origin::{
@@ -34,7 +40,8 @@ use headers::Headers;
 use manifest::Found;
 
 pub(crate) use headers::HeaderCache;
-pub(crate) use manifest::{Manifest, Object, Revision, Tensor};
+pub(crate) use known::Proven;
+pub(crate) use manifest::{Content, Manifest, Object, Revision, Tensor};
 
 /// Objects of a checkpoint.
 const OBJECTS_MAX: usize = 100_000;
@@ -56,6 +63,9 @@ const HEADERS_AT_ONCE: usize = 16;
 
 /// First read of a header: most are smaller, so one request is enough.
 const HEADER_GUESS_BYTES: u64 = 64 << 10;
+
+/// Manifests of packed checkpoints that are kept.
+const MANIFESTS_MAX: usize = 16;
 
 /// Revisions whose tensor index is kept.
 const INDEXES_MAX: usize = 64;
@@ -86,6 +96,38 @@ pub(crate) enum ResolveError {
         /// What is wrong.
         problem: HeaderError,
     },
+    /// An object is compressed, and cannot be decoded.
+    #[error("{key} cannot be decoded: {problem}")]
+    Frames {
+        /// The object.
+        key: String,
+        /// What is wrong, and where.
+        problem: DecodeError,
+    },
+    /// A pack manifest is not what the format asks for.
+    #[error("{key}: {problem}")]
+    Manifest {
+        /// The manifest.
+        key: String,
+        /// What is wrong.
+        problem: ManifestError,
+    },
+    /// A pack manifest names an object that is not there.
+    #[error("{key} is not there, although the manifest of the packed checkpoint names it")]
+    PackedMissing {
+        /// The object, as it is stored.
+        key: String,
+    },
+    /// A packed object is not as long as its manifest says.
+    #[error("{key} has {bytes} bytes, and the manifest of the packed checkpoint says {expected}")]
+    PackedSize {
+        /// The object, as it is stored.
+        key: String,
+        /// As the store has it.
+        bytes: u64,
+        /// As the manifest says.
+        expected: u64,
+    },
     /// The daemon is going away.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -114,6 +156,22 @@ impl From<ResolveError> for Failure {
             ResolveError::Header { key, .. } => {
                 Self::new(Reason::DecodeFailed, message).for_object(&key)
             }
+            ResolveError::Frames { key, problem } => Self::new(Reason::DecodeFailed, message)
+                .for_object(&key)
+                .with_fact("stored_offset", problem.stored_offset),
+            ResolveError::Manifest { key, problem } => {
+                let reason = match problem {
+                    ManifestError::Digest => Reason::DigestMismatch,
+                    _ => Reason::DecodeFailed,
+                };
+                Self::new(reason, message).for_object(&key)
+            }
+            ResolveError::PackedMissing { key } => {
+                Self::new(Reason::ObjectNotFound, message).for_object(&key)
+            }
+            ResolveError::PackedSize { key, .. } => {
+                Self::new(Reason::Truncated, message).for_object(&key)
+            }
             ResolveError::Stopped(stopped) => stopped.into(),
             ResolveError::Random(_) => Self::new(Reason::Internal, message),
             ResolveError::Limit { .. } => {
@@ -131,6 +189,9 @@ type TensorIndex = Arc<Vec<Tensor>>;
 pub(crate) struct Resolver {
     origins: Arc<Origins>,
     headers: Headers,
+    proven: Arc<dyn Proven>,
+    /// The last manifests of packed checkpoints, by the identity of what the store has.
+    manifests: Mutex<VecDeque<([u8; 32], Arc<PackManifest>)>>,
     indexes: Mutex<VecDeque<(Revision, Arc<OnceCell<TensorIndex>>)>>,
 }
 
@@ -140,8 +201,10 @@ impl Resolver {
         origins: Arc<Origins>,
         cpu: Arc<Workers>,
         kept: Option<Arc<dyn HeaderCache>>,
+        proven: Arc<dyn Proven>,
     ) -> Self {
-        Self { origins, headers: Headers::new(cpu, kept), indexes: Mutex::default() }
+        let headers = Headers::new(cpu, kept);
+        Self { origins, headers, proven, manifests: Mutex::default(), indexes: Mutex::default() }
     }
 
     /// Resolves `uri` as it is now, with reads on these terms. The permit bounds how many do so at a
@@ -155,7 +218,7 @@ impl Resolver {
         let uri = OriginUri::parse(uri)?;
         let store = self.origins.open(&uri)?;
         let listing = Listing { resolver: self, uri: &uri, store: &*store, terms };
-        let mut objects = listing.objects().await?;
+        let Listed { mut objects, packed } = listing.objects().await?;
         objects.sort_by(|a, b| a.name.cmp(&b.name));
         objects.dedup_by(|a, b| a.name == b.name);
         let total = objects.iter().try_fold(0_u64, |sum, object| sum.checked_add(object.bytes));
@@ -164,11 +227,32 @@ impl Resolver {
         }
         // One reader per revision: eight loads of one checkpoint read its headers once.
         let index = self.index_of(manifest::revision_of(&objects));
-        let tensors = index.get_or_try_init(|| listing.tensors(&objects)).await?;
-        let manifest =
-            Manifest::new(uri.to_string(), objects, Arc::clone(tensors), Arc::clone(&store));
+        let tensors = index.get_or_try_init(|| listing.tensors(&objects, packed.as_deref()));
+        let (tensors, known) = futures::join!(tensors, listing.known(&objects));
+        let tensors = Arc::clone(tensors?);
+        for (index, digest) in known {
+            if let Some(object) = objects.get_mut(index) {
+                object.checksum = Some(digest);
+            }
+        }
+        let manifest = Manifest::new(uri.to_string(), objects, tensors, Arc::clone(&store));
         self.trim_indexes();
         Ok(Arc::new(manifest))
+    }
+
+    fn manifest_of(&self, identity: &[u8; 32]) -> Option<Arc<PackManifest>> {
+        let manifests = self.manifests.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, manifest) = manifests.iter().find(|(known, _)| known == identity)?;
+        Some(Arc::clone(manifest))
+    }
+
+    fn remember_manifest(&self, identity: [u8; 32], manifest: &Arc<PackManifest>) {
+        let mut manifests = self.manifests.lock().unwrap_or_else(PoisonError::into_inner);
+        manifests.retain(|(known, _)| *known != identity);
+        manifests.push_back((identity, Arc::clone(manifest)));
+        if manifests.len() > MANIFESTS_MAX {
+            manifests.pop_front();
+        }
     }
 
     /// The place of a revision's tensor index; the most recently used ones are kept.
@@ -192,6 +276,19 @@ impl Resolver {
     }
 }
 
+/// What a URI names.
+struct Listed {
+    objects: Vec<Object>,
+    /// What is known of them, if they are packed.
+    packed: Option<Arc<PackManifest>>,
+}
+
+impl From<Vec<Object>> for Listed {
+    fn from(objects: Vec<Object>) -> Self {
+        Self { objects, packed: None }
+    }
+}
+
 /// One resolution: what is asked, and of whom.
 struct Listing<'a> {
     resolver: &'a Resolver,
@@ -202,32 +299,59 @@ struct Listing<'a> {
 
 impl Listing<'_> {
     /// The objects that the URI names.
-    async fn objects(&self) -> Result<Vec<Object>, ResolveError> {
+    async fn objects(&self) -> Result<Listed, ResolveError> {
         if !self.uri.is_prefix() {
             match self.store.head(self.uri.key()).await {
-                Ok(meta) if meta.key.as_str().ends_with(INDEX_SUFFIX) => {
-                    return self.indexed(meta).await;
-                }
-                Ok(meta) => {
-                    let name = meta.key.file_name().to_owned();
-                    return Ok(vec![self.object(name, meta)?]);
-                }
+                Ok(meta) => return self.one(meta).await,
                 Err(error) if error.kind == OriginErrorKind::NotFound => {}
                 Err(error) => return Err(error.into()),
             }
         }
         let prefix = self.uri.key();
-        let listed = self.store.list(prefix, OBJECTS_MAX).await?;
-        if listed.is_empty() {
+        let listed = self.store.list(prefix, OBJECTS_MAX).await;
+        let nothing = match &listed {
+            Ok(listed) => listed.is_empty(),
+            Err(error) => error.kind == OriginErrorKind::NotFound,
+        };
+        if nothing
+            && !self.uri.is_prefix()
+            && let Some(packed) = self.one_packed(prefix).await?
+        {
+            return Ok(packed);
+        }
+        let listed = listed?;
+        if nothing {
             return Err(ResolveError::Nothing { uri: self.uri.to_string() });
         }
-        listed
+        if let Some(packed) = self.packed(prefix, &listed).await? {
+            return Ok(packed);
+        }
+        let objects = listed
             .into_iter()
             .map(|meta| {
                 let name = meta.key.relative_to(prefix).unwrap_or(meta.key.as_str()).to_owned();
                 self.object(name, meta)
             })
-            .collect()
+            .collect::<Result<Vec<Object>, _>>()?;
+        Ok(self.decoded(objects).await?.into())
+    }
+
+    /// What a single object stands for.
+    async fn one(&self, meta: ObjectMeta) -> Result<Listed, ResolveError> {
+        let name = meta.key.file_name();
+        if name.ends_with(INDEX_SUFFIX) {
+            return Ok(self.indexed(meta).await?.into());
+        }
+        if name == MANIFEST_NAME {
+            return self.packed_at(meta).await;
+        }
+        if name.ends_with(packed::SUFFIX)
+            && let Some(packed) = self.one_packed(&meta.key).await?
+        {
+            return Ok(packed);
+        }
+        let object = self.object(name.to_owned(), meta)?;
+        Ok(self.decoded(vec![object]).await?.into())
     }
 
     /// An index and the shards it names, beside it.
@@ -280,11 +404,25 @@ impl Listing<'_> {
 
     fn object(&self, name: String, meta: ObjectMeta) -> Result<Object, ResolveError> {
         let found = Found { origin: &self.uri.origin(), by_query: self.uri.has_query() };
-        Ok(manifest::object_of(found, name, meta)?)
+        let mut object = manifest::object_of(found, name, meta)?;
+        object.proven = self.resolver.proven.is_proven(&object.identity);
+        object.checksum = object.checksum.filter(|_| !object.proven);
+        Ok(object)
     }
 
-    /// The tensors of all safetensors objects.
-    async fn tensors(&self, objects: &[Object]) -> Result<TensorIndex, ResolveError> {
+    /// The tensors of all objects: as the manifest of packed ones says, else from their headers.
+    async fn tensors(
+        &self,
+        objects: &[Object],
+        packed: Option<&PackManifest>,
+    ) -> Result<TensorIndex, ResolveError> {
+        if let Some(packed) = packed {
+            let tensors = packed::tensors(packed, objects);
+            return match tensors.len() <= TENSORS_MAX {
+                true => Ok(Arc::new(tensors)),
+                false => Err(self.limit("tensors", TENSORS_MAX as u64)),
+            };
+        }
         let of_format = |(_, object): &(usize, &Object)| object.name.ends_with(SAFETENSORS_SUFFIX);
         let headers: Vec<_> = objects
             .iter()
@@ -317,7 +455,7 @@ impl Listing<'_> {
         let object_bytes = object.bytes;
         let parse = move |bytes: &[u8]| {
             let entries = safetensors::parse_whole(bytes, object_bytes)?;
-            Ok((entries, bytes.len() as u64))
+            Ok::<_, HeaderError>((entries, bytes.len() as u64))
         };
         let (entries, bytes) = match self.resolver.headers.kept(object, parse).await? {
             Some(kept) => kept,
@@ -332,14 +470,15 @@ impl Listing<'_> {
         let headers = &self.resolver.headers;
         let bad = |problem| ResolveError::Header { key: object.name.clone(), problem };
         let short = || bad(HeaderError::TooShort(object.bytes));
-        let mut bytes = self.read(object, 0, HEADER_GUESS_BYTES.min(object.bytes)).await?;
+        let guess = HEADER_GUESS_BYTES.min(object.bytes);
+        let mut bytes = self.read_decoded(object, 0, guess).await?;
         let prefix = bytes.first_chunk().copied().ok_or_else(short)?;
         let end = safetensors::PREFIX_BYTES
             + safetensors::header_bytes(prefix, object.bytes).map_err(bad)?;
         let _room = headers.room(end).await?;
         let have = bytes.len() as u64;
         if end > have {
-            bytes.extend(self.read(object, have, end).await?);
+            bytes.extend(self.read_decoded(object, have, end).await?);
         }
         bytes.truncate(usize::try_from(end).map_err(|_wide| short())?);
         let object_bytes = object.bytes;
@@ -351,18 +490,30 @@ impl Listing<'_> {
     }
 
     async fn read(&self, object: &Object, begin: u64, end: u64) -> Result<Vec<u8>, ResolveError> {
+        Ok(self.read_from(object, begin, end).await?.0)
+    }
+
+    /// A range of what the store has of an object, and the address it came from, if it is one.
+    async fn read_from(
+        &self,
+        object: &Object,
+        begin: u64,
+        end: u64,
+    ) -> Result<(Vec<u8>, Option<IpAddr>), ResolveError> {
         let length = usize::try_from(end - begin).unwrap_or(usize::MAX);
         let mut bytes = vec![0; length];
-        if length > 0 {
-            let request = ReadRequest {
-                key: object.key.clone(),
-                pin: object.pin.clone(),
-                object_bytes: object.bytes,
-                range: begin..end,
-            };
-            self.store.read_on(&request, self.terms.clone(), bytes.as_mut_slice().into()).await?;
+        if length == 0 {
+            return Ok((bytes, None));
         }
-        Ok(bytes)
+        let request = ReadRequest {
+            key: object.key.clone(),
+            pin: object.pin.clone(),
+            object_bytes: object.stored_bytes(),
+            range: begin..end,
+        };
+        let into = bytes.as_mut_slice().into();
+        let record = self.store.read_on(&request, self.terms.clone(), into).await?;
+        Ok((bytes, record.source()))
     }
 
     fn limit(&self, what: &'static str, limit: u64) -> ResolveError {

@@ -54,6 +54,8 @@ pub(crate) enum Stage {
     Backoff,
     /// From the NVMe tier into the slot.
     NvmeRead,
+    /// From what the store has to the bytes of the object.
+    Decompress,
     /// Digest of the chunk.
     VerifyPart,
     /// Entering the RAM tier and being granted.
@@ -80,6 +82,7 @@ impl Stage {
             Self::Body => "body",
             Self::Backoff => "backoff",
             Self::NvmeRead => "nvme_read",
+            Self::Decompress => "decompress",
             Self::VerifyPart => "verify_part",
             Self::Publish => "publish",
             Self::ClientAck => "client_ack",

@@ -18,11 +18,12 @@ use forebay_proto::{Failure, Reason};
 use tokio::time::Instant;
 
 use crate::cpu::{NodeWorkers, Stopped};
+use crate::decode::RawChunk;
 use crate::digest::{ChunkDigest, DigestKey, ExtentDigest};
-use crate::fetch::FetchedChunk;
 use crate::metrics;
 use crate::nvme::{BadExtent, StoredChunk};
 use crate::plan::{ChunkKey, ChunkSpec};
+use crate::proof::PieceSum;
 use crate::ram::PinnedChunk;
 use crate::ram::pool::ClaimedSlot;
 use crate::timeline::{Kind, Span, Stage};
@@ -42,6 +43,16 @@ pub(crate) enum VerifyError {
     /// The daemon is going away.
     #[error(transparent)]
     Stopped(#[from] Stopped),
+}
+
+impl VerifyError {
+    /// Whether other bytes may be had by asking again, and which address not to ask.
+    pub(crate) fn suspect(&self) -> Option<Option<IpAddr>> {
+        match self {
+            Self::Mismatch { address, .. } => Some(*address),
+            Self::Stopped(_) => None,
+        }
+    }
 }
 
 impl From<VerifyError> for Failure {
@@ -74,6 +85,7 @@ pub(crate) struct VerifiedChunk {
     slot: ClaimedSlot,
     spec: Arc<ChunkSpec>,
     digest: ChunkDigest,
+    crcs: Vec<Option<PieceSum>>,
     pinned: bool,
 }
 
@@ -81,7 +93,7 @@ impl VerifiedChunk {
     /// A chunk of which a test knows that it is right.
     #[cfg(test)]
     pub(crate) fn for_tests(slot: ClaimedSlot, spec: Arc<ChunkSpec>) -> Self {
-        Self { slot, spec, digest: ChunkDigest::default(), pinned: true }
+        Self { slot, spec, digest: ChunkDigest::default(), crcs: Vec::new(), pinned: true }
     }
 
     /// Its digest, if the chunk may be stored: only what can be asked for again is worth that.
@@ -89,9 +101,9 @@ impl VerifiedChunk {
         self.pinned.then_some(self.digest)
     }
 
-    /// The slot and what is in it.
-    pub(crate) fn into_parts(self) -> (ClaimedSlot, Arc<ChunkSpec>) {
-        (self.slot, self.spec)
+    /// The slot, what is in it, and the sums of its extents that were taken.
+    pub(crate) fn into_parts(self) -> (ClaimedSlot, Arc<ChunkSpec>, Vec<Option<PieceSum>>) {
+        (self.slot, self.spec, self.crcs)
     }
 }
 
@@ -111,33 +123,41 @@ impl Verifier {
     /// Compares the chunk's digest. Returns it with its queue and service spans.
     pub(crate) async fn verify(
         &self,
-        fetched: FetchedChunk,
+        raw: RawChunk,
     ) -> Result<(VerifiedChunk, [Span; 2]), VerifyError> {
         let offered = Instant::now();
+        let check = self.of_raw();
+        let checking = self.workers.run(Some(raw.node()), move || check(raw));
+        let (checked, service) = checking.await?;
+        let queue = Span::new(Stage::VerifyPart, Kind::Queue, offered, service.start);
+        Ok((checked?, [queue, service]))
+    }
+
+    /// What compares the digest of a chunk, on the thread that has just decoded it. The span is that of
+    /// the check.
+    pub(crate) fn of_raw(
+        &self,
+    ) -> impl FnOnce(RawChunk) -> (Result<VerifiedChunk, VerifyError>, Span) + Send + use<> {
         let records = Arc::clone(&self.records);
-        let (first_object, pinned) = (fetched.first_object().to_owned(), fetched.is_pinned());
-        let (digest, address) = (fetched.digest(), fetched.address());
-        let (slot, spec) = fetched.into_parts();
-        self.workers
-            .run(Some(slot.node()), move || {
-                let started = Instant::now();
-                // What cannot be asked for again has nothing to be compared with.
-                let verdict = if pinned { records.check(spec.key, digest) } else { Verdict::First };
-                let spans = [
-                    Span::new(Stage::VerifyPart, Kind::Queue, offered, started),
-                    Span::new(Stage::VerifyPart, Kind::Service, started, Instant::now()),
-                ];
-                match verdict {
-                    Verdict::First | Verdict::Same => {
-                        Ok((VerifiedChunk { slot, spec, digest, pinned }, spans))
-                    }
-                    Verdict::Different => {
-                        metrics::digest_mismatch();
-                        Err(VerifyError::Mismatch { object: first_object, address })
-                    }
+        move |raw| {
+            let started = Instant::now();
+            let (pinned, digest, address) = (raw.is_pinned(), raw.digest(), raw.address());
+            let object = raw.first_object().to_owned();
+            let (slot, spec, crcs) = raw.into_parts();
+            // What cannot be asked for again has nothing to be compared with.
+            let verdict = if pinned { records.check(spec.key, digest) } else { Verdict::First };
+            let checked = match verdict {
+                Verdict::First | Verdict::Same => {
+                    Ok(VerifiedChunk { slot, spec, digest, crcs, pinned })
                 }
-            })
-            .await?
+                Verdict::Different => {
+                    metrics::digest_mismatch();
+                    Err(VerifyError::Mismatch { object, address })
+                }
+            };
+            let span = Span::new(Stage::VerifyPart, Kind::Service, started, Instant::now());
+            (checked, span)
+        }
     }
 
     /// What checks a chunk that was stored, on the thread that has read it and has its bytes in the
@@ -154,7 +174,7 @@ impl Verifier {
             let known = records.known(&spec.key);
             let checked = match checked {
                 Ok(digest) if known.is_none_or(|known| known == digest) => {
-                    Ok(VerifiedChunk { slot, spec, digest, pinned: true })
+                    Ok(VerifiedChunk { slot, spec, digest, crcs: Vec::new(), pinned: true })
                 }
                 Ok(_) => Err(Decayed { why: BadExtent::Digest, generation, slot }),
                 Err(why) => Err(Decayed { why, generation, slot }),
@@ -162,6 +182,11 @@ impl Verifier {
             let span = Span::new(Stage::VerifyPart, Kind::Service, started, Instant::now());
             (checked, span)
         }
+    }
+
+    /// Where it is recorded which objects were held to a digest of all their bytes.
+    pub(crate) fn records(&self) -> &Arc<Records> {
+        &self.records
     }
 
     /// The digest that is recorded of a chunk.
@@ -189,7 +214,7 @@ fn digest_of(key: DigestKey, chunk: &PinnedChunk) -> Option<ChunkDigest> {
         let bytes = usize::try_from(extent.bytes).ok()?;
         let mut digest = ExtentDigest::new(key);
         digest.landed(chunk.payload(start.checked_add(bytes)?)?.get(start..)?);
-        extents.push((extent.bytes, digest.finish()));
+        extents.push((extent.bytes, digest.finish().digest));
     }
     Some(key.of_chunk(extents))
 }

@@ -6,9 +6,11 @@
 mod device;
 mod io;
 mod origin;
+mod sink;
 mod topology;
 
 pub use device::{DeviceSubject, device};
 pub use io::{IoSubject, io_engine};
 pub use origin::{OriginSubject, origin_store};
+pub use sink::{SinkSubject, origin_sink};
 pub use topology::topology;

@@ -19,6 +19,8 @@ mod control;
 #[cfg(test)]
 mod deadlines;
 #[cfg(test)]
+mod digests;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod lifecycle;
@@ -46,3 +48,5 @@ mod real;
 mod secrets;
 #[cfg(test)]
 mod shapes;
+#[cfg(test)]
+mod zst;

@@ -152,6 +152,7 @@ impl From<TierArg> for KeepTier {
 Examples:
   forebay load s3://models/llama-3-8b/
   forebay load s3://models/llama-3-8b/ --tensors 'model.layers.{0,1}.**' --lane prefetch
+  forebay load s3://models/llama-3-8b/ --verify strict --sha256 SHA256SUMS
   forebay load file:///data/ckpt/ --digest | grep safetensors")]
 pub(crate) struct LoadArgs {
     /// Checkpoint: one object, or all under a prefix that ends in a slash
@@ -169,6 +170,15 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_enum)]
     pub(crate) lane: Option<LaneArg>,
 
+    /// When bytes are handed over of objects that are only known by a digest of the whole: as they
+    /// come, and the load fails at its end if the digest does not hold; or when it holds
+    #[arg(long, value_enum)]
+    pub(crate) verify: Option<VerifyArg>,
+
+    /// Hold objects to the SHA-256 in this file, as `sha256sum` writes it; - for stdin
+    #[arg(long, value_name = "FILE")]
+    pub(crate) sha256: Option<PathBuf>,
+
     /// Print `sha256  key` lines of the bytes that were handed over, in key order
     #[arg(long)]
     pub(crate) digest: bool,
@@ -179,6 +189,14 @@ pub(crate) struct LoadArgs {
 
     #[command(flatten)]
     pub(crate) near: NearArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum VerifyArg {
+    /// As they come
+    Stream,
+    /// When the digest holds
+    Strict,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -25,6 +25,9 @@ pub(crate) enum CliError {
     /// An object's key cannot be the path of a file.
     #[error("object key {key:?} {why} (UNSAFE_KEY): leave it out with --only")]
     UnsafeKey { key: String, why: &'static str },
+    /// A file of digests is none.
+    #[error("{file} cannot be used: {problem} (BAD_DIGESTS): write it with sha256sum")]
+    BadSums { file: String, problem: String },
     /// A verification found cached bytes that are wrong.
     #[error("{}", bad_cache(.uri, *.bad, *.unreadable))]
     BadCache { uri: String, bad: BytesByTier, unreadable: BytesByTier },
@@ -54,7 +57,7 @@ impl CliError {
                 ErrorKind::PermissionDenied
             }
             Self::Local { .. } | Self::BrokenPipe => ErrorKind::Internal,
-            Self::UnsafeKey { .. } => ErrorKind::InvalidArgument,
+            Self::UnsafeKey { .. } | Self::BadSums { .. } => ErrorKind::InvalidArgument,
             Self::BadCache { .. } => ErrorKind::DataLoss,
             Self::Several { first, .. } => first.kind(),
         }

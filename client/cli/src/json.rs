@@ -47,6 +47,11 @@ pub(crate) fn report(report: &Report, digests: Option<&[Digest]>) -> Value {
         })),
         "peak_window_bytes": report.peak_window_bytes,
         "lane": report.lane,
+        "verified": {
+            "manifest": report.verified.manifest,
+            "object_digest": report.verified.object_digest,
+            "first_fetch": report.verified.first_fetch,
+        },
         "placement": report.placement.as_ref().map(|placement| json!({
             "asked": placement.asked,
             "node": placement.node,

@@ -1,14 +1,15 @@
 //! `forebay load`: what a client would do, and the report of it.
 
-use forebay_client::{Lane, Load, LoadRequest, model::Report};
+use forebay_client::{Lane, Load, LoadRequest, VerifyPolicy, model::Report};
 
-use crate::args::{LaneArg, LoadArgs, all_globs};
+use crate::args::{LaneArg, LoadArgs, VerifyArg, all_globs};
 use crate::context::Context;
 use crate::digest::{self, Digest};
 use crate::error::CliError;
 use crate::json;
 use crate::output::Output;
 use crate::progress::Progress;
+use crate::sums;
 use crate::text::{Table, duration, printable, rate, short, size};
 use crate::worker::Worker;
 
@@ -26,6 +27,15 @@ pub(crate) async fn run(
             LaneArg::Interactive => Lane::Interactive,
             LaneArg::Prefetch => Lane::Prefetch,
         });
+    }
+    if let Some(policy) = args.verify {
+        request = request.verify(match policy {
+            VerifyArg::Stream => VerifyPolicy::Stream,
+            VerifyArg::Strict => VerifyPolicy::Strict,
+        });
+    }
+    if let Some(file) = args.sha256 {
+        request = request.sha256(sums::read(&file)?);
     }
     if let Some(placement) = args.near.placement() {
         request = request.placement(placement);
@@ -93,6 +103,21 @@ fn trouble(report: &Report) -> String {
     }
 }
 
+/// What the bytes were held to.
+fn verified(report: &Report) -> String {
+    let counts = [
+        (report.verified.manifest, "by the manifest's digests of their chunks"),
+        (report.verified.object_digest, "by a digest of the whole"),
+        (report.verified.first_fetch, "by the digest of their first fetch"),
+    ];
+    let parts = counts.into_iter().filter(|(count, _)| *count > 0);
+    let parts: Vec<String> = parts.map(|(count, how)| format!("{count} {how}")).collect();
+    match parts.is_empty() {
+        true => String::new(),
+        false => format!("objects verified: {}\n", parts.join(", ")),
+    }
+}
+
 /// What became of the place that was asked for.
 pub(crate) fn placement(report: &Report) -> String {
     let Some(placement) = &report.placement else { return String::new() };
@@ -113,7 +138,7 @@ pub(crate) fn human(report: &Report) -> String {
     let mut text = format!(
         "{}  {}\n{} in {} ({}), first chunk after {}, load {}, lane {}\n\
          from RAM {}, NVMe {}, origin {}; fetched {} in {} attempts, {} retries, {} hedges; \
-         peak window {}\n{}",
+         peak window {}\n{}{}",
         printable(&report.uri),
         short(&report.revision),
         size(report.bytes),
@@ -130,7 +155,8 @@ pub(crate) fn human(report: &Report) -> String {
         report.retries,
         report.hedges,
         size(report.peak_window_bytes),
-        trouble(report) + &placement(report),
+        trouble(report),
+        verified(report) + &placement(report),
     );
     let mut stages = Table::new(&["STAGE", "QUEUE", "SERVICE"]);
     for stage in &report.stages {

@@ -7,7 +7,7 @@
 //!
 //! * `args`: what can be said on the command line. `context`: the connection and the deadline.
 //! * `prefetch`, `load`, `get`, `inspect`, `keep`, `verify`, `status`: the verbs.
-//! * `digest`, `files`, `worker`: the threads' work. `output`, `json`, `text`, `progress`: how
+//! * `sums`: files of digests. `digest`, `files`, `worker`: the threads' work. `output`, `json`, `text`, `progress`: how
 //!   results look. `error`: how failures do.
 
 #![forbid(unsafe_code)]
@@ -26,6 +26,7 @@ mod output;
 mod prefetch;
 mod progress;
 mod status;
+mod sums;
 mod text;
 mod verify;
 mod worker;

@@ -85,8 +85,21 @@ pub struct Report {
     pub peak_window_bytes: u64,
     /// The lane it ran in.
     pub lane: String,
+    /// What the bytes were held to.
+    pub verified: VerifiedObjects,
     /// What became of the placement that was asked for, if one was.
     pub placement: Option<PlacementReport>,
+}
+
+/// Objects of a load by what their bytes were held to, now or when they were first fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct VerifiedObjects {
+    /// Digests of their chunks, from the manifest of a packed checkpoint.
+    pub manifest: u64,
+    /// A digest of the whole: from the store, a file of digests, or the caller.
+    pub object_digest: u64,
+    /// The digest of the first fetch: nothing was known before.
+    pub first_fetch: u64,
 }
 
 /// What became of a placement.
@@ -130,6 +143,7 @@ impl Report {
         let device_idle = report.device_idle.into_iter().map(|idle| {
             Ok(IdleTime { time: time("device_idle.seconds", idle.seconds)?, cause: idle.cause })
         });
+        let verified = report.verified.unwrap_or_default();
         Ok(Self {
             load_id: report.load_id,
             uri: report.uri,
@@ -156,6 +170,11 @@ impl Report {
             device_idle: device_idle.collect::<Result<_, Malformed>>()?,
             peak_window_bytes: report.peak_window_bytes,
             lane: report.lane,
+            verified: VerifiedObjects {
+                manifest: verified.manifest,
+                object_digest: verified.object_digest,
+                first_fetch: verified.first_fetch,
+            },
             placement: report.placement.map(PlacementReport::receive),
         })
     }

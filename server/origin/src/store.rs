@@ -108,6 +108,17 @@ pub struct ReadRecord {
     pub wasted_bytes: u64,
 }
 
+impl ReadRecord {
+    /// The address that all its bytes came from; none if they came from several, or from a copy.
+    #[must_use]
+    pub fn source(&self) -> Option<IpAddr> {
+        match self.attempt_log.as_slice() {
+            [only] if only.outcome == AttemptOutcome::Done => only.address,
+            _ => None,
+        }
+    }
+}
+
 /// Looks at the bytes of a read as they land, while they are still in the cache of the core.
 pub trait Landing: Send {
     /// The next bytes of the range. Called in order, for some hundred KiB at a time.

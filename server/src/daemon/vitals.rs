@@ -50,6 +50,10 @@ impl DaemonVitals {
         set(metrics::POPULATED_BYTES, sizes.populated);
         set(metrics::BUDGET_BYTES, sizes.budget);
         set(metrics::LOCKED_BYTES, sizes.locked);
+        let (lent, budget) = stages.fetcher.staging();
+        for (state, bytes) in [("lent", lent), ("budget", budget)] {
+            set_of(metrics::STAGING_BYTES, "state", state, as_f64(bytes));
+        }
         let (sessions, leases, leased_bytes) = self.shared.sessions.totals();
         set(metrics::SESSIONS, sessions as u64);
         set(metrics::LEASES, leases as u64);

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::Stages;
 use crate::deadline::Deadline;
+use crate::fetch::wire_bytes;
 use crate::plan::FetchPlan;
 
 /// What is known about a load that has a plan.
@@ -90,7 +91,7 @@ pub(super) fn check_plan(
     let stored = |key| stages.nvme.as_ref().is_some_and(|nvme| nvme.holds(key));
     let held = |key| stages.ram.holds(key) || stages.flights.holds(key) || stored(key);
     let missing = plan.chunks().iter().filter(|chunk| !held(&chunk.key));
-    let missing_bytes = missing.map(|chunk| chunk.bytes).sum();
+    let missing_bytes = missing.map(|chunk| wire_bytes(plan.manifest(), chunk)).sum();
     let endpoint = stages.fetcher.endpoint(plan.manifest());
     let rate = endpoint.and_then(|endpoint| endpoint.sustained());
     if let Some(bytes_per_second) = rate.filter(|_| missing_bytes > 0) {

@@ -23,14 +23,17 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
+use super::proofs::{Proofs, Unproven, give_up};
 use super::{LoadRequest, Stages, fill};
 use crate::admission::{AdmissionError, AdmissionPermit, WindowSlot};
+use crate::fetch::wire_bytes;
 use crate::flight::{Boarded, Landed, Seat, Waiter};
 use crate::loads::{Entry, LoadState};
 use crate::numa::Placed;
 use crate::plan::{ChunkSpec, FetchPlan};
 use crate::ram::PinnedChunk;
 use crate::report::{NearBytes, Tally, Tier};
+use crate::resolve::{Content, Object};
 use crate::timeline::{Kind, Span, Spending, Stage, Timeline};
 
 /// Chunks of one load on their way, whatever its share of its endpoint: as many as slots are
@@ -45,7 +48,8 @@ const FILLS_OF_FILES: usize = 32;
 pub(super) struct Ready {
     pub(super) spec: Arc<ChunkSpec>,
     pub(super) pinned: PinnedChunk,
-    pub(super) window: WindowSlot,
+    /// Pays for its slot.
+    pub(super) window: Arc<WindowSlot>,
     pub(super) tier: Tier,
     offered: Instant,
 }
@@ -81,6 +85,7 @@ pub(super) struct Filler<'a> {
     /// When a chunk landed last.
     moved: Instant,
     tally: Tally,
+    proofs: Proofs,
 }
 
 impl Drop for Filler<'_> {
@@ -126,6 +131,7 @@ impl<'a> Filler<'a> {
             in_air: BTreeMap::new(),
             moved: planned,
             tally: Tally { slot_bytes: stages.chunk_bytes, ..Tally::default() },
+            proofs: Proofs::new(stages, plan, &request.expected),
         }
     }
 
@@ -133,25 +139,59 @@ impl<'a> Filler<'a> {
         self.tally
     }
 
-    /// The next chunk that is ready; `None` after the last one. Cancel-safe: what is on its way
-    /// stays in `self`.
+    /// The next chunk that is ready; `None` after the last one, once every object has the digest that is
+    /// known of it. Cancel-safe: what is on its way stays in `self`.
     pub(super) async fn next(&mut self) -> Result<Option<Ready>, Failure> {
         loop {
             self.want();
-            if self.wanting.is_none() && self.filling.is_empty() {
-                return Ok(None);
+            let complete = self.wanting.is_none() && self.filling.is_empty();
+            let working = self.proofs.is_working();
+            if complete && !working {
+                return match self.proofs.are_done() {
+                    true => Ok(None),
+                    false => Err(Failure::new(Reason::Internal, "an object was not looked at")),
+                };
             }
             tokio::select! {
                 biased;
-                Some(landed) = self.filling.next() => return Ok(Some(self.landed(landed?))),
+                Some(landed) = self.filling.next() => return self.landed_or_lost(landed).await,
                 window = wanted(&mut self.wanting) => {
                     self.wanting = None;
                     if let Some(ready) = self.start(window?) {
                         return Ok(Some(ready));
                     }
                 }
+                gone_on = self.proofs.go_on(), if working => match gone_on {
+                    Ok(()) => {}
+                    Err(Unproven::Stopped(stopped)) => return Err(stopped.into()),
+                    Err(Unproven::Mismatch(mismatch)) => {
+                        return Err(mismatch.disown(self.stages, self.plan).await);
+                    }
+                }
             }
         }
+    }
+
+    /// A chunk has landed, or not. Of an object that is one stream nothing is kept if any of it cannot
+    /// be decoded: its checksum comes last.
+    async fn landed_or_lost(
+        &mut self,
+        landed: Result<Ready, Failure>,
+    ) -> Result<Option<Ready>, Failure> {
+        let failure = match landed {
+            Ok(ready) => return Ok(Some(self.landed(ready))),
+            Err(failure) => failure,
+        };
+        let objects = self.plan.manifest().objects();
+        let is_it = |object: &Object| failure.object.as_ref() == Some(&object.name);
+        let broken = objects.iter().position(is_it).filter(|index| {
+            let object = objects.get(*index);
+            object.is_some_and(|object| matches!(object.content, Content::Stream(_)))
+        });
+        if let Some(object) = broken.filter(|_| failure.reason == Reason::DecodeFailed) {
+            give_up(self.stages, self.plan, object).await;
+        }
+        Err(failure)
     }
 
     /// The stages it works with.
@@ -217,6 +257,7 @@ impl<'a> Filler<'a> {
         let revision = manifest.revision();
         let lookup = || self.stages.ram.get(&spec.key, revision);
         if let Some(pinned) = lookup() {
+            let window = pinned.pay(window);
             return Some(self.hit(Ready { spec, pinned, window, tier: Tier::Ram, offered }));
         }
         let fill = |log, terms| {
@@ -225,6 +266,7 @@ impl<'a> Filler<'a> {
         };
         let seat = match self.stages.flights.board(spec.key, self.waiter, lookup, fill) {
             Boarded::Hit(pinned) => {
+                let window = pinned.pay(window);
                 return Some(self.hit(Ready { spec, pinned, window, tier: Tier::Ram, offered }));
             }
             Boarded::Flight(seat) => Arc::new(seat),
@@ -238,6 +280,7 @@ impl<'a> Filler<'a> {
 
     /// Counts a chunk that is ready.
     fn count(&mut self, ready: &Ready) {
+        self.proofs.saw(&ready.spec, &ready.pinned, &ready.window);
         self.tally.tiers.add(ready.tier, ready.spec.bytes);
         if let Some(wanted) = self.placed.and_then(|placed| placed.wanted) {
             let NearBytes { near, far } = &mut self.tally.near;
@@ -265,7 +308,7 @@ impl<'a> Filler<'a> {
 
     fn landed(&mut self, ready: Ready) -> Ready {
         self.count(&ready);
-        self.state.brought(ready.spec.bytes);
+        self.state.brought(wire_bytes(self.plan.manifest(), &ready.spec));
         self.moved = Instant::now();
         // Another load's flight may have brought it in for another revision.
         self.store_too(&ready.spec);
@@ -305,5 +348,6 @@ async fn ride(
     offered: Instant,
 ) -> Result<Ready, Failure> {
     let Landed { pinned, tier } = seat.flight().landed().await?;
+    let window = pinned.pay(window);
     Ok(Ready { spec, pinned, window, tier, offered })
 }

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use super::catalog::{Dropped, StoredCheckpoint};
 use super::clock::seconds;
+use super::extent::BadExtent;
 use super::index::Index;
 use super::{NvmeTier, PATIENCE, lock};
+use crate::plan::ChunkKey;
 use crate::resolve::Revision;
 
 /// How long verbs and prefetches wait for the extents to be known: without an index a terabyte of
@@ -104,6 +106,19 @@ impl NvmeTier {
     pub(crate) fn pin_revision(self: &Arc<Self>, revision: Revision) -> Pin {
         self.catalog().pin_for_now(revision);
         Pin { tier: Arc::clone(self), revision }
+    }
+
+    /// Gives up chunks whose bytes turned out to be wrong, and what waits to be stored of their
+    /// revision. What is being written is written to its end first, unless the disk hangs.
+    pub(crate) async fn give_up(self: &Arc<Self>, revision: Revision, keys: &[ChunkKey]) {
+        drop(self.fills.forget(&[revision]));
+        for key in keys {
+            drop(tokio::time::timeout(PATIENCE, self.fills.settled(key)).await);
+            let generation = self.catalog().peek(key).map(|stored| stored.generation);
+            if generation.is_some() || self.recovery.borrow().is_none() {
+                self.quarantine(*key, generation, BadExtent::Digest).await;
+            }
+        }
     }
 
     /// Gives up what is stored at or under a URI and not pinned.

@@ -8,9 +8,9 @@
 //! or from what was kept. What waits to be written has a bound of its own, and beyond that is not kept:
 //! nobody waits for a disk here.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
-use forebay_codec::safetensors::HeaderError;
 use futures::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
@@ -80,10 +80,10 @@ impl Headers {
 
     /// What `parse` makes of what was kept of an object, if anything was. Only what is pinned is the
     /// same again.
-    pub(super) async fn kept<T: Send + 'static>(
+    pub(super) async fn kept<T: Send + 'static, E: Display + Send + 'static>(
         &self,
         object: &Object,
-        parse: impl FnOnce(&[u8]) -> Result<T, HeaderError> + Send + 'static,
+        parse: impl FnOnce(&[u8]) -> Result<T, E> + Send + 'static,
     ) -> Result<Option<T>, Stopped> {
         let Some(cache) = self.cache.as_ref().filter(|_| object.pinned) else { return Ok(None) };
         let Some(bytes) = cache.bytes_of(object.identity).await else { return Ok(None) };

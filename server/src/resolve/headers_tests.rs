@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use forebay_codec::safetensors::HeaderError;
 use forebay_origin::{Lane, OriginSettings, Origins, ReadTerms, SystemResolver};
 use forebay_testkit::{Fault, FaultRule, HttpOptions, HttpOrigin};
 use futures::FutureExt;
 
-use super::super::{ResolveError, Resolver};
+use super::super::{Proven, ResolveError, Resolver};
 use super::*;
 use crate::admission::Admission;
 use crate::admission::queue::Limits;
@@ -60,7 +61,8 @@ fn cpu() -> Arc<Workers> {
 /// Resolves as a daemon that has just started: nothing is known but what was kept.
 async fn tensors(uri: &str, cache: &Arc<Memory>) -> Result<usize, ResolveError> {
     let origins = Origins::new(OriginSettings::default(), Arc::new(SystemResolver)).unwrap();
-    let resolver = Resolver::new(Arc::new(origins), cpu(), Some(Arc::clone(cache) as _));
+    let kept = Some(Arc::clone(cache) as _);
+    let resolver = Resolver::new(Arc::new(origins), cpu(), kept, Arc::new(NothingProven));
     let limits = Limits { queued_max: 1, active_max: 1 };
     let permit = Admission::new(limits, Duration::from_secs(60)).look_up().unwrap();
     let terms = ReadTerms::new(Lane::Interactive, None);
@@ -104,6 +106,15 @@ async fn one_bit_on_the_way_is_not_kept_and_what_was_kept_wrong_is_read_anew() {
     }
 }
 
+#[derive(Debug)]
+struct NothingProven;
+
+impl Proven for NothingProven {
+    fn is_proven(&self, _: &[u8; 32]) -> bool {
+        false
+    }
+}
+
 fn object() -> Object {
     let manifest = super::super::manifest_for_tests(&[("m", 1000)], &[]);
     manifest.objects()[0].clone()
@@ -116,7 +127,7 @@ async fn what_was_kept_takes_its_room_before_it_is_read() {
     headers.keep(&object(), vec![7; 1000]);
     let room = headers.room(u64::MAX).await.unwrap();
     let object = object();
-    let kept = headers.kept(&object, |bytes| Ok(bytes.len()));
+    let kept = headers.kept(&object, |bytes| Ok::<_, HeaderError>(bytes.len()));
     tokio::pin!(kept);
     assert!(kept.as_mut().now_or_never().is_none());
     assert_eq!(*cache.read.lock().unwrap(), 0);

@@ -10,8 +10,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use forebay_codec::coding::Coding;
 use forebay_codec::tensor::TensorEntry;
 use forebay_origin::{ObjectKey, ObjectMeta, OriginStore, Pin};
+
+use crate::proof::ObjectDigest;
 
 /// The digest of what a checkpoint is made of.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,8 +45,64 @@ pub(crate) struct Object {
     pub(crate) pin: Pin,
     /// The digest of all of that.
     pub(crate) identity: [u8; 32],
-    /// Whether the store can be asked for this version again.
+    /// Whether the same bytes can be asked for again: the store names this version, or digests do.
     pub(crate) pinned: bool,
+    /// How the store has its bytes.
+    pub(crate) content: Content,
+    /// What is known of all its bytes and they were not held to yet, if anything is.
+    pub(crate) checksum: Option<ObjectDigest>,
+    /// Whether they were held to that before.
+    pub(crate) proven: bool,
+}
+
+impl Object {
+    /// The size of what the store has.
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        match &self.content {
+            Content::Plain | Content::Digested(_) => self.bytes,
+            Content::Framed(coding) => coding.stored_bytes(),
+            Content::Stream(stream) => stream.stored_bytes,
+        }
+    }
+}
+
+/// How the bytes of an object lie in what the store has.
+#[derive(Debug, Clone)]
+pub(crate) enum Content {
+    /// As they are.
+    Plain,
+    /// As they are, and digests of them are known, frame by frame.
+    Digested(Arc<Coding>),
+    /// In frames that are decoded one by one.
+    Framed(Arc<Coding>),
+    /// In frames so large that they are decoded in pieces, from the beginning.
+    Stream(StreamCoding),
+}
+
+/// An object that is one stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StreamCoding {
+    /// Bytes of what the store has.
+    pub(crate) stored_bytes: u64,
+}
+
+impl Content {
+    /// Whether digests of all its bytes are known, frame by frame.
+    pub(crate) fn has_digests(&self) -> bool {
+        let (Self::Digested(coding) | Self::Framed(coding)) = self else { return false };
+        coding.frames().iter().all(|frame| frame.digest.is_some())
+    }
+
+    /// The digest of the digests of all its frames, if each has one.
+    fn digests(&self) -> Option<[u8; 32]> {
+        let (Self::Digested(coding) | Self::Framed(coding)) = self else { return None };
+        let mut hasher = blake3::Hasher::new();
+        for frame in coding.frames() {
+            hasher.update(&frame.plain_bytes.to_le_bytes());
+            hasher.update(&frame.digest?);
+        }
+        Some(*hasher.finalize().as_bytes())
+    }
 }
 
 /// One tensor of a checkpoint.
@@ -133,7 +192,7 @@ pub(super) fn object_of(
     name: String,
     meta: ObjectMeta,
 ) -> Result<Object, getrandom::Error> {
-    let ObjectMeta { key, bytes, pin, checksums: _ } = meta;
+    let ObjectMeta { key, bytes, pin, checksums } = meta;
     let mut hasher = blake3::Hasher::new();
     field(&mut hasher, found.origin.as_bytes());
     field(&mut hasher, key.as_str().as_bytes());
@@ -153,7 +212,37 @@ pub(super) fn object_of(
         getrandom::fill(&mut nonce)?;
         hasher.update(&nonce);
     }
-    Ok(Object { key, name, bytes, pin, identity: *hasher.finalize().as_bytes(), pinned })
+    let identity = *hasher.finalize().as_bytes();
+    let checksum = ObjectDigest::best_of(&checksums);
+    let (content, proven) = (Content::Plain, false);
+    Ok(Object { key, name, bytes, pin, identity, pinned, content, checksum, proven })
+}
+
+/// Makes an object whose store has it in another form: `name`, its size and its content are those of
+/// what it decodes to. Where the digests of all its bytes are known, they are its identity, wherever it
+/// lies: other bytes do not fit them.
+pub(super) fn coded_object(
+    stored: Object,
+    name: String,
+    (bytes, content): (u64, Content),
+) -> Object {
+    let mut hasher = blake3::Hasher::new();
+    let digests = content.digests();
+    match &digests {
+        Some(digests) => {
+            field(&mut hasher, b"content");
+            hasher.update(digests);
+        }
+        None => {
+            field(&mut hasher, b"decoded");
+            hasher.update(&stored.identity);
+        }
+    }
+    hasher.update(&bytes.to_le_bytes());
+    let identity = *hasher.finalize().as_bytes();
+    let pinned = stored.pinned || digests.is_some();
+    // The store's checksum is of what it stores.
+    Object { name, bytes, content, identity, pinned, checksum: None, ..stored }
 }
 
 /// Hashes a field with its length, so that fields cannot run into each other.

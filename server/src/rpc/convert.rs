@@ -7,8 +7,8 @@ use forebay_proto::model::is_load_id;
 use forebay_proto::{Failure, Reason, StageSeconds, pb};
 
 use crate::admission::Lane;
-use crate::load::Progress;
 use crate::load::conversation::{ClientEvent, Granted, Opened};
+use crate::load::{Expected, Progress};
 use crate::metrics::as_f64;
 use crate::nvme::StoredCheckpoint;
 use crate::ram::CachedCheckpoint;
@@ -45,6 +45,22 @@ pub(super) fn lane(lane: i32, default: Lane) -> Result<Lane, Failure> {
         Ok(pb::Lane::Prefetch) => Ok(Lane::Prefetch),
         Err(_unknown) => Err(Failure::new(Reason::BadRequest, format!("there is no lane {lane}"))),
     }
+}
+
+/// What the client wants the bytes to be, and when.
+pub(super) fn expected(policy: i32, sha256: Vec<pb::ExpectedDigest>) -> Result<Expected, Failure> {
+    let bad = |message: String| Failure::new(Reason::BadRequest, message);
+    let strict = match pb::VerifyPolicy::try_from(policy) {
+        Ok(pb::VerifyPolicy::Unspecified | pb::VerifyPolicy::Stream) => false,
+        Ok(pb::VerifyPolicy::Strict) => true,
+        Err(_unknown) => return Err(bad(format!("{policy} is no policy of verification"))),
+    };
+    let digest = |given: pb::ExpectedDigest| {
+        let wrong = |_| bad(format!("the SHA-256 of {:?} has not 32 bytes", given.key));
+        let digest = <[u8; 32]>::try_from(&given.sha256[..]).map_err(wrong)?;
+        Ok((given.key, digest))
+    };
+    Ok(Expected { strict, sha256: sha256.into_iter().map(digest).collect::<Result<_, Failure>>()? })
 }
 
 /// Checks a list of globs.
@@ -213,6 +229,11 @@ pub(super) fn report(report: &Report) -> pb::LoadReport {
         wasted_bytes: tally.cost.wasted_bytes,
         origin_queue_seconds: tally.cost.queued.as_secs_f64(),
         backoff_seconds: tally.cost.backoff.as_secs_f64(),
+        verified: Some(pb::VerifiedObjects {
+            manifest: tally.verified.manifest,
+            object_digest: tally.verified.object_digest,
+            first_fetch: tally.verified.first_fetch,
+        }),
         placement: report.placed.as_ref().map(|placed| pb::PlacementReport {
             asked: placed.asked.clone(),
             node: placed.node.map(|node| node.0),

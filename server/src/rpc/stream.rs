@@ -19,7 +19,7 @@ use super::{Context, Shared, client_gone, convert, deadline, shown_uri};
 use crate::admission::Lane;
 use crate::flight::Waiter;
 use crate::load::conversation::{ClientEvent, LoadEvent};
-use crate::load::{Keep, LoadRequest, Progress, keep, lend};
+use crate::load::{Expected, Keep, LoadRequest, Progress, keep, lend};
 use crate::metrics;
 use crate::numa::Placed;
 use crate::plan::{Selection, plan};
@@ -138,6 +138,7 @@ pub(super) async fn load(
         placed: placed(shared, open.placement)?,
         peer: context.peer,
         deadline: context.deadline,
+        expected: convert::expected(open.verify, open.sha256)?,
     };
     let stay = shared.sessions.enter(&open.session, context.peer)?;
     let token = stay.session().token();
@@ -291,6 +292,7 @@ pub(super) async fn prefetch(
         placed: placed(shared, asked.placement)?,
         peer: context.peer,
         deadline: context.deadline,
+        expected: Expected::default(),
     };
     let stay = shared.sessions.enter(&[], context.peer)?;
     let (steps, heard) = mpsc::channel(1);

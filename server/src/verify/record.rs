@@ -17,6 +17,8 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::digest::{ChunkDigest, DIGEST_BYTES, DigestKey};
 use crate::plan::ChunkKey;
+use crate::proof::ObjectDigest;
+use crate::resolve::Proven;
 
 /// Records kept: 75 MB of file, for 8 TiB of chunks of 8 MiB.
 const RECORDS_MAX: usize = 1 << 20;
@@ -29,6 +31,12 @@ const HEAD_BYTES: usize = crate::digest::KEY_BYTES + CHECK_BYTES;
 
 /// The name in the cache directory; the number is the version of the format.
 const FILE_NAME: &str = "first-fetch.2";
+
+/// What is recorded of an object that has the digest its record is about.
+const PROVEN: ChunkDigest = [1; DIGEST_BYTES];
+
+/// What is recorded of a chunk whose record counts no more: no digest of anything.
+const FORGOTTEN: ChunkDigest = [0; DIGEST_BYTES];
 
 type Record = (ChunkKey, ChunkDigest);
 
@@ -91,6 +99,30 @@ impl Records {
         inner.digests.get(key).copied()
     }
 
+    /// Forgets what was recorded of chunks: their bytes turned out to be wrong.
+    pub(crate) fn forget(&self, keys: &[ChunkKey]) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        for key in keys {
+            if inner.digests.remove(key).is_some() {
+                // A record without a digest takes those before it back.
+                inner.append(*key, FORGOTTEN);
+            }
+        }
+    }
+
+    /// Whether an object was held to this digest, all its bytes, and had it.
+    pub(crate) fn is_proven_by(&self, identity: &[u8; 32], by: ObjectDigest) -> bool {
+        self.known(&proof_of(identity, &by.to_bytes())).is_some()
+    }
+
+    /// An object has this digest, all its bytes. Whether it is what `resolve` knew of it.
+    pub(crate) fn prove(&self, identity: &[u8; 32], by: ObjectDigest, resolved: bool) {
+        self.check(proof_of(identity, &by.to_bytes()), PROVEN);
+        if resolved {
+            self.check(proof_of(identity, &[]), PROVEN);
+        }
+    }
+
     /// Compares with what was recorded, or records it.
     pub(crate) fn check(&self, key: ChunkKey, digest: ChunkDigest) -> Verdict {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -107,6 +139,12 @@ impl Records {
     }
 }
 
+impl Proven for Records {
+    fn is_proven(&self, identity: &[u8; 32]) -> bool {
+        self.known(&proof_of(identity, &[])).is_some()
+    }
+}
+
 impl Inner {
     fn append(&mut self, key: ChunkKey, digest: ChunkDigest) {
         let Some(file) = &mut self.file else { return };
@@ -115,6 +153,13 @@ impl Inner {
             self.file = None;
         }
     }
+}
+
+/// The key of the record that an object has a digest; without one, that of what is known of it.
+fn proof_of(identity: &[u8; 32], by: &[u8]) -> ChunkKey {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"forebay whole object").update(identity).update(by);
+    ChunkKey(*hasher.finalize().as_bytes())
 }
 
 fn encode(key: ChunkKey, digest: ChunkDigest) -> [u8; RECORD_BYTES] {
@@ -171,7 +216,21 @@ fn read(path: &Path) -> std::io::Result<(Option<DigestKey>, Vec<Record>)> {
     }
     let Some((key, records)) = decode_head(&bytes) else { return Ok((None, Vec::new())) };
     let (records, _torn_tail) = records.as_chunks::<RECORD_BYTES>();
-    Ok((Some(key), records.iter().filter_map(decode).collect()))
+    Ok((Some(key), standing(records.iter().filter_map(decode).collect())))
+}
+
+/// Those that were not taken back later, in order. A key that was recorded anew counts from then on.
+fn standing(records: Vec<Record>) -> Vec<Record> {
+    let taken_back: HashMap<ChunkKey, usize> = records
+        .iter()
+        .enumerate()
+        .filter(|(_, (_, digest))| *digest == FORGOTTEN)
+        .map(|(at, (key, _))| (*key, at))
+        .collect();
+    let stands = |(at, (key, digest)): &(usize, Record)| {
+        *digest != FORGOTTEN && taken_back.get(key).is_none_or(|gone| gone < at)
+    };
+    records.into_iter().enumerate().filter(stands).map(|(_, record)| record).collect()
 }
 
 /// Writes the sound records anew, so that a torn tail cannot shift those appended after it.
@@ -223,7 +282,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let records = Records::open(dir.path()).unwrap();
         for n in 0..3 {
-            records.check(key(n), [n; 32]);
+            records.check(key(n), [n + 1; 32]);
         }
         drop(records);
         let path = dir.path().join(FILE_NAME);
@@ -232,7 +291,7 @@ mod tests {
         bytes.truncate(HEAD_BYTES + 3 * RECORD_BYTES - 1);
         std::fs::write(&path, bytes).unwrap();
         let records = Records::open(dir.path()).unwrap();
-        assert_eq!(records.check(key(0), [0; 32]), Verdict::Same);
+        assert_eq!(records.check(key(0), [1; 32]), Verdict::Same);
         assert_eq!(records.check(key(1), [9; 32]), Verdict::First);
         assert_eq!(records.check(key(2), [9; 32]), Verdict::First);
         drop(records);
@@ -241,10 +300,42 @@ mod tests {
     }
 
     #[test]
+    fn what_is_forgotten_is_forgotten_after_a_restart_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        for n in 0..3 {
+            records.check(key(n), [n + 1; 32]);
+        }
+        records.forget(&[key(0), key(1), key(9)]);
+        assert_eq!(records.check(key(1), [9; 32]), Verdict::First, "recorded anew");
+        drop(records);
+        let records = Records::open(dir.path()).unwrap();
+        assert_eq!(records.known(&key(0)), None);
+        assert_eq!(records.known(&key(1)), Some([9; 32]));
+        assert_eq!(records.known(&key(2)), Some([3; 32]));
+    }
+
+    #[test]
+    fn a_proof_is_of_one_object_and_one_digest() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let by = ObjectDigest::Crc64Nvme(7);
+        records.prove(&[1; 32], by, false);
+        records.prove(&[2; 32], by, true);
+        drop(records);
+        let records = Records::open(dir.path()).unwrap();
+        assert!(records.is_proven_by(&[1; 32], by));
+        assert!(!records.is_proven_by(&[3; 32], by));
+        assert!(!records.is_proven_by(&[1; 32], ObjectDigest::Crc64Nvme(8)));
+        assert!(!records.is_proven_by(&[1; 32], ObjectDigest::Crc32c(7)));
+        assert_eq!([1, 2].map(|n| records.is_proven(&[n; 32])), [false, true]);
+    }
+
+    #[test]
     fn a_lost_key_loses_the_records() {
         let dir = tempfile::tempdir().unwrap();
         let records = Records::open(dir.path()).unwrap();
-        records.check(key(0), [0; 32]);
+        records.check(key(0), [1; 32]);
         let lost = records.key();
         drop(records);
         let path = dir.path().join(FILE_NAME);

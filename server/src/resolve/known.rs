@@ -1,0 +1,185 @@
+//! What is known of whole objects before they are read: the checksums that a cloud keeps of them, and
+//! files of digests that lie beside them, as `sha256sum` writes them.
+//!
+//! A listing has no checksums, so each object is asked for them, the largest ones first, while headers
+//! are read anyway. Objects that were held to what is known of them once are not asked about again.
+//! Whatever cannot be had here is not an error: the object is held to less then, and the load's report
+//! says so.
+
+use std::collections::HashMap;
+
+use forebay_origin::Scheme;
+use futures::StreamExt;
+
+use super::manifest::{Content, Object};
+use super::{Listing, ResolveError};
+use crate::proof::ObjectDigest;
+
+/// Objects of one checkpoint that are asked about.
+const HEADS_MAX: usize = 1024;
+
+/// Of them side by side.
+const HEADS_AT_ONCE: usize = 64;
+
+/// Bytes of a file of digests: some hundred thousand of them.
+const SUMS_BYTES_MAX: u64 = 16 << 20;
+
+/// Files of digests of one checkpoint.
+const SUMS_MAX: usize = 64;
+
+/// Which objects were held to a digest of all their bytes that was known when they were resolved.
+pub(crate) trait Proven: std::fmt::Debug + Send + Sync {
+    /// Whether this one was.
+    fn is_proven(&self, identity: &[u8; 32]) -> bool;
+}
+
+impl Listing<'_> {
+    /// What is known of objects, by their place in the list.
+    pub(super) async fn known(&self, objects: &[Object]) -> Vec<(usize, ObjectDigest)> {
+        let open = |object: &Object| {
+            let plain = matches!(object.content, Content::Plain);
+            plain && object.pinned && !object.proven && object.checksum.is_none()
+        };
+        let mut unknown: Vec<usize> =
+            (0..objects.len()).filter(|index| objects.get(*index).is_some_and(open)).collect();
+        let mut known = self.checksums(objects, &mut unknown).await;
+        if unknown.len() > known.len() {
+            let told = self.sums(objects).await;
+            let without = unknown.iter().filter(|index| known.iter().all(|(at, _)| at != *index));
+            let beside = without.filter_map(|index| {
+                let digest = told.get(objects.get(*index)?.name.as_str())?;
+                Some((*index, ObjectDigest::Sha256(*digest)))
+            });
+            let beside: Vec<_> = beside.collect();
+            known.extend(beside);
+        }
+        known
+    }
+
+    /// What the store says, if it is one that says such things.
+    async fn checksums(
+        &self,
+        objects: &[Object],
+        unknown: &mut [usize],
+    ) -> Vec<(usize, ObjectDigest)> {
+        if !matches!(self.uri.scheme(), Scheme::S3 | Scheme::Gs | Scheme::Az) {
+            return Vec::new();
+        }
+        let bytes = |index: &usize| objects.get(*index).map_or(0, |object| object.bytes);
+        unknown.sort_by_key(|index| std::cmp::Reverse(bytes(index)));
+        if unknown.len() > HEADS_MAX {
+            let (uri, left) = (self.uri, unknown.len() - HEADS_MAX);
+            tracing::debug!(%uri, left, "the smallest objects are not asked for their checksums");
+        }
+        let asked = unknown.iter().take(HEADS_MAX).map(|index| async move {
+            let object = objects.get(*index)?;
+            match self.store.head(&object.key).await {
+                // Another version's checksum is none of this one; the fetch will tell.
+                Ok(meta) if meta.pin == object.pin || meta.pin.etag == object.pin.etag => {
+                    Some((*index, ObjectDigest::best_of(&meta.checksums)?))
+                }
+                Ok(_) => None,
+                Err(error) => {
+                    tracing::debug!(%error, object = object.name, "its checksum cannot be had");
+                    None
+                }
+            }
+        });
+        let asked: Vec<_> = asked.collect();
+        let asked = futures::stream::iter(asked).buffer_unordered(HEADS_AT_ONCE);
+        asked.filter_map(std::future::ready).collect().await
+    }
+
+    /// What files of digests say, by the objects' names.
+    async fn sums(&self, objects: &[Object]) -> HashMap<String, [u8; 32]> {
+        let mut told = HashMap::new();
+        let files = objects.iter().filter(|object| is_sums(&object.name)).take(SUMS_MAX);
+        for file in files {
+            match self.read_sums(file).await {
+                Ok(text) => told.extend(sums(&file.name, &text)),
+                Err(error) => {
+                    tracing::debug!(%error, file = file.name, "a file of digests cannot be read");
+                }
+            }
+        }
+        told
+    }
+
+    async fn read_sums(&self, file: &Object) -> Result<String, ResolveError> {
+        if file.bytes > SUMS_BYTES_MAX {
+            return Err(self.limit("bytes of digests", SUMS_BYTES_MAX));
+        }
+        let _room = self.resolver.headers.room(file.bytes).await?;
+        let bytes = self.read(file, 0, file.bytes).await?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+/// Whether this is what such files are called.
+fn is_sums(name: &str) -> bool {
+    let file = name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase();
+    let known = ["sha256sums", "sha256sum", "checksums"];
+    let stem = file.strip_suffix(".txt").unwrap_or(&file);
+    known.contains(&stem) || file.ends_with(".sha256") || file.ends_with(".sha256sum")
+}
+
+/// The digests in a file called `file`, by the names of the objects: those in it are relative to it. A
+/// file `NAME.sha256` may hold the digest of `NAME` alone. Lines that are something else are left out.
+fn sums(file: &str, text: &str) -> Vec<(String, [u8; 32])> {
+    let folder = file.rfind('/').map_or("", |slash| file.get(..=slash).unwrap_or_default());
+    let of_its_own = [".sha256", ".sha256sum"].iter().find_map(|suffix| file.strip_suffix(suffix));
+    let line = |line: &str| {
+        let (digits, name) = line.trim_end().split_at_checked(64)?;
+        let digest = unhex(digits)?;
+        let name = name.strip_prefix(" *").or_else(|| name.strip_prefix("  ")).unwrap_or(name);
+        let name = name.strip_prefix("./").unwrap_or(name);
+        match (name.is_empty(), of_its_own) {
+            (true, Some(own)) => Some((own.to_owned(), digest)),
+            (true, None) => None,
+            (false, _) => Some((format!("{folder}{name}"), digest)),
+        }
+    };
+    text.lines().filter_map(line).collect()
+}
+
+fn unhex(digits: &str) -> Option<[u8; 32]> {
+    let mut digest = [0; 32];
+    if digits.len() != 64 || !digits.is_ascii() {
+        return None;
+    }
+    for (at, byte) in digest.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    Some(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_digests_are_known_by_their_names() {
+        for name in ["SHA256SUMS", "a/sha256sum.txt", "w.bin.sha256", "checksums.txt"] {
+            assert!(is_sums(name), "{name}");
+        }
+        for name in ["model.safetensors", "SHA256SUMS.asc", "sha256", "sums"] {
+            assert!(!is_sums(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn lines_of_sha256sum_are_read_and_others_are_not() {
+        let one = "ab".repeat(32);
+        let text = format!(
+            "{one}  a.bin\n{one} *sub/b.bin\r\n# a comment\n{one}\nzz{one}\n{one}  ./c d.bin\n\n"
+        );
+        let names = |file: &str| -> Vec<String> {
+            sums(file, &text).into_iter().map(|(name, _)| name).collect()
+        };
+        assert_eq!(names("SHA256SUMS"), ["a.bin", "sub/b.bin", "c d.bin"]);
+        assert_eq!(names("x/SHA256SUMS"), ["x/a.bin", "x/sub/b.bin", "x/c d.bin"]);
+        assert_eq!(names("x/w.sha256"), ["x/a.bin", "x/sub/b.bin", "x/w", "x/c d.bin"]);
+        assert_eq!(sums("w.sha256", &one), [("w".to_owned(), [0xab; 32])]);
+        assert!(sums("SHA256SUMS", "é".repeat(40).as_str()).is_empty());
+    }
+}
