@@ -11,15 +11,15 @@ use std::sync::Arc;
 
 use forebay_proto::Reason;
 use forebay_proto::model::{
-    CachedCheckpoint, DaemonStatus, Evicted, Manifest, Opened, Pinned, PrefetchEvent, Report,
-    Unpinned, VerifyEvent, VerifySummary,
+    CachedCheckpoint, DaemonStatus, Evicted, Manifest, Opened, PackEvent, PackReport, Pinned,
+    PrefetchEvent, Report, Unpinned, VerifyEvent, VerifySummary,
 };
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::chunk::Chunk;
 use crate::endpoint::Endpoint;
 use crate::error::ClientError;
-use crate::options::{CallOptions, EvictRequest, LoadRequest, PrefetchRequest};
+use crate::options::{CallOptions, EvictRequest, LoadRequest, PackRequest, PrefetchRequest};
 use crate::order::Piece;
 use crate::verbs::Stat;
 use crate::view::{ObjectView, Tensor};
@@ -130,6 +130,25 @@ impl Client {
             }
             summary.ok_or_else(|| {
                 ClientError::new(Reason::Internal, "the verification ended without a summary")
+            })
+        })
+    }
+
+    /// See [`crate::Client::pack`]. `progress` sees every event; the report comes back.
+    pub fn pack(
+        &self,
+        request: PackRequest,
+        mut progress: impl FnMut(&PackEvent),
+    ) -> Result<PackReport, ClientError> {
+        self.run(async {
+            let mut pack = self.client.pack(request).await?;
+            let mut report = None;
+            while let Some(event) = pack.next().await? {
+                progress(&event);
+                report = report.or_else(|| event.into_report());
+            }
+            report.ok_or_else(|| {
+                ClientError::new(Reason::Internal, "the pack ended without a report")
             })
         })
     }

@@ -63,9 +63,9 @@ pub use forebay_proto::{
 };
 pub use load::Load;
 pub use options::{
-    BadTraceParent, CallOptions, EvictRequest, KeepTier, Lane, LoadRequest, PrefetchRequest,
-    TraceParent, VerifyPolicy,
+    BadTraceParent, CallOptions, EvictRequest, KeepTier, Lane, LoadRequest, PackRequest,
+    PrefetchRequest, TraceParent, VerifyPolicy,
 };
 pub use order::Piece;
-pub use verbs::{Prefetch, Stat, Verify};
+pub use verbs::{Pack, Prefetch, Stat, Verify};
 pub use view::{ObjectView, Tensor};

@@ -244,6 +244,38 @@ impl PrefetchRequest {
     }
 }
 
+/// What to pack, and where to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackRequest {
+    pub(crate) source: String,
+    pub(crate) destination: String,
+    pub(crate) frame_bytes: u64,
+    pub(crate) level: i32,
+}
+
+impl PackRequest {
+    /// Every object of the checkpoint `source`, into the folder `destination`.
+    pub fn new(source: impl Into<String>, destination: impl Into<String>) -> Self {
+        let (source, destination) = (source.into(), destination.into());
+        Self { source, destination, frame_bytes: 0, level: 0 }
+    }
+
+    /// Bytes that are compressed and checked by themselves: a power of two from 64 KiB to 16 MiB;
+    /// 8 MiB if not said. A load fetches no less than that at a time.
+    #[must_use]
+    pub fn frame_bytes(mut self, bytes: u64) -> Self {
+        self.frame_bytes = bytes;
+        self
+    }
+
+    /// zstd's level, 1 to 19, where there are no byte planes; 1 if not said.
+    #[must_use]
+    pub fn level(mut self, level: i32) -> Self {
+        self.level = level;
+        self
+    }
+}
+
 /// What to drop from the tiers. A URI alone stands for all of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EvictRequest {

@@ -1,15 +1,15 @@
-//! The control verbs: prefetch, stat, list, pin, unpin, evict, verify, status.
+//! The control verbs: prefetch, stat, list, pin, unpin, evict, verify, pack, status.
 
 use forebay_proto::model::{
-    CachedCheckpoint, DaemonStatus, Evicted, Malformed, Manifest, ManifestBuilder, Pinned,
-    PrefetchEvent, StatSummary, Unpinned, VerifyEvent,
+    CachedCheckpoint, DaemonStatus, Evicted, Malformed, Manifest, ManifestBuilder, PackEvent,
+    Pinned, PrefetchEvent, StatSummary, Unpinned, VerifyEvent,
 };
 use forebay_proto::{Placement, pb};
 use tonic::{Response, Status, Streaming};
 
 use crate::client::Client;
 use crate::error::ClientError;
-use crate::options::{EvictRequest, KeepTier, PrefetchRequest};
+use crate::options::{EvictRequest, KeepTier, PackRequest, PrefetchRequest};
 use crate::wire::{self, Deadline};
 
 impl Client {
@@ -96,6 +96,16 @@ impl Client {
         Ok(Verify(Events::new(self, call.await?)))
     }
 
+    /// Writes a checkpoint anew in another place: smaller, and with digests of everything. It may be
+    /// called again after a failure, and goes on where that was. A source that is packed already is
+    /// `BAD_REQUEST`; what stands in the way at the destination is `DESTINATION_IN_USE`.
+    pub async fn pack(&self, request: PackRequest) -> Result<Pack, ClientError> {
+        let PackRequest { source, destination, frame_bytes, level } = request;
+        let message = pb::PackRequest { source, destination, frame_bytes, level };
+        let call = self.call(message, async |mut grpc, call| grpc.pack(call).await);
+        Ok(Pack(Events::new(self, call.await?)))
+    }
+
     /// Tiers, loads, queues, origins.
     pub async fn status(&self) -> Result<DaemonStatus, ClientError> {
         let message = pb::StatusRequest {};
@@ -170,6 +180,20 @@ impl Verify {
         let Some(response) = self.0.next("VerifyResponse").await? else { return Ok(None) };
         let event = VerifyEvent::receive(response)?;
         self.0.is_over = matches!(event, VerifyEvent::Summary(_));
+        Ok(Some(event))
+    }
+}
+
+/// A running pack. Dropping it cancels it; what is written by then is not written again.
+#[derive(Debug)]
+pub struct Pack(Events<pb::PackResponse>);
+
+impl Pack {
+    /// How far it is, then the report, then none.
+    pub async fn next(&mut self) -> Result<Option<PackEvent>, ClientError> {
+        let Some(response) = self.0.next("PackResponse").await? else { return Ok(None) };
+        let event = PackEvent::receive(response)?;
+        self.0.is_over = matches!(event, PackEvent::Report(_));
         Ok(Some(event))
     }
 }

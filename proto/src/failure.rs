@@ -164,6 +164,8 @@ reasons! {
     NotCached = "NOT_CACHED", NotFound, "fetch it with `forebay prefetch URI`";
     /// The peer's uid is not on the allow-list.
     UidNotAllowed = "UID_NOT_ALLOWED", PermissionDenied, "add the uid to `allow_uids`";
+    /// The peer's uid may not have files written with the daemon's rights.
+    WriteNotAllowed = "WRITE_NOT_ALLOWED", PermissionDenied, "run it as the daemon's user or as root, or write to an object store";
     /// The origin refuses the daemon's credentials (403).
     OriginDenied = "ORIGIN_DENIED", PermissionDenied, "give the daemon credentials that may read it";
     /// The origin wants credentials, or those it got have expired (401).
@@ -200,6 +202,8 @@ reasons! {
     NvmeOff = "NVME_OFF", FailedPrecondition, "see `forebay status`, and start forebayd with --nvme";
     /// An object is no longer the one that was resolved.
     RevisionChanged = "REVISION_CHANGED", FailedPrecondition, "load again to get the new revision";
+    /// What lies at the destination of a pack, or is being done there, stands in the way.
+    DestinationInUse = "DESTINATION_IN_USE", FailedPrecondition, "give another destination, or clear this one";
     /// Another stream opened the same load id.
     Superseded = "SUPERSEDED", FailedPrecondition, "use the newer stream, or another load id";
     /// Bytes do not match their digest.

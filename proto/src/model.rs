@@ -6,7 +6,7 @@
 //! way: requests are written by the client's transport as generated types.
 //!
 //! * [`Opened`], [`Manifest`], [`Grant`]: one load, in the order in which it speaks.
-//! * [`Report`], [`PrefetchEvent`]: how it went.
+//! * [`Report`], [`PrefetchEvent`]: how it went. [`PackEvent`]: how a pack did.
 //! * [`StatSummary`], [`CachedCheckpoint`], [`Pinned`], [`Evicted`], [`VerifyEvent`],
 //!   [`DaemonStatus`]: the control verbs.
 
@@ -14,6 +14,7 @@ mod cached;
 mod grant;
 mod manifest;
 mod numa;
+mod pack;
 mod report;
 mod status;
 
@@ -30,6 +31,7 @@ pub use cached::{
 pub use grant::{ChunkIndex, Extent, Grant, LeaseId, Opened, SessionToken};
 pub use manifest::{Manifest, ManifestBuilder, ObjectEntry, ObjectIndex, TensorEntry};
 pub use numa::{NodeStatus, NumaStatus};
+pub use pack::{PackEvent, PackProgress, PackReport};
 pub use report::{
     IdleTime, PathStep, PlacementReport, PrefetchEvent, PrefetchProgress, Report, StageTime,
     VerifiedObjects,

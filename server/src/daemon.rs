@@ -49,9 +49,10 @@ use crate::loads::Loads;
 use crate::metrics::{self, Metrics, PartMeters};
 use crate::numa::Numa;
 use crate::nvme::NvmeTier;
+use crate::pack::Packer;
 use crate::ram::RamTier;
 use crate::ram::pool::Pool;
-use crate::resolve::{HeaderCache, Proven, Resolver};
+use crate::resolve::{HeaderCache, KnownDigests, Resolver};
 use crate::rpc::serve::Face;
 use crate::rpc::{Service, Shared};
 use crate::staging::Staging;
@@ -189,6 +190,7 @@ fn start_log(form: LogForm) {
 struct Daemon {
     settings: Settings,
     stages: Arc<Stages>,
+    origins: Arc<Origins>,
     pool: Arc<Pool>,
     growth: JoinHandle<()>,
     places: Places,
@@ -228,10 +230,13 @@ impl Daemon {
             Parts { origins: &origins, records, flights: &flights, ram, nvme, numa, workers };
         let stages = build_stages(&settings, parts)?;
         let sessions = Arc::<Sessions>::default();
+        let packer = Packer::start(Arc::clone(&origins))
+            .map_err(DaemonError::system("start the pack workers"))?;
         let shared = Arc::new(Shared {
             stages: Arc::clone(&stages),
             sessions,
-            origins,
+            origins: Arc::clone(&origins),
+            packer,
             resolver,
             tasks: TaskTracker::new(),
             handoffs: TaskTracker::new(),
@@ -253,16 +258,10 @@ impl Daemon {
         places.serve(&mut listeners, &shared, &face, &closing)?;
         let metrics_at = serve_metrics(&settings, &mut listeners, &shared, recorder).await?;
         set_health(&health, ServingStatus::Serving).await;
-        tracing::info!(
-            listen = %places.shown(),
-            metrics = metrics_at.as_deref().unwrap_or("off"),
-            ram_bytes = settings.ram_bytes,
-            version = env!("CARGO_PKG_VERSION"),
-            "ready"
-        );
-        notify_ready(settings.notify_socket.as_deref());
+        tell_ready(&settings, &places.shown().to_string(), metrics_at.as_deref());
         Ok(Self {
             stages,
+            origins,
             pool,
             growth,
             places,
@@ -315,6 +314,10 @@ impl Daemon {
         }
         self.flights.close();
         self.flights.wait().await;
+        // Uploads that were cut off are cleared away, as far as their stores answer.
+        if tokio::time::timeout(place::FAREWELL, self.origins.cleared()).await.is_err() {
+            tracing::warn!("parts of uploads that were given up are left to their stores");
+        }
         if let Some(nvme) = &self.stages.nvme {
             let hurry = async { self.signals.next().await };
             nvme.close(limit, hurry).await;
@@ -339,6 +342,18 @@ fn survey(degraded: &mut Vec<String>) -> Result<(Arc<Numa>, Arc<NodeWorkers>), D
     let workers = NodeWorkers::start("forebay", Arc::clone(numa.plan()))
         .map_err(DaemonError::system("start the workers of each node"))?;
     Ok((Arc::new(numa), Arc::new(workers)))
+}
+
+/// One line, and a message to who waits for it.
+fn tell_ready(settings: &Settings, listen: &str, metrics: Option<&str>) {
+    tracing::info!(
+        listen,
+        metrics = metrics.unwrap_or("off"),
+        ram_bytes = settings.ram_bytes,
+        version = env!("CARGO_PKG_VERSION"),
+        "ready"
+    );
+    notify_ready(settings.notify_socket.as_deref());
 }
 
 /// The object stores, and the resolver under them, which begins to look up what is configured.
@@ -382,7 +397,7 @@ fn build_stages(settings: &Settings, parts: Parts<'_>) -> Result<Arc<Stages>, Da
             Arc::clone(origins),
             Arc::clone(&cpu),
             nvme.clone().map(|nvme| Arc::new(nvme) as Arc<dyn HeaderCache>),
-            Arc::clone(verifier.records()) as Arc<dyn Proven>,
+            Arc::clone(verifier.records()) as Arc<dyn KnownDigests>,
         ),
         fetcher: Fetcher::new(Arc::clone(origins), digest_key, PartMeters::new(), coded),
         decoder,

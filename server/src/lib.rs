@@ -13,6 +13,7 @@ mod rpc;
 mod deadline;
 mod load;
 mod loads;
+mod pack;
 
 mod admission;
 mod decode;

@@ -36,11 +36,11 @@ use crate::handoff::{Peer, SessionStay};
 use crate::loads::{Entry, LoadState, Loads};
 use crate::numa::{Numa, Placed};
 use crate::nvme::{NvmeTier, TierUse};
-use crate::plan::{ChunkSpec, FetchPlan, PlanError, Selection, plan, plan_whole};
+use crate::plan::{ChunkKey, ChunkSpec, FetchPlan, PlanError, Selection, plan, plan_whole};
 use crate::ram::pool::ClaimedSlot;
 use crate::ram::{PinnedChunk, RamTier, RevisionUse};
 use crate::report::{Report, Subject, Tally, Tier, close};
-use crate::resolve::{Manifest, Object, Resolver, Revision};
+use crate::resolve::{Content, Manifest, Object, Resolver, Revision};
 use crate::timeline::{Kind, Stage, Timeline};
 use crate::verify::{Decayed, VerifiedChunk, Verifier, VerifyError};
 use conversation::{ClientEvent, Conversation, LoadEvent};
@@ -142,16 +142,19 @@ pub(crate) async fn lend(
         let opening = open(stages, request, timeline, &entry);
         let (head, permit) = in_time(deadline, opening).await?;
         check_expected(request, &head.plan)?;
+        let mut brought = BTreeMap::new();
         if request.expected.strict {
             let proving = prove(stages, request, timeline, (&head, &permit));
-            in_time(deadline, proving).await?;
+            brought = in_time(deadline, proving).await?;
         }
         let mut conversation = Conversation::new(&head, &stay, timeline, talk);
         let what = (&head.plan, head.entry);
-        let mut filler = Filler::new(stages, what, &permit, request, timeline);
+        let filler = Filler::new(stages, what, &permit, request, timeline);
+        let mut filler = filler.after(brought);
         let streaming = conversation.stream(&mut filler, &permit, request);
         in_time(deadline, streaming).await?;
-        let tally = Tally { peak_slots: permit.peak_slots(), ..filler.tally() };
+        let verified = proofs::verified_by(stages, &head.plan, &request.expected, filler.proven());
+        let tally = Tally { peak_slots: permit.peak_slots(), verified, ..filler.tally() };
         drop(filler);
         drop(permit);
         head.handed_over();
@@ -318,14 +321,19 @@ async fn prove(
     request: &LoadRequest,
     timeline: &Timeline,
     (head, permit): (&Head<'_>, &AdmissionPermit),
-) -> Result<(), Failure> {
+) -> Result<BTreeMap<ChunkKey, Tier>, Failure> {
     let manifest = head.plan.manifest();
     let touched = proofs::touched(&head.plan);
-    let due = proofs::due(stages, manifest, &request.expected).into_iter();
-    let due: BTreeSet<usize> =
-        due.map(|(index, _)| index).filter(|index| touched.contains(index)).collect();
+    let due = proofs::due(stages, &head.plan, &request.expected);
+    let mut due: BTreeSet<usize> = due.into_iter().map(|(index, _)| index).collect();
+    // What is one stream proves itself at its end, by its own checksum.
+    due.extend(touched.iter().copied().filter(|index| {
+        let object = manifest.objects().get(*index);
+        object.is_some_and(|object| matches!(object.content, Content::Stream(_)))
+    }));
+    let mut brought = BTreeMap::new();
     if due.is_empty() {
-        return Ok(());
+        return Ok(brought);
     }
     let unpinned = |index: &&usize| manifest.objects().get(**index).is_some_and(|o| !o.pinned);
     if let Some(object) = due.iter().find(unpinned).and_then(|at| manifest.objects().get(*at)) {
@@ -336,8 +344,8 @@ async fn prove(
         );
         return Err(Failure::new(Reason::BadRequest, message).for_object(&object.name));
     }
-    let (whole, chunk_bytes) = (Arc::clone(manifest), stages.chunk_bytes);
-    let planning = stages.cpu.run(move || plan_whole(&whole, &touched, &due, chunk_bytes));
+    let (load, chunk_bytes) = (Arc::clone(&head.plan), stages.chunk_bytes);
+    let planning = stages.cpu.run(move || plan_whole(&load, &touched, &due, chunk_bytes));
     let plan = Arc::new(planning.await?);
     let mut again = true;
     loop {
@@ -350,7 +358,9 @@ async fn prove(
                 () = tokio::time::sleep_until(look_again) => continue,
             };
             match ready {
-                Ok(Some(_)) => {}
+                Ok(Some(ready)) => {
+                    brought.entry(ready.spec.key).or_insert(ready.tier);
+                }
                 Ok(None) => break Ok(()),
                 Err(failure) => break Err(failure),
             }
@@ -358,7 +368,16 @@ async fn prove(
         match proven {
             // The way here may have done it.
             Err(failure) if again && failure.reason == Reason::DigestMismatch => again = false,
-            proven => return proven,
+            Err(failure) => return Err(failure),
+            Ok(()) => break,
+        }
+    }
+    // Else what has to make room again could come back as anything.
+    match proofs::due(stages, &plan, &request.expected).is_empty() {
+        true => Ok(brought),
+        false => {
+            let message = "no more digests can be recorded, so nothing can be proven ahead";
+            Err(Failure::new(Reason::LimitExceeded, message).with_quota(message.to_owned()))
         }
     }
 }
@@ -428,8 +447,7 @@ fn report(
         lane: request.lane.as_str(),
         placed: request.placed.as_ref(),
     };
-    let verified = proofs::verified_by(&head.plan, &request.expected);
-    let tally = Tally { cost: timeline.cost(), verified, ..tally };
+    let tally = Tally { cost: timeline.cost(), ..tally };
     close(subject, timeline, tally, copies, Instant::now())
 }
 

@@ -12,7 +12,7 @@
 //!
 //! A chunk's key is a digest of the identities of the bytes in it, so equal keys mean equal bytes.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -145,14 +145,39 @@ pub(crate) fn plan(
     Ok(FetchPlan { manifest: Arc::clone(manifest), bytes: planner.bytes, chunks: planner.chunks })
 }
 
-/// Plans all chunks of some `objects`, and leaves out those that hold nothing of any in `due`. They are
-/// those of a plan of the same objects: small ones share chunks in the same way.
+/// The chunks that hold nothing but this object, all of it, in order; none if it shares its chunk.
+pub(crate) fn own_keys(object: &Object, chunk_bytes: u64) -> Option<Vec<ChunkKey>> {
+    let has_own = object.bytes >= chunk_bytes / PACK_DIVISOR;
+    let key = |n: u64| {
+        let object_offset = n * chunk_bytes;
+        let bytes = chunk_bytes.min(object.bytes - object_offset);
+        key_of([(&object.identity, [object_offset, 0, bytes])])
+    };
+    has_own.then(|| (0..object.bytes.div_ceil(chunk_bytes)).map(key).collect())
+}
+
+/// The key of a chunk of such extents: whose bytes they are, where they begin there and in the slot,
+/// and how many they are.
+fn key_of<'a>(extents: impl IntoIterator<Item = (&'a [u8; 32], [u64; 3])>) -> ChunkKey {
+    let mut hasher = blake3::Hasher::new();
+    for (identity, numbers) in extents {
+        hasher.update(identity);
+        for number in numbers {
+            hasher.update(&number.to_le_bytes());
+        }
+    }
+    ChunkKey(*hasher.finalize().as_bytes())
+}
+
+/// Plans all chunks of some of the `objects` of a load, and leaves out those that hold nothing of any in
+/// `due`. They are those of a plan of the same objects: small ones share chunks in the same way.
 pub(crate) fn plan_whole(
-    manifest: &Arc<Manifest>,
+    load: &FetchPlan,
     objects: &BTreeSet<usize>,
     due: &BTreeSet<usize>,
     chunk_bytes: u64,
 ) -> FetchPlan {
+    let manifest = &load.manifest;
     let objects = (0..manifest.objects().len()).map(|index| objects.contains(&index)).collect();
     let wanted = Wanted { objects, ranges: None };
     let mut planner = Planner { manifest, chunk_bytes, chunks: Vec::new(), bytes: 0 };
@@ -160,7 +185,17 @@ pub(crate) fn plan_whole(
     planner.own_chunks(&wanted);
     let is_due =
         |chunk: &&Arc<ChunkSpec>| chunk.extents.iter().any(|extent| due.contains(&extent.object));
-    let chunks: Vec<_> = planner.chunks.iter().filter(is_due).cloned().collect();
+    // Their spans go on where those of the plan of the load are, or behind them.
+    let by_key: HashMap<ChunkKey, &Arc<ChunkSpec>> =
+        load.chunks.iter().map(|chunk| (chunk.key, chunk)).collect();
+    let place = |(n, chunk): (usize, &Arc<ChunkSpec>)| {
+        let known = by_key.get(&chunk.key);
+        let index = known.map_or(load.chunks.len() + n, |known| known.index);
+        let ChunkSpec { key, ref extents, bytes, .. } = **chunk;
+        Arc::new(ChunkSpec { index, key, extents: extents.clone(), bytes })
+    };
+    let due = planner.chunks.iter().filter(is_due);
+    let chunks: Vec<_> = due.enumerate().map(place).collect();
     let bytes = chunks.iter().map(|chunk| chunk.bytes).sum();
     FetchPlan { manifest: Arc::clone(manifest), bytes, chunks }
 }
@@ -295,17 +330,13 @@ impl<'a> Planner<'a> {
     }
 
     fn push(&mut self, extents: Vec<Extent>) {
-        let mut hasher = blake3::Hasher::new();
-        for extent in &extents {
-            hasher.update(&self.manifest.objects()[extent.object].identity);
-            for number in [extent.object_offset, extent.slot_offset, extent.bytes] {
-                hasher.update(&number.to_le_bytes());
-            }
-        }
+        let key = key_of(extents.iter().map(|extent| {
+            let identity = &self.manifest.objects()[extent.object].identity;
+            (identity, [extent.object_offset, extent.slot_offset, extent.bytes])
+        }));
         let bytes = extents.iter().map(|extent| extent.bytes).sum();
         self.bytes += bytes;
         let index = self.chunks.len();
-        let key = ChunkKey(*hasher.finalize().as_bytes());
         self.chunks.push(Arc::new(ChunkSpec { index, key, extents, bytes }));
     }
 }

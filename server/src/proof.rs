@@ -81,6 +81,33 @@ impl ObjectDigest {
         }
     }
 
+    /// The kinds that [`to_record`](Self::to_record) tells apart.
+    pub(crate) const KINDS: [u8; 4] = [1, 2, 3, 4];
+
+    /// Its kind, and its value in 32 bytes, which are not all zero.
+    pub(crate) fn to_record(self) -> (u8, [u8; 32]) {
+        let mut record = [0; 32];
+        let bytes = self.to_bytes();
+        let (kind, value) =
+            bytes.split_first().map_or((0, &[][..]), |(kind, value)| (*kind, value));
+        record[..value.len()].copy_from_slice(value);
+        if value.len() < 32 {
+            record[31] = 1;
+        }
+        (kind, record)
+    }
+
+    /// The digest of such a kind and value.
+    pub(crate) fn from_record(kind: u8, record: [u8; 32]) -> Option<Self> {
+        match kind {
+            1 => Some(Self::Crc64Nvme(u64::from_be_bytes(*record.first_chunk()?))),
+            2 => Some(Self::Crc32c(u32::from_be_bytes(*record.first_chunk()?))),
+            3 => Some(Self::Sha256(record)),
+            4 => Some(Self::Md5(*record.first_chunk()?)),
+            _ => None,
+        }
+    }
+
     /// Its kind and its value: never the same for two digests.
     pub(crate) fn to_bytes(self) -> Vec<u8> {
         let (kind, value): (u8, Vec<u8>) = match self {

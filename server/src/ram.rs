@@ -25,6 +25,7 @@ use metrics::Counter;
 use tokio::time::Instant;
 
 use crate::admission::WindowSlot;
+use crate::digest::ChunkDigest;
 use crate::plan::{ChunkKey, ChunkSpec, Extent};
 use crate::proof::PieceSum;
 use crate::ram::pool::{ClaimedSlot, Pool, ReadableSlot};
@@ -45,6 +46,8 @@ pub(crate) struct PinnedChunk(Arc<Pinned>);
 struct Pinned {
     slot: ReadableSlot,
     spec: Arc<ChunkSpec>,
+    /// As it was verified.
+    digest: ChunkDigest,
     /// Of the extents, where they were taken as the bytes landed.
     sums: Vec<Option<PieceSum>>,
     /// The window token that pays for the slot while it is lent, whoever brought it.
@@ -97,6 +100,11 @@ impl PinnedChunk {
     /// What it holds.
     pub(crate) fn spec(&self) -> &Arc<ChunkSpec> {
         &self.0.spec
+    }
+
+    /// Its digest, as it was verified.
+    pub(crate) fn digest(&self) -> ChunkDigest {
+        self.0.digest
     }
 
     /// The sum of an extent, by its number, if it was taken.
@@ -323,10 +331,11 @@ impl RamTier {
     pub(crate) fn insert(&self, verified: VerifiedChunk, revision: Revision) -> PinnedChunk {
         // What was there would not have been brought here.
         self.misses.increment(1);
-        let (slot, spec, sums) = verified.into_parts();
+        let (slot, spec, (digest, sums)) = verified.into_parts();
         let pinned = PinnedChunk(Arc::new(Pinned {
             slot: slot.publish(),
             spec: Arc::clone(&spec),
+            digest,
             sums,
             paid: Mutex::default(),
         }));

@@ -181,7 +181,7 @@ impl Cause {
             Stage::LeaseAlloc => Self::LeaseMemory,
             Stage::Decompress if kind == Kind::Queue => Self::DecompressQueue,
             Stage::Decompress => Self::DecompressCpu,
-            Stage::VerifyPart => Self::Verify,
+            Stage::VerifyPart | Stage::VerifyObject => Self::Verify,
             Stage::ClientAck => Self::Client,
             Stage::Resolve
             | Stage::Plan

@@ -5,12 +5,13 @@
 //! the prefix. Every object is pinned as the store described it at that moment; later stages ask for
 //! exactly that version.
 //!
-//! Objects whose name ends in `.safetensors` get their header read (see [`safetensors`]); all others
-//! are plain objects. Tensor indexes are kept for the last [`INDEXES_MAX`] revisions, so that a warm
+//! Objects whose name ends in `.safetensors` or `.gguf` get their header read (see [`safetensors`] and
+//! [`gguf`]); all others are plain objects. Tensor indexes are kept for the last [`INDEXES_MAX`] revisions, so that a warm
 //! load asks the store for a listing and for nothing else. What was read of an object for that is also
 //! given to a [`HeaderCache`], if there is one, and asked of it first: after a restart too (see
 //! [`headers`]).
 
+mod gguf;
 mod headers;
 mod known;
 mod manifest;
@@ -40,7 +41,7 @@ use headers::Headers;
 use manifest::Found;
 
 pub(crate) use headers::HeaderCache;
-pub(crate) use known::Proven;
+pub(crate) use known::KnownDigests;
 pub(crate) use manifest::{Content, Manifest, Object, Revision, Tensor};
 
 /// Objects of a checkpoint.
@@ -72,6 +73,7 @@ const INDEXES_MAX: usize = 64;
 
 const INDEX_SUFFIX: &str = ".safetensors.index.json";
 const SAFETENSORS_SUFFIX: &str = ".safetensors";
+const GGUF_SUFFIX: &str = ".gguf";
 
 /// Why a URI cannot be resolved.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +113,12 @@ pub(crate) enum ResolveError {
         key: String,
         /// What is wrong.
         problem: ManifestError,
+    },
+    /// A packed checkpoint, where one that is not is wanted.
+    #[error("{uri} is packed already: it has a {MANIFEST_NAME}")]
+    Packed {
+        /// As asked for, without a query.
+        uri: String,
     },
     /// A pack manifest names an object that is not there.
     #[error("{key} is not there, although the manifest of the packed checkpoint names it")]
@@ -152,6 +160,7 @@ impl From<ResolveError> for Failure {
         match error {
             ResolveError::Uri(_) => Self::new(Reason::BadUri, message),
             ResolveError::Origin(error) => origin_failure(error),
+            ResolveError::Packed { .. } => Self::new(Reason::BadRequest, message),
             ResolveError::Nothing { .. } => Self::new(Reason::ObjectNotFound, message),
             ResolveError::Header { key, .. } => {
                 Self::new(Reason::DecodeFailed, message).for_object(&key)
@@ -189,7 +198,7 @@ type TensorIndex = Arc<Vec<Tensor>>;
 pub(crate) struct Resolver {
     origins: Arc<Origins>,
     headers: Headers,
-    proven: Arc<dyn Proven>,
+    known: Arc<dyn KnownDigests>,
     /// The last manifests of packed checkpoints, by the identity of what the store has.
     manifests: Mutex<VecDeque<([u8; 32], Arc<PackManifest>)>>,
     indexes: Mutex<VecDeque<(Revision, Arc<OnceCell<TensorIndex>>)>>,
@@ -201,10 +210,10 @@ impl Resolver {
         origins: Arc<Origins>,
         cpu: Arc<Workers>,
         kept: Option<Arc<dyn HeaderCache>>,
-        proven: Arc<dyn Proven>,
+        known: Arc<dyn KnownDigests>,
     ) -> Self {
         let headers = Headers::new(cpu, kept);
-        Self { origins, headers, proven, manifests: Mutex::default(), indexes: Mutex::default() }
+        Self { origins, headers, known, manifests: Mutex::default(), indexes: Mutex::default() }
     }
 
     /// Resolves `uri` as it is now, with reads on these terms. The permit bounds how many do so at a
@@ -215,10 +224,33 @@ impl Resolver {
         uri: &str,
         terms: &ReadTerms,
     ) -> Result<Arc<Manifest>, ResolveError> {
+        self.resolved(uri, terms, false).await
+    }
+
+    /// The same, but every object is what the store has of it: nothing is decoded, and a packed
+    /// checkpoint is refused.
+    pub(crate) async fn resolve_as_stored(
+        &self,
+        _permit: &AdmissionPermit,
+        uri: &str,
+        terms: &ReadTerms,
+    ) -> Result<Arc<Manifest>, ResolveError> {
+        self.resolved(uri, terms, true).await
+    }
+
+    async fn resolved(
+        &self,
+        uri: &str,
+        terms: &ReadTerms,
+        as_stored: bool,
+    ) -> Result<Arc<Manifest>, ResolveError> {
         let uri = OriginUri::parse(uri)?;
         let store = self.origins.open(&uri)?;
-        let listing = Listing { resolver: self, uri: &uri, store: &*store, terms };
+        let listing = Listing { resolver: self, uri: &uri, store: &*store, terms, as_stored };
         let Listed { mut objects, packed } = listing.objects().await?;
+        if as_stored && packed.is_some() {
+            return Err(ResolveError::Packed { uri: uri.to_string() });
+        }
         objects.sort_by(|a, b| a.name.cmp(&b.name));
         objects.dedup_by(|a, b| a.name == b.name);
         let total = objects.iter().try_fold(0_u64, |sum, object| sum.checked_add(object.bytes));
@@ -295,6 +327,8 @@ struct Listing<'a> {
     uri: &'a OriginUri,
     store: &'a dyn OriginStore,
     terms: &'a ReadTerms,
+    /// Whether compressed objects stay what they are.
+    as_stored: bool,
 }
 
 impl Listing<'_> {
@@ -404,10 +438,7 @@ impl Listing<'_> {
 
     fn object(&self, name: String, meta: ObjectMeta) -> Result<Object, ResolveError> {
         let found = Found { origin: &self.uri.origin(), by_query: self.uri.has_query() };
-        let mut object = manifest::object_of(found, name, meta)?;
-        object.proven = self.resolver.proven.is_proven(&object.identity);
-        object.checksum = object.checksum.filter(|_| !object.proven);
-        Ok(object)
+        Ok(manifest::object_of(found, name, meta)?)
     }
 
     /// The tensors of all objects: as the manifest of packed ones says, else from their headers.
@@ -423,17 +454,24 @@ impl Listing<'_> {
                 false => Err(self.limit("tensors", TENSORS_MAX as u64)),
             };
         }
-        let of_format = |(_, object): &(usize, &Object)| object.name.ends_with(SAFETENSORS_SUFFIX);
-        let headers: Vec<_> = objects
-            .iter()
-            .enumerate()
-            .filter(of_format)
-            .map(|(index, object)| self.header(index, object))
-            .collect();
+        let of_format = |(_, object): &(usize, &Object)| {
+            object.name.ends_with(SAFETENSORS_SUFFIX) || object.name.ends_with(GGUF_SUFFIX)
+        };
+        let header = |(index, object)| async move {
+            let object: &Object = object;
+            let (entries, bytes) = match object.name.ends_with(GGUF_SUFFIX) {
+                true => self.gguf_header(object).await?,
+                false => self.header(object).await?,
+            };
+            let of_object = move |entry| Tensor { object: index, entry };
+            Ok::<_, ResolveError>((entries.into_iter().map(of_object), bytes))
+        };
+        let headers: Vec<_> = objects.iter().enumerate().filter(of_format).map(header).collect();
         let mut headers = futures::stream::iter(headers).buffered(HEADERS_AT_ONCE);
         let mut tensors = Vec::new();
         let mut total = 0;
-        while let Some((more, header_bytes)) = headers.try_next().await? {
+        while let Some(header) = headers.next().await {
+            let (more, header_bytes) = header?;
             tensors.extend(more);
             total += header_bytes;
             if tensors.len() > TENSORS_MAX {
@@ -447,22 +485,16 @@ impl Listing<'_> {
     }
 
     /// The tensors of one object, and the size of its header.
-    async fn header(
-        &self,
-        index: usize,
-        object: &Object,
-    ) -> Result<(Vec<Tensor>, u64), ResolveError> {
+    async fn header(&self, object: &Object) -> Result<(Vec<TensorEntry>, u64), ResolveError> {
         let object_bytes = object.bytes;
         let parse = move |bytes: &[u8]| {
             let entries = safetensors::parse_whole(bytes, object_bytes)?;
             Ok::<_, HeaderError>((entries, bytes.len() as u64))
         };
-        let (entries, bytes) = match self.resolver.headers.kept(object, parse).await? {
-            Some(kept) => kept,
-            None => self.fresh_header(object).await?,
-        };
-        let tensors = entries.into_iter().map(|entry| Tensor { object: index, entry }).collect();
-        Ok((tensors, bytes))
+        match self.resolver.headers.kept(object, parse).await? {
+            Some(kept) => Ok(kept),
+            None => self.fresh_header(object).await,
+        }
     }
 
     /// What the origin has for a header, and its size.

@@ -7,6 +7,7 @@
 
 mod convert;
 mod kept;
+mod packing;
 pub(crate) mod serve;
 mod status;
 mod stream;
@@ -27,6 +28,7 @@ use crate::deadline::{Deadline, parse_grpc_timeout};
 use crate::handoff::{Peer, Sessions};
 use crate::load::Stages;
 use crate::metrics;
+use crate::pack::Packer;
 use crate::timeline::Timeline;
 use stream::{Ending, GuardedStream, PAGE_QUEUE};
 
@@ -34,7 +36,7 @@ use stream::{Ending, GuardedStream, PAGE_QUEUE};
 const LIST_PAGE: usize = 100;
 
 /// What the methods need of the daemon.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Shared {
     /// The stages.
     pub(crate) stages: Arc<Stages>,
@@ -42,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) sessions: Arc<Sessions>,
     /// Object stores, for their statistics.
     pub(crate) origins: Arc<Origins>,
+    /// Writes checkpoints anew.
+    pub(crate) packer: Packer,
     /// Names of origins, looked up ahead of time.
     pub(crate) resolver: Arc<AheadResolver>,
     /// The tree that streams run in.
@@ -184,6 +188,7 @@ impl Forebay for Service {
     type StatStream = GuardedStream<pb::StatResponse>;
     type ListStream = GuardedStream<pb::ListResponse>;
     type VerifyStream = GuardedStream<pb::VerifyResponse>;
+    type PackStream = GuardedStream<pb::PackResponse>;
 
     async fn load(
         &self,
@@ -310,6 +315,26 @@ impl Forebay for Service {
                 () = gone.cancelled() => Err(shared.ended()),
             };
             Ending { method: "Verify", context: context.opened }.tell(outcome, &out, &gone).await;
+        });
+        Ok(Response::new(stream))
+    }
+
+    async fn pack(
+        &self,
+        request: Request<pb::PackRequest>,
+    ) -> Result<Response<Self::PackStream>, Status> {
+        let mut context = self.context("Pack", &request)?;
+        context.deadline = packing::deadline(context.opened, request.metadata());
+        let (out, stream, gone) = stream::open(PAGE_QUEUE, &self.shared.stop);
+        let shared = Arc::clone(&self.shared);
+        let asked = request.into_inner();
+        self.shared.tasks.spawn(async move {
+            let packing = context.deadline.cut(packing::pack(&shared, context, asked, &out));
+            let outcome = tokio::select! {
+                outcome = packing => outcome.map_err(|_expired| deadline()).and_then(|done| done),
+                () = gone.cancelled() => Err(shared.ended()),
+            };
+            Ending { method: "Pack", context: context.opened }.tell(outcome, &out, &gone).await;
         });
         Ok(Response::new(stream))
     }

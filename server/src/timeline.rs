@@ -58,6 +58,8 @@ pub(crate) enum Stage {
     Decompress,
     /// Digest of the chunk.
     VerifyPart,
+    /// Looking at the last bytes of objects that are held to a digest of the whole.
+    VerifyObject,
     /// Entering the RAM tier and being granted.
     Publish,
     /// Granted, not released yet: the client works.
@@ -84,6 +86,7 @@ impl Stage {
             Self::NvmeRead => "nvme_read",
             Self::Decompress => "decompress",
             Self::VerifyPart => "verify_part",
+            Self::VerifyObject => "verify_object",
             Self::Publish => "publish",
             Self::ClientAck => "client_ack",
         }

@@ -101,9 +101,11 @@ impl VerifiedChunk {
         self.pinned.then_some(self.digest)
     }
 
-    /// The slot, what is in it, and the sums of its extents that were taken.
-    pub(crate) fn into_parts(self) -> (ClaimedSlot, Arc<ChunkSpec>, Vec<Option<PieceSum>>) {
-        (self.slot, self.spec, self.crcs)
+    /// The slot, what is in it, and what was taken of that: its digest, and sums of its extents.
+    pub(crate) fn into_parts(
+        self,
+    ) -> (ClaimedSlot, Arc<ChunkSpec>, (ChunkDigest, Vec<Option<PieceSum>>)) {
+        (self.slot, self.spec, (self.digest, self.crcs))
     }
 }
 

@@ -2,7 +2,9 @@
 //! the caller gives. Right ones pass, and are compared once; wrong ones lose the load and all it kept.
 
 use forebay_client::model::Report;
-use forebay_client::{ClientError, LoadRequest, Reason, VerifyPolicy};
+use forebay_client::{
+    ClientError, KeepTier, LoadRequest, Prefetch, PrefetchRequest, Reason, VerifyPolicy,
+};
 use forebay_origin::Checksums;
 use forebay_testkit::{
     CheckpointSpec, Content, Fault, FaultRule, HttpOptions, HttpOrigin, S3Origin, When, checkpoint,
@@ -216,9 +218,12 @@ async fn a_file_of_digests_beside_the_objects_counts_where_the_store_says_nothin
     assert_eq!((report.verified.object_digest, report.verified.first_fetch), (2, 0));
     // The store's own checksum comes before a file beside it.
     origin.put(BUCKET, "m/SHA256SUMS", sums(&wrong));
-    origin.put(BUCKET, "m/blob", content());
-    assert!(origin.contents().claim(BUCKET, "m/blob", one(0, true)));
-    let expected = [("SHA256SUMS".to_owned(), sums(&wrong)), ("blob".to_owned(), content())];
+    let other = Content::synthetic(78, BYTES);
+    origin.put(BUCKET, "m/blob", other.clone());
+    let crc64_nvme = checksums(&other).crc64_nvme;
+    let claim = Checksums { crc64_nvme, ..Checksums::default() };
+    assert!(origin.contents().claim(BUCKET, "m/blob", claim));
+    let expected = [("SHA256SUMS".to_owned(), sums(&wrong)), ("blob".to_owned(), other)];
     node.loads(&s3_uri("m/"), &expected).await;
 }
 
@@ -285,4 +290,68 @@ async fn what_is_loaded_in_part_is_refused_a_digest_of_the_whole_unless_strict()
     assert!(report.bytes < whole.len());
     assert_eq!(report.verified.object_digest, 1);
     node.settled().await;
+}
+
+/// What was proven stands with the chunks that it was proven of: a load of other neighbours is looked at
+/// again, from what is cached, and the store is not asked again.
+#[tokio::test]
+async fn a_proof_is_of_the_chunks_that_were_seen() {
+    let origin = s3().await;
+    let mut expected = Vec::new();
+    for n in 0..3_u64 {
+        let small = Content::synthetic(n, 900);
+        let key = format!("m/{n}");
+        origin.put(BUCKET, &key, small.clone());
+        let crc64_nvme = checksums(&small).crc64_nvme;
+        let claim = Checksums { crc64_nvme, ..Checksums::default() };
+        assert!(origin.contents().claim(BUCKET, &key, claim));
+        expected.push((n.to_string(), small));
+    }
+    let node = NodeSpec::of(&origin).start().await;
+    node.loads(&s3_uri("m/"), &expected).await;
+    // One object alone is another chunk, fetched anew. A bit that flips then is seen, although the
+    // object was proven as a part of another chunk.
+    let rule = origin.fault(FaultRule::new("m/1", Fault::FlipBit(7)).when(When::First(1)));
+    let error = node.refused(&s3_uri("m/1")).await;
+    assert_ends(&error, Reason::DigestMismatch, 6);
+    assert_eq!(rule.hits(), 1);
+    let report = node.loads(&s3_uri("m/1"), &expected[1..2]).await;
+    assert_eq!(report.verified.object_digest, 1);
+    node.loads(&s3_uri("m/"), &expected).await;
+}
+
+/// A caller that is wrong fails alone: what the store has proven, and what was here before, stays.
+#[tokio::test]
+async fn a_wrong_digest_of_a_caller_costs_others_nothing() {
+    for claim in [one(0, true), Checksums::default()] {
+        let origin = stored(claim).await;
+        let node = NodeSpec::of(&origin).start().await;
+        node.loads(&s3_uri("m/"), &files("blob")).await;
+        let fetched = origin.counts("m/blob").gets;
+        let wrong = LoadRequest::new(s3_uri("m/")).sha256([("blob", [7; 32])]);
+        let error = failure(&node.client, wrong).await;
+        assert_ends(&error, Reason::DigestMismatch, 6);
+        node.loads(&s3_uri("m/"), &files("blob")).await;
+        assert_eq!(origin.counts("m/blob").gets, fetched, "nothing was given up");
+    }
+}
+
+async fn prefetched(prefetch: &mut Prefetch) -> Result<(), ClientError> {
+    while prefetch.next().await?.is_some() {}
+    Ok(())
+}
+
+/// A checkpoint of which a part is stored already is held to its digests as a whole.
+#[tokio::test]
+async fn a_prefetch_into_nvme_looks_at_what_is_stored_too() {
+    let origin = stored(one(2, false)).await;
+    let node = NodeSpec::of(&origin).nvme("1GiB").start().await;
+    let request = || PrefetchRequest::new(s3_uri("m/")).tier(KeepTier::Nvme);
+    for _ in 0..2 {
+        let mut prefetch = node.client.prefetch(request()).await.unwrap();
+        let failed = prefetched(&mut prefetch).await.unwrap_err();
+        assert_ends(&failed, Reason::DigestMismatch, 6);
+        node.settled().await;
+        holds_nothing(&node, &s3_uri("m/")).await;
+    }
 }

@@ -41,6 +41,8 @@ mod nvme_places;
 #[cfg(test)]
 mod origin;
 #[cfg(test)]
+mod pack;
+#[cfg(test)]
 mod raw;
 #[cfg(test)]
 mod real;

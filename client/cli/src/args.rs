@@ -83,6 +83,8 @@ pub(crate) enum Verb {
     Evict(EvictArgs),
     /// Read again what is cached and check it; what is bad is given up and fetched again
     Verify(CachedArg),
+    /// Write a checkpoint anew, compressed and with digests of everything; loads take it as it is
+    Pack(PackArgs),
     /// Show the daemon at a glance: tiers, queues, loads, origins
     Status,
 }
@@ -249,6 +251,35 @@ pub(crate) struct EvictArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+SRC and DST: s3://, gs://, az://, file:///, or a local path; SRC also http(s)://. The daemon reads and
+writes, with its own credentials; local folders it writes for its own user and for root only.
+A pack that was cut off goes on where it was when it is run again.
+
+Examples:
+  forebay pack s3://models/llama-3-8b/ s3://models/llama-3-8b.packed/
+  forebay pack ./llama ./llama.packed --level 3
+  forebay load s3://models/llama-3-8b.packed/ --digest")]
+pub(crate) struct PackArgs {
+    /// Checkpoint: one object, or all under a prefix that ends in a slash
+    #[arg(value_name = "SRC")]
+    pub(crate) source: String,
+
+    /// Folder to write to; made if it is not there
+    #[arg(value_name = "DST")]
+    pub(crate) destination: String,
+
+    /// Bytes that are compressed and checked by themselves: a power of two from 64KiB to 16MiB
+    #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = frame_size)]
+    pub(crate) chunk: u64,
+
+    /// zstd's level, where no byte planes are used
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(i32).range(1..=19))]
+    pub(crate) level: i32,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct CachedArg {
     /// Checkpoints at or under this URI
     pub(crate) uri: String,
@@ -307,6 +338,22 @@ fn load_id(text: &str) -> Result<String, String> {
     match forebay_client::model::is_load_id(text) {
         true => Ok(text.to_owned()),
         false => Err("a load id is 1 to 64 of A-Z a-z 0-9 . _ -".into()),
+    }
+}
+
+/// `64KiB` to `16MiB`, in powers of two.
+fn frame_size(text: &str) -> Result<u64, String> {
+    let bad = || "give a power of two from 64KiB to 16MiB, such as 1MiB".to_owned();
+    let (count, unit) = match (text.strip_suffix("KiB"), text.strip_suffix("MiB")) {
+        (Some(count), _) => (count, 1 << 10),
+        (_, Some(count)) => (count, 1 << 20),
+        _ => (text, 1),
+    };
+    let count: u64 = count.parse().map_err(|_| bad())?;
+    let bytes = count.checked_mul(unit).ok_or_else(bad)?;
+    match bytes.is_power_of_two() && (64 << 10..=16 << 20).contains(&bytes) {
+        true => Ok(bytes),
+        false => Err(bad()),
     }
 }
 
@@ -371,6 +418,18 @@ mod tests {
         }
         for bad in ["", "5", "s", "-1s", "1 s", "1d", "1e9s", "1.2.3s", "9999999999999999999999h"] {
             budget(bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn frames_are_powers_of_two_within_bounds() {
+        let good = [("64KiB", 64 << 10), ("1MiB", 1 << 20), ("16MiB", 16 << 20), ("65536", 65536)];
+        for (text, bytes) in good {
+            assert_eq!(frame_size(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "KiB", "32KiB", "3MiB", "32MiB", "1.5MiB", "-1", "18446744073709551615MiB"]
+        {
+            frame_size(bad).unwrap_err();
         }
     }
 

@@ -3,8 +3,8 @@
 use forebay_client::Stat;
 use forebay_client::model::{
     AddressStatus, BytesByTier, CachedCheckpoint, DaemonStatus, EndpointStatus, Evicted,
-    NameStatus, NumaStatus, NvmeStatus, ObjectEntry, Pinned, PrefetchProgress, Report, TensorEntry,
-    Unpinned, VerifyEvent,
+    NameStatus, NumaStatus, NvmeStatus, ObjectEntry, PackEvent, Pinned, PrefetchProgress, Report,
+    TensorEntry, Unpinned, VerifyEvent,
 };
 use serde_json::{Value, json};
 
@@ -178,6 +178,35 @@ pub(crate) fn verification(uri: &str, event: &VerifyEvent) -> Value {
             "checked": by_tier(summary.checked),
             "bad": by_tier(summary.bad),
             "unreadable": by_tier(summary.unreadable),
+        }),
+    }
+}
+
+/// One line of a pack; the last one is the report.
+pub(crate) fn packing(event: &PackEvent) -> Value {
+    match event {
+        PackEvent::Progress(progress) => json!({
+            "event": "progress",
+            "source": progress.source,
+            "destination": progress.destination,
+            "done_bytes": progress.done_bytes,
+            "total_bytes": progress.total_bytes,
+        }),
+        PackEvent::Report(report) => json!({
+            "event": "report",
+            "source": report.source,
+            "destination": report.destination,
+            "objects": report.objects,
+            "bytes": report.bytes,
+            "packed_bytes": report.packed_bytes,
+            "manifest_bytes": report.manifest_bytes,
+            "written_objects": report.written_objects,
+            "written_bytes": report.written_bytes,
+            "skipped_objects": report.skipped_objects,
+            "skipped_bytes": report.skipped_bytes,
+            "raw_objects": report.raw_objects,
+            "removed_objects": report.removed_objects,
+            "wall_seconds": report.wall.as_secs_f64(),
         }),
     }
 }

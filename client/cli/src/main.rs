@@ -6,7 +6,7 @@
 //! and removes what it had not finished.
 //!
 //! * `args`: what can be said on the command line. `context`: the connection and the deadline.
-//! * `prefetch`, `load`, `get`, `inspect`, `keep`, `verify`, `status`: the verbs.
+//! * `prefetch`, `load`, `get`, `inspect`, `keep`, `verify`, `pack`, `status`: the verbs.
 //! * `sums`: files of digests. `digest`, `files`, `worker`: the threads' work. `output`, `json`, `text`, `progress`: how
 //!   results look. `error`: how failures do.
 
@@ -23,6 +23,7 @@ mod json;
 mod keep;
 mod load;
 mod output;
+mod pack;
 mod prefetch;
 mod progress;
 mod status;
@@ -101,6 +102,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Verb::Unpin(args) => keep::unpin(&context, &args.uri, &mut output).await,
         Verb::Evict(args) => keep::evict(&context, &args, &mut output).await,
         Verb::Verify(args) => verify::run(&context, &args.uri, &mut output).await,
+        Verb::Pack(args) => pack::run(&context, &args, &mut output).await,
         Verb::Status => status::status(&context, &mut output).await,
     }
 }

@@ -85,6 +85,9 @@ fn mistakes_on_the_command_line_exit_with_2() {
         "load s3://b/k --tensors a,,b",
         "prefetch s3://b/k --tier disk",
         "evict s3://b/k --tier origin",
+        "pack s3://b/k",
+        "pack s3://b/k s3://b/l --chunk 3MiB",
+        "pack s3://b/k s3://b/l --level 20",
         "evict",
         "pin",
         "unpin s3://b/k s3://b/l",
@@ -484,6 +487,23 @@ fn verify_exits_with_6_only_if_something_was_bad() {
     }
     fake.set_fault(Fault::Unfinished);
     assert_eq!(code(&run(&fake, &["verify", "s3://b/k"])), 1);
+}
+
+#[test]
+fn pack_tells_progress_and_result_in_either_form() {
+    let fake = Fake::start(checkpoint());
+    let line = ["pack", "s3://b/k", "s3://b/p", "--chunk", "1MiB", "--level", "2"];
+    let json = run(&fake, &[&line[..], &["--format", "json"]].concat());
+    assert_eq!(code(&json), 0, "{}", stderr(&json));
+    let lines: Vec<_> = stdout(&json).lines().map(object).collect();
+    assert_eq!(lines[0]["event"], "progress");
+    assert_eq!((&lines[1]["event"], &lines[1]["bytes"]), (&"report".into(), &1_048_576.into()));
+    let human = run(&fake, &line);
+    let said = stdout(&human);
+    let begin = "s3://b/k -> s3://b/p: 2 objects, 1.0 MiB in 512.0 KiB (0.500), in 500.0ms";
+    assert!(said.starts_with(begin), "{said}");
+    assert!(said.contains("; 2 stored as they are; 1 skipped: they were packed already"), "{said}");
+    assert!(stderr(&human).contains("50%"), "{}", stderr(&human));
 }
 
 #[test]

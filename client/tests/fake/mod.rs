@@ -582,6 +582,37 @@ impl Forebay for Service {
         self.0.stream(events.into()).await
     }
 
+    type PackStream = Responses<pb::PackResponse>;
+
+    async fn pack(
+        &self,
+        request: Request<pb::PackRequest>,
+    ) -> Result<Response<Self::PackStream>, Status> {
+        use pb::pack_response::Event;
+        let pb::PackRequest { source, destination, frame_bytes, level } = request.into_inner();
+        let progress = Event::Progress(pb::PackProgress {
+            source: source.clone(),
+            destination: destination.clone(),
+            done_bytes: frame_bytes / 2,
+            total_bytes: frame_bytes,
+        });
+        let report = Event::Report(pb::PackReport {
+            source,
+            destination,
+            objects: 2,
+            bytes: frame_bytes,
+            packed_bytes: frame_bytes / 2,
+            written_objects: 1,
+            skipped_objects: 1,
+            raw_objects: u64::from(level.unsigned_abs()),
+            wall_seconds: 0.5,
+            ..Default::default()
+        });
+        let events = [progress, report];
+        let events = events.map(|event| pb::PackResponse { event: Some(event) });
+        self.0.stream(events.into()).await
+    }
+
     type StatStream = Responses<pb::StatResponse>;
 
     async fn stat(

@@ -40,6 +40,9 @@ pub const FRAME_BYTES_MIN: u64 = 4 << 10;
 /// The largest frame: what a decoder is given at one time.
 pub const FRAME_BYTES_MAX: u64 = 256 << 20;
 
+/// Bytes of the mark of a source.
+pub const SOURCE_BYTES_MAX: usize = 128;
+
 /// What a stored object's name ends in, if it is compressed.
 pub const CODED_SUFFIX: &str = ".zst";
 
@@ -73,6 +76,9 @@ pub enum ManifestError {
         /// Its value.
         value: i64,
     },
+    /// A mark of the source that is none.
+    #[error("the mark of the source is not up to {SOURCE_BYTES_MAX} printable characters")]
+    Source,
     /// More objects than there may be.
     #[error("{0} objects are more than {OBJECTS_MAX}")]
     Objects(usize),
@@ -104,6 +110,9 @@ pub struct PackManifest {
     pub frame_bytes: u64,
     /// zstd's level.
     pub level: i32,
+    /// A mark of what it was packed from, the same for the same URI and telling nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
     /// Its objects, each once.
     pub objects: Vec<PackedObject>,
 }

@@ -11,7 +11,7 @@
 //! The filler also says whether the origin stands still ([`Filler::quiet`]): it is asked for chunks of
 //! this load, and has not sent a byte of any of them for too long.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,18 +23,18 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
-use super::proofs::{Proofs, Unproven, give_up};
+use super::proofs::{Proofs, give_up};
 use super::{LoadRequest, Stages, fill};
 use crate::admission::{AdmissionError, AdmissionPermit, WindowSlot};
 use crate::fetch::wire_bytes;
 use crate::flight::{Boarded, Landed, Seat, Waiter};
 use crate::loads::{Entry, LoadState};
 use crate::numa::Placed;
-use crate::plan::{ChunkSpec, FetchPlan};
+use crate::plan::{ChunkKey, ChunkSpec, FetchPlan};
 use crate::ram::PinnedChunk;
 use crate::report::{NearBytes, Tally, Tier};
 use crate::resolve::{Content, Object};
-use crate::timeline::{Kind, Span, Spending, Stage, Timeline};
+use crate::timeline::{Kind, OpenSpan, Span, Spending, Stage, Timeline};
 
 /// Chunks of one load on their way, whatever its share of its endpoint: as many as slots are
 /// guaranteed to it...
@@ -86,6 +86,10 @@ pub(super) struct Filler<'a> {
     moved: Instant,
     tally: Tally,
     proofs: Proofs,
+    /// What was brought for this load already, and from where.
+    brought: BTreeMap<ChunkKey, Tier>,
+    /// Nothing is left but to look at the last bytes.
+    proving: Option<OpenSpan<'a>>,
 }
 
 impl Drop for Filler<'_> {
@@ -132,7 +136,25 @@ impl<'a> Filler<'a> {
             moved: planned,
             tally: Tally { slot_bytes: stages.chunk_bytes, ..Tally::default() },
             proofs: Proofs::new(stages, plan, &request.expected),
+            brought: BTreeMap::new(),
+            proving: None,
         }
+    }
+
+    /// The same after some of the chunks were brought for this load already.
+    pub(super) fn after(mut self, brought: BTreeMap<ChunkKey, Tier>) -> Self {
+        self.brought = brought;
+        self
+    }
+
+    /// Why an object is not what it should be, if one is not.
+    pub(super) fn failure(&self) -> Option<&Failure> {
+        self.proofs.failure()
+    }
+
+    /// Objects that had every digest that they were held to.
+    pub(super) fn proven(&self) -> &BTreeSet<usize> {
+        self.proofs.proven()
     }
 
     pub(super) fn tally(&self) -> Tally {
@@ -146,7 +168,11 @@ impl<'a> Filler<'a> {
             self.want();
             let complete = self.wanting.is_none() && self.filling.is_empty();
             let working = self.proofs.is_working();
+            if complete && working && self.proving.is_none() {
+                self.proving = Some(self.timeline.begin(Stage::VerifyObject, Kind::Service));
+            }
             if complete && !working {
+                self.proving = None;
                 return match self.proofs.are_done() {
                     true => Ok(None),
                     false => Err(Failure::new(Reason::Internal, "an object was not looked at")),
@@ -161,12 +187,9 @@ impl<'a> Filler<'a> {
                         return Ok(Some(ready));
                     }
                 }
-                gone_on = self.proofs.go_on(), if working => match gone_on {
-                    Ok(()) => {}
-                    Err(Unproven::Stopped(stopped)) => return Err(stopped.into()),
-                    Err(Unproven::Mismatch(mismatch)) => {
-                        return Err(mismatch.disown(self.stages, self.plan).await);
-                    }
+                gone_on = self.proofs.go_on(), if working => {
+                    gone_on?;
+                    self.moved = Instant::now();
                 }
             }
         }
@@ -188,8 +211,10 @@ impl<'a> Filler<'a> {
             let object = objects.get(*index);
             object.is_some_and(|object| matches!(object.content, Content::Stream(_)))
         });
-        if let Some(object) = broken.filter(|_| failure.reason == Reason::DecodeFailed) {
-            give_up(self.stages, self.plan, object).await;
+        let broken = broken.filter(|_| failure.reason == Reason::DecodeFailed);
+        let clearing = broken.and_then(|object| give_up(self.stages, self.plan, object));
+        if let Some(clearing) = clearing {
+            drop(clearing.await);
         }
         Err(failure)
     }
@@ -201,7 +226,7 @@ impl<'a> Filler<'a> {
 
     /// Whether chunks are on their way.
     pub(super) fn is_filling(&self) -> bool {
-        !self.filling.is_empty()
+        !self.filling.is_empty() || self.proofs.is_working()
     }
 
     /// An error if the origin has stood still for `limit`; else when to look again.
@@ -256,9 +281,16 @@ impl<'a> Filler<'a> {
         let manifest = self.plan.manifest();
         let revision = manifest.revision();
         let lookup = || self.stages.ram.get(&spec.key, revision);
+        let key = spec.key;
         if let Some(pinned) = lookup() {
             let window = pinned.pay(window);
-            return Some(self.hit(Ready { spec, pinned, window, tier: Tier::Ram, offered }));
+            return Some(self.hit(Ready {
+                spec,
+                pinned,
+                window,
+                tier: self.tier_of(&key),
+                offered,
+            }));
         }
         let fill = |log, terms| {
             let what = (Arc::clone(&spec), self.placed.and_then(|placed| placed.node));
@@ -267,7 +299,13 @@ impl<'a> Filler<'a> {
         let seat = match self.stages.flights.board(spec.key, self.waiter, lookup, fill) {
             Boarded::Hit(pinned) => {
                 let window = pinned.pay(window);
-                return Some(self.hit(Ready { spec, pinned, window, tier: Tier::Ram, offered }));
+                return Some(self.hit(Ready {
+                    spec,
+                    pinned,
+                    window,
+                    tier: self.tier_of(&key),
+                    offered,
+                }));
             }
             Boarded::Flight(seat) => Arc::new(seat),
         };
@@ -278,9 +316,14 @@ impl<'a> Filler<'a> {
         None
     }
 
+    /// Where a chunk in RAM came from, for this load.
+    fn tier_of(&self, key: &ChunkKey) -> Tier {
+        self.brought.get(key).copied().unwrap_or(Tier::Ram)
+    }
+
     /// Counts a chunk that is ready.
     fn count(&mut self, ready: &Ready) {
-        self.proofs.saw(&ready.spec, &ready.pinned, &ready.window);
+        self.proofs.saw(ready);
         self.tally.tiers.add(ready.tier, ready.spec.bytes);
         if let Some(wanted) = self.placed.and_then(|placed| placed.wanted) {
             let NearBytes { near, far } = &mut self.tally.near;

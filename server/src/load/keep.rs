@@ -6,6 +6,7 @@
 //! window, until it is stored. A pin is set before the first byte is written, so that nothing written
 //! is evicted again, and taken back if that is all that comes of it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use forebay_proto::{Failure, Reason};
@@ -14,14 +15,15 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 
 use super::filler::{Filler, Ready};
+use super::proofs;
 use super::{
     Entry, Head, LoadRequest, Stages, answered, in_time, open, report, state_of, superseded,
 };
 use crate::admission::AdmissionPermit;
 use crate::handoff::SessionStay;
 use crate::nvme::NvmeTier;
-use crate::plan::FetchPlan;
-use crate::report::{Report, Tally, Tier};
+use crate::plan::{ChunkSpec, FetchPlan};
+use crate::report::{Report, Tally, Tier, Verified};
 use crate::resolve::Manifest;
 use crate::timeline::Timeline;
 
@@ -145,7 +147,12 @@ impl Keeping<'_> {
         if let Some(nvme) = &stages.nvme {
             self.stored_too(nvme, stored_too).await?;
         }
-        Ok(filler.tally())
+        Ok(Tally { verified: self.verified(&filler), ..filler.tally() })
+    }
+
+    fn verified(&self, filler: &Filler<'_>) -> Verified {
+        let (plan, expected) = (&self.head.plan, &self.request.expected);
+        proofs::verified_by(self.stages, plan, expected, filler.proven())
     }
 
     /// Waits until the chunks are stored as well. Without a need for that, what is not stored is as it
@@ -173,7 +180,12 @@ impl Keeping<'_> {
     async fn on_nvme(&self, nvme: &Arc<NvmeTier>) -> Result<Tally, Failure> {
         let (stages, plan) = (self.stages, &self.head.plan);
         let revision = plan.manifest().revision();
-        let missing = Arc::new(plan.without(|chunk| nvme.holds_for(&chunk.key, revision)));
+        let due = proofs::due(stages, plan, &self.request.expected);
+        let due: BTreeSet<usize> = due.into_iter().map(|(index, _)| index).collect();
+        let is_due = |chunk: &ChunkSpec| chunk.extents.iter().any(|e| due.contains(&e.object));
+        // What is stored of an object that is to be held to something is looked at too.
+        let missing = plan.without(|c| nvme.holds_for(&c.key, revision) && !is_due(c));
+        let missing = Arc::new(missing);
         let mut tally = Tally { slot_bytes: stages.chunk_bytes, ..Tally::default() };
         tally.tiers.add(Tier::Nvme, plan.bytes() - missing.bytes());
         let mut done_bytes = plan.bytes() - missing.bytes();
@@ -186,9 +198,15 @@ impl Keeping<'_> {
             tokio::select! {
                 Some((bytes, stored)) = storing.next() => {
                     let stored: Result<(), &'static str> = stored;
-                    stored.map_err(|why| not_stored(nvme, bytes, why))?;
-                    done_bytes += bytes;
-                    self.tell(done_bytes, filler.tally());
+                    // What was given up is not stored either; the filler says why, when it is gone.
+                    let Err(why) = stored else {
+                        done_bytes += bytes;
+                        self.tell(done_bytes, filler.tally());
+                        continue;
+                    };
+                    if filler.failure().is_none() {
+                        return Err(not_stored(nvme, bytes, why));
+                    }
                 }
                 ready = filler.next(), if !complete => match ready? {
                     Some(ready) => {
@@ -205,6 +223,7 @@ impl Keeping<'_> {
         tally.tiers.ram += brought.ram;
         tally.tiers.nvme += brought.nvme;
         tally.tiers.origin += brought.origin;
+        tally.verified = self.verified(&filler);
         Ok(tally)
     }
 

@@ -5,8 +5,9 @@
 //! before it were. Until then it keeps its slot, and the token of the window that pays for it. Plans are
 //! in the order of the bytes, so what it waits for has its token already.
 //!
-//! An object whose every byte was seen has the digest that is known of it, or nothing of it is kept: see
-//! [`Mismatch`]. What an object was held to is recorded, so that it is done once.
+//! An object whose every byte was seen has the digests that are known of it, or the load fails and
+//! nothing of it is kept. What an object was held to is recorded with the digests of its chunks, and
+//! stands as long as they do, so that it is done once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,32 +17,29 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 
+use tokio::task::JoinHandle;
+
+use super::filler::Ready;
 use super::{Expected, Stages};
 use crate::admission::WindowSlot;
 use crate::cpu::Stopped;
-use crate::plan::{ChunkSpec, Extent, FetchPlan};
+use crate::digest::ChunkDigest;
+use crate::metrics;
+use crate::plan::{ChunkKey, ChunkSpec, Extent, FetchPlan, own_keys};
 use crate::proof::{InOrder, ObjectDigest, PieceSum, Pieces};
 use crate::ram::PinnedChunk;
-use crate::report::Verified;
-use crate::resolve::Manifest;
+use crate::report::{Tier, Verified};
+use crate::resolve::{self, Manifest};
 
-/// An object that has another digest than is known of it.
-#[derive(Debug)]
-pub(super) struct Mismatch {
-    /// Which object.
+/// An object that has another digest than it should.
+struct Mismatch {
     object: usize,
     /// As known.
     expected: ObjectDigest,
     /// As it is.
     found: ObjectDigest,
-}
-
-/// Why an object is not proven.
-pub(super) enum Unproven {
-    /// It is another one.
-    Mismatch(Mismatch),
-    /// The daemon is going away.
-    Stopped(Stopped),
+    /// Whether any of it came from the origin, for this load.
+    fresh: bool,
 }
 
 /// A chunk that is kept until its bytes were seen.
@@ -60,7 +58,11 @@ struct Object {
     next_byte: u64,
     waiting: BTreeMap<u64, Held>,
     bytes: u64,
-    /// What was compared, to be recorded.
+    /// The chunks that it lies in, by where in it they begin, with the digests that they were seen with.
+    chunks: BTreeMap<u64, (ChunkKey, ChunkDigest)>,
+    /// Whether any of them came from the origin, for this load.
+    fresh: bool,
+    /// What was compared and held, to be recorded.
     held_to: Vec<ObjectDigest>,
     open: usize,
 }
@@ -79,43 +81,65 @@ enum Step {
 pub(super) struct Proofs {
     stages: Arc<Stages>,
     manifest: Arc<Manifest>,
+    plan: Arc<FetchPlan>,
+    expected: Expected,
     objects: BTreeMap<usize, Object>,
     working: FuturesUnordered<BoxFuture<'static, Result<Step, Stopped>>>,
+    /// Objects that had every digest that they were held to.
+    proven: BTreeSet<usize>,
+    /// Why it is over. It stays so, whoever is not there to hear it the first time.
+    failed: Option<Failure>,
+    /// Files of what is given up, being put aside.
+    clearing: Option<JoinHandle<()>>,
 }
 
 impl Proofs {
-    /// Of the objects of which the plan has every byte, and something is known.
-    pub(super) fn new(stages: &Arc<Stages>, plan: &FetchPlan, expected: &Expected) -> Self {
+    /// Of the objects of which the plan has every byte, and that are to be held to something.
+    pub(super) fn new(stages: &Arc<Stages>, plan: &Arc<FetchPlan>, expected: &Expected) -> Self {
         let manifest = Arc::clone(plan.manifest());
-        let due = due(stages, &manifest, expected);
-        let objects = match due.is_empty() {
-            true => BTreeMap::new(),
-            false => {
-                let planned = planned_bytes(plan);
-                let whole = |index: &usize| {
-                    let bytes = manifest.objects().get(*index).map_or(0, |object| object.bytes);
-                    planned.get(index).copied().unwrap_or(0) == bytes
-                };
-                let due = due.into_iter().filter(|(index, _)| whole(index));
-                let object = |(index, digests): (usize, Vec<ObjectDigest>)| {
-                    Some((index, Object::new(manifest.objects().get(index)?.bytes, digests)))
-                };
-                due.filter_map(object).collect()
-            }
+        let due = due(stages, plan, expected);
+        let planned = if due.is_empty() { BTreeMap::new() } else { planned_bytes(plan) };
+        let object = |(index, digests): (usize, Vec<ObjectDigest>)| {
+            let bytes = manifest.objects().get(index)?.bytes;
+            let whole = planned.get(&index).copied().unwrap_or(0) == bytes;
+            whole.then(|| (index, Object::new(bytes, digests)))
         };
-        let stages = Arc::clone(stages);
-        Self { stages, manifest, objects, working: FuturesUnordered::new() }
+        let objects = due.into_iter().filter_map(object).collect();
+        Self {
+            stages: Arc::clone(stages),
+            plan: Arc::clone(plan),
+            manifest,
+            expected: expected.clone(),
+            objects,
+            working: FuturesUnordered::new(),
+            proven: BTreeSet::new(),
+            failed: None,
+            clearing: None,
+        }
     }
 
     /// Whether every object has what is known of it, as far as the plan has it.
     pub(super) fn are_done(&self) -> bool {
-        self.objects.is_empty() && self.working.is_empty()
+        self.objects.is_empty() && self.working.is_empty() && self.failed.is_none()
+    }
+
+    /// Why it is over, if it is.
+    pub(super) fn failure(&self) -> Option<&Failure> {
+        self.failed.as_ref()
+    }
+
+    /// Objects that had every digest that they were held to.
+    pub(super) fn proven(&self) -> &BTreeSet<usize> {
+        &self.proven
     }
 
     /// A chunk has come.
-    pub(super) fn saw(&mut self, spec: &ChunkSpec, pinned: &PinnedChunk, window: &Arc<WindowSlot>) {
+    pub(super) fn saw(&mut self, ready: &Ready) {
+        let Ready { spec, pinned, window, tier, .. } = ready;
         for (number, extent) in spec.extents.iter().enumerate() {
             let Some(object) = self.objects.get_mut(&extent.object) else { continue };
+            object.chunks.insert(extent.object_offset, (spec.key, pinned.digest()));
+            object.fresh |= *tier == Tier::Origin;
             if let Some(untaken) = object.take_sum(extent, pinned.sum(number)) {
                 let held = held(pinned, extent, window);
                 self.working.push(sum_of(&self.stages, held, untaken));
@@ -127,13 +151,21 @@ impl Proofs {
     }
 
     /// Goes on with what can be done now; waits for the next step if there is nothing. An object that
-    /// has another digest is an error, and is looked at no more.
-    pub(super) async fn go_on(&mut self) -> Result<(), Unproven> {
-        self.advance()?;
-        if let Some(step) = self.working.next().await {
-            self.did(step.map_err(Unproven::Stopped)?);
+    /// has another digest is an error, this time and ever after. Cancel-safe.
+    pub(super) async fn go_on(&mut self) -> Result<(), Failure> {
+        self.advance();
+        if self.failed.is_none()
+            && let Some(step) = self.working.next().await
+        {
+            self.did(step?);
+            self.advance();
         }
-        self.advance()
+        let Some(failed) = &self.failed else { return Ok(()) };
+        if let Some(clearing) = &mut self.clearing {
+            drop(clearing.await);
+            self.clearing = None;
+        }
+        Err(failed.clone())
     }
 
     fn did(&mut self, step: Step) {
@@ -156,14 +188,17 @@ impl Proofs {
 
     /// Whether a worker is at it: then [`go_on`](Self::go_on) comes to an end.
     pub(super) fn is_working(&self) -> bool {
-        !self.working.is_empty() || self.objects.values().any(Object::can_go_on)
+        let can_go_on = self.objects.values().any(Object::can_go_on);
+        !self.working.is_empty() || can_go_on || self.failed.is_some()
     }
 
     /// Compares what is complete and gives the workers what comes next.
-    fn advance(&mut self) -> Result<(), Unproven> {
+    fn advance(&mut self) {
         let mut done = Vec::new();
         for (index, object) in &mut self.objects {
-            object.compare(*index).map_err(Unproven::Mismatch)?;
+            if let Err(mismatch) = object.compare(*index) {
+                return self.fail(&mismatch);
+            }
             if object.open == 0 {
                 done.push(*index);
             } else if let Some(work) = object.next_work() {
@@ -172,10 +207,43 @@ impl Proofs {
         }
         for index in done {
             if let Some(object) = self.objects.remove(&index) {
-                self.working.push(record(&self.stages, &self.manifest, index, object.held_to));
+                self.proven.insert(index);
+                self.working.push(record(&self.stages, &self.manifest, index, object));
             }
         }
-        Ok(())
+    }
+
+    /// It is over. Nothing of the object is kept, unless the caller alone says that it is another one,
+    /// and either somebody who should know says that it is not, or it was here before.
+    fn fail(&mut self, mismatch: &Mismatch) {
+        let Mismatch { object: index, expected, found, fresh } = *mismatch;
+        metrics::digest_mismatch();
+        let object = self.manifest.objects().get(index);
+        let name = object.map_or("", |object| &object.name);
+        let of_caller = self.expected.sha256.get(name).copied().map(ObjectDigest::Sha256);
+        let known = |object: &resolve::Object| {
+            let by_store = object.checksum.filter(|by| *by != expected);
+            let chunks = || chunks_of(&self.stages, &self.plan, index);
+            let records = self.stages.verifier.records();
+            let stands = |by| chunks().is_some_and(|c| records.stands(&object.identity, by, c));
+            object.content.has_digests() || by_store.is_some_and(stands)
+        };
+        let disputed = of_caller == Some(expected)
+            && object.is_some_and(|object| object.checksum != Some(expected))
+            && (!fresh || object.is_some_and(known));
+        let message = format!("{name} has the {found}, and should have the {expected}");
+        self.failed = Some(
+            Failure::new(Reason::DigestMismatch, message)
+                .for_object(name)
+                .at_stage("verify_object"),
+        );
+        if let Some(object) = object {
+            // Should the store have been wrong, it may have been put right by the next time.
+            self.stages.verifier.records().forget_said(&object.identity);
+        }
+        if !disputed {
+            self.clearing = give_up(&self.stages, &self.plan, index);
+        }
     }
 }
 
@@ -187,8 +255,17 @@ impl Object {
         let in_order: Vec<_> = in_order.collect();
         let open = in_order.len() + usize::from(pieces.is_some());
         let in_order = Some(in_order).filter(|digests| !digests.is_empty());
-        let (next_byte, waiting, held_to) = (0, BTreeMap::new(), Vec::new());
-        Self { pieces, in_order, next_byte, waiting, bytes, held_to, open }
+        Self {
+            pieces,
+            in_order,
+            next_byte: 0,
+            waiting: BTreeMap::new(),
+            bytes,
+            chunks: BTreeMap::new(),
+            fresh: false,
+            held_to: Vec::new(),
+            open,
+        }
     }
 
     /// Adds the sum of an extent, if the object is held to one. If it was not taken while the bytes
@@ -240,9 +317,12 @@ impl Object {
         expected: ObjectDigest,
         found: ObjectDigest,
     ) -> Result<(), Mismatch> {
+        if expected != found {
+            return Err(Mismatch { object, expected, found, fresh: self.fresh });
+        }
         self.open -= 1;
         self.held_to.push(expected);
-        if expected == found { Ok(()) } else { Err(Mismatch { object, expected, found }) }
+        Ok(())
     }
 
     /// What the digests have to see next, if it is here and they are.
@@ -256,62 +336,83 @@ impl Object {
     }
 }
 
-impl Mismatch {
-    /// Gives up all that is kept of the object, and says why.
-    pub(super) async fn disown(self, stages: &Arc<Stages>, plan: &FetchPlan) -> Failure {
-        let Self { object, expected, found } = self;
-        crate::metrics::digest_mismatch();
-        give_up(stages, plan, object).await;
-        let manifest = plan.manifest();
-        let name = manifest.objects().get(object).map_or("", |object| &object.name);
-        let message = format!("{name} has the {found}, and should have the {expected}");
-        Failure::new(Reason::DigestMismatch, message).for_object(name).at_stage("verify_object")
-    }
-}
-
-/// Gives up all that is kept of an object: no chunk of it is served again.
-pub(super) async fn give_up(stages: &Arc<Stages>, plan: &FetchPlan, object: usize) {
+/// Gives up all that is kept of an object: no chunk of it is served again. Files may take longer.
+pub(super) fn give_up(
+    stages: &Arc<Stages>,
+    plan: &FetchPlan,
+    object: usize,
+) -> Option<JoinHandle<()>> {
     let of_object =
         |chunk: &&Arc<ChunkSpec>| chunk.extents.iter().any(|extent| extent.object == object);
     let keys: Vec<_> = plan.chunks().iter().filter(of_object).map(|chunk| chunk.key).collect();
     stages.verifier.records().forget(&keys);
     keys.iter().for_each(|key| stages.ram.discard(key));
-    if let Some(nvme) = &stages.nvme {
-        nvme.give_up(plan.manifest().revision(), &keys).await;
-    }
+    stages.nvme.as_ref().map(|nvme| nvme.give_up(plan.manifest().revision(), keys))
 }
 
-/// What each object is held to that was not yet.
+/// The chunks that an object lies in, in order; none if the plan does not have it and it shares one.
+fn chunks_of(stages: &Stages, plan: &FetchPlan, index: usize) -> Option<Vec<ChunkKey>> {
+    let object = plan.manifest().objects().get(index)?;
+    if object.bytes == 0 {
+        return Some(Vec::new());
+    }
+    if let Some(own) = own_keys(object, stages.chunk_bytes) {
+        return Some(own);
+    }
+    let has_it =
+        |chunk: &&Arc<ChunkSpec>| chunk.extents.iter().any(|extent| extent.object == index);
+    // Chunks that are shared come first.
+    let shared = plan.chunks().iter().take_while(|chunk| chunk.extents.len() > 1 || has_it(chunk));
+    shared.clone().find(has_it).map(|chunk| vec![chunk.key])
+}
+
+/// What each object that the plan touches is to be held to: what is known of it and does not stand.
 pub(super) fn due(
     stages: &Stages,
-    manifest: &Manifest,
+    plan: &FetchPlan,
     expected: &Expected,
 ) -> Vec<(usize, Vec<ObjectDigest>)> {
     let records = stages.verifier.records();
-    let of_object = |(index, object): (usize, &crate::resolve::Object)| {
+    let touched = touched(plan);
+    let mut due = Vec::new();
+    for (index, object) in plan.manifest().objects().iter().enumerate() {
         let asked = expected.sha256.get(&object.name).copied().map(ObjectDigest::Sha256);
-        let asked = asked.filter(|by| {
-            !(object.pinned && records.is_proven_by(&object.identity, *by))
-                && Some(*by) != object.checksum
-        });
-        let digests: Vec<_> = object.checksum.into_iter().chain(asked).collect();
-        (!digests.is_empty()).then_some((index, digests))
-    };
-    manifest.objects().iter().enumerate().filter_map(of_object).collect()
+        let asked = asked.filter(|by| Some(*by) != object.checksum);
+        let known: Vec<_> = object.checksum.into_iter().chain(asked).collect();
+        if known.is_empty() || !(touched.contains(&index) || object.bytes == 0) {
+            continue;
+        }
+        let chunks = chunks_of(stages, plan, index).filter(|_| object.pinned);
+        let stands = |by: &ObjectDigest| {
+            let chunks = chunks.iter().flatten().copied();
+            object.pinned && records.stands(&object.identity, *by, chunks)
+        };
+        let open: Vec<_> = known.into_iter().filter(|by| !stands(by)).collect();
+        if !open.is_empty() {
+            due.push((index, open));
+        }
+    }
+    due
 }
 
-/// Objects of a load by what their bytes were held to, when it has succeeded.
-pub(super) fn verified_by(plan: &FetchPlan, expected: &Expected) -> Verified {
-    let planned = planned_bytes(plan);
+/// Objects of a load by what their bytes were held to, when it has succeeded: now, or before, and that
+/// stands.
+pub(super) fn verified_by(
+    stages: &Stages,
+    plan: &FetchPlan,
+    expected: &Expected,
+    proven: &BTreeSet<usize>,
+) -> Verified {
+    let touched = touched(plan);
+    let due: BTreeSet<usize> =
+        due(stages, plan, expected).iter().map(|(index, _)| *index).collect();
     let mut counts = Verified::default();
     for (index, object) in plan.manifest().objects().iter().enumerate() {
-        let bytes = planned.get(&index).copied().unwrap_or(0);
-        let whole = bytes == object.bytes;
-        if bytes == 0 && !whole {
+        if !touched.contains(&index) && object.bytes > 0 {
             continue;
         }
         let known = object.checksum.is_some() || expected.sha256.contains_key(&object.name);
-        let held = object.proven || (known && (whole || expected.strict));
+        let held = proven.contains(&index) || (known && !due.contains(&index));
         *match (object.content.has_digests(), held) {
             (true, _) => &mut counts.manifest,
             (false, true) => &mut counts.object_digest,
@@ -380,7 +481,7 @@ fn record(
     stages: &Arc<Stages>,
     manifest: &Arc<Manifest>,
     index: usize,
-    held_to: Vec<ObjectDigest>,
+    proven: Object,
 ) -> BoxFuture<'static, Result<Step, Stopped>> {
     let (stages, manifest) = (Arc::clone(stages), Arc::clone(manifest));
     let work = async move {
@@ -390,9 +491,9 @@ fn record(
             let Some(object) = manifest.objects().get(index).filter(|object| object.pinned) else {
                 return Step::Recorded;
             };
-            for by in held_to {
-                let resolved = object.checksum == Some(by);
-                stages.verifier.records().prove(&object.identity, by, resolved);
+            for by in proven.held_to {
+                let chunks = proven.chunks.values().copied();
+                stages.verifier.records().prove(&object.identity, by, chunks);
             }
             Step::Recorded
         })

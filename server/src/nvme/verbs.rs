@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
+
 use super::catalog::{Dropped, StoredCheckpoint};
 use super::clock::seconds;
 use super::extent::BadExtent;
@@ -110,14 +112,28 @@ impl NvmeTier {
 
     /// Gives up chunks whose bytes turned out to be wrong, and what waits to be stored of their
     /// revision. What is being written is written to its end first, unless the disk hangs.
-    pub(crate) async fn give_up(self: &Arc<Self>, revision: Revision, keys: &[ChunkKey]) {
+    pub(crate) fn give_up(
+        self: &Arc<Self>,
+        revision: Revision,
+        keys: Vec<ChunkKey>,
+    ) -> JoinHandle<()> {
         drop(self.fills.forget(&[revision]));
-        for key in keys {
-            drop(tokio::time::timeout(PATIENCE, self.fills.settled(key)).await);
-            let generation = self.catalog().peek(key).map(|stored| stored.generation);
-            if generation.is_some() || self.recovery.borrow().is_none() {
-                self.quarantine(*key, generation, BadExtent::Digest).await;
+        let tier = Arc::clone(self);
+        // A task of its own: whoever asked may be dropped.
+        self.tasks.spawn(async move {
+            let settled = keys.iter().map(|key| tier.fills.settled(key));
+            drop(tokio::time::timeout(PATIENCE, futures::future::join_all(settled)).await);
+            for key in keys {
+                tier.put_aside(key).await;
             }
+        })
+    }
+
+    /// Puts a chunk's extent aside, if it has one, or may have.
+    async fn put_aside(self: &Arc<Self>, key: ChunkKey) {
+        let generation = self.catalog().peek(&key).map(|stored| stored.generation);
+        if generation.is_some() || self.recovery.borrow().is_none() {
+            self.quarantine(key, generation, BadExtent::Digest).await;
         }
     }
 

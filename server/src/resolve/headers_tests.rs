@@ -9,10 +9,11 @@ use forebay_origin::{Lane, OriginSettings, Origins, ReadTerms, SystemResolver};
 use forebay_testkit::{Fault, FaultRule, HttpOptions, HttpOrigin};
 use futures::FutureExt;
 
-use super::super::{Proven, ResolveError, Resolver};
+use super::super::{KnownDigests, ResolveError, Resolver};
 use super::*;
 use crate::admission::Admission;
 use crate::admission::queue::Limits;
+use crate::proof::ObjectDigest;
 
 /// A cache in memory, which writes at once or, if it hangs, never.
 #[derive(Debug, Default)]
@@ -62,7 +63,7 @@ fn cpu() -> Arc<Workers> {
 async fn tensors(uri: &str, cache: &Arc<Memory>) -> Result<usize, ResolveError> {
     let origins = Origins::new(OriginSettings::default(), Arc::new(SystemResolver)).unwrap();
     let kept = Some(Arc::clone(cache) as _);
-    let resolver = Resolver::new(Arc::new(origins), cpu(), kept, Arc::new(NothingProven));
+    let resolver = Resolver::new(Arc::new(origins), cpu(), kept, Arc::new(NothingKnown));
     let limits = Limits { queued_max: 1, active_max: 1 };
     let permit = Admission::new(limits, Duration::from_secs(60)).look_up().unwrap();
     let terms = ReadTerms::new(Lane::Interactive, None);
@@ -107,12 +108,14 @@ async fn one_bit_on_the_way_is_not_kept_and_what_was_kept_wrong_is_read_anew() {
 }
 
 #[derive(Debug)]
-struct NothingProven;
+struct NothingKnown;
 
-impl Proven for NothingProven {
-    fn is_proven(&self, _: &[u8; 32]) -> bool {
-        false
+impl KnownDigests for NothingKnown {
+    fn known(&self, _: &[u8; 32]) -> Option<Option<ObjectDigest>> {
+        None
     }
+
+    fn remember(&self, _: &[u8; 32], _: Option<ObjectDigest>) {}
 }
 
 fn object() -> Object {

@@ -27,10 +27,13 @@ const SUMS_BYTES_MAX: u64 = 16 << 20;
 /// Files of digests of one checkpoint.
 const SUMS_MAX: usize = 64;
 
-/// Which objects were held to a digest of all their bytes that was known when they were resolved.
-pub(crate) trait Proven: std::fmt::Debug + Send + Sync {
-    /// Whether this one was.
-    fn is_proven(&self, identity: &[u8; 32]) -> bool;
+/// What stores said of objects that were asked about before.
+pub(crate) trait KnownDigests: std::fmt::Debug + Send + Sync {
+    /// What a store said of this one, if it was asked; nothing is an answer too.
+    fn known(&self, identity: &[u8; 32]) -> Option<Option<ObjectDigest>>;
+
+    /// The store has said so.
+    fn remember(&self, identity: &[u8; 32], digest: Option<ObjectDigest>);
 }
 
 impl Listing<'_> {
@@ -38,7 +41,7 @@ impl Listing<'_> {
     pub(super) async fn known(&self, objects: &[Object]) -> Vec<(usize, ObjectDigest)> {
         let open = |object: &Object| {
             let plain = matches!(object.content, Content::Plain);
-            plain && object.pinned && !object.proven && object.checksum.is_none()
+            plain && object.pinned && object.checksum.is_none()
         };
         let mut unknown: Vec<usize> =
             (0..objects.len()).filter(|index| objects.get(*index).is_some_and(open)).collect();
@@ -73,10 +76,15 @@ impl Listing<'_> {
         }
         let asked = unknown.iter().take(HEADS_MAX).map(|index| async move {
             let object = objects.get(*index)?;
+            if let Some(said) = self.resolver.known.known(&object.identity) {
+                return Some((*index, said?));
+            }
             match self.store.head(&object.key).await {
                 // Another version's checksum is none of this one; the fetch will tell.
                 Ok(meta) if meta.pin == object.pin || meta.pin.etag == object.pin.etag => {
-                    Some((*index, ObjectDigest::best_of(&meta.checksums)?))
+                    let said = ObjectDigest::best_of(&meta.checksums);
+                    self.resolver.known.remember(&object.identity, said);
+                    Some((*index, said?))
                 }
                 Ok(_) => None,
                 Err(error) => {

@@ -49,10 +49,8 @@ pub(crate) struct Object {
     pub(crate) pinned: bool,
     /// How the store has its bytes.
     pub(crate) content: Content,
-    /// What is known of all its bytes and they were not held to yet, if anything is.
+    /// What is known of all its bytes, if anything is.
     pub(crate) checksum: Option<ObjectDigest>,
-    /// Whether they were held to that before.
-    pub(crate) proven: bool,
 }
 
 impl Object {
@@ -89,8 +87,11 @@ pub(crate) struct StreamCoding {
 impl Content {
     /// Whether digests of all its bytes are known, frame by frame.
     pub(crate) fn has_digests(&self) -> bool {
-        let (Self::Digested(coding) | Self::Framed(coding)) = self else { return false };
-        coding.frames().iter().all(|frame| frame.digest.is_some())
+        match self {
+            Self::Digested(_) => true,
+            Self::Framed(coding) => coding.frames().first().is_some_and(|f| f.digest.is_some()),
+            Self::Plain | Self::Stream(_) => false,
+        }
     }
 
     /// The digest of the digests of all its frames, if each has one.
@@ -214,8 +215,7 @@ pub(super) fn object_of(
     }
     let identity = *hasher.finalize().as_bytes();
     let checksum = ObjectDigest::best_of(&checksums);
-    let (content, proven) = (Content::Plain, false);
-    Ok(Object { key, name, bytes, pin, identity, pinned, content, checksum, proven })
+    Ok(Object { key, name, bytes, pin, identity, pinned, content: Content::Plain, checksum })
 }
 
 /// Makes an object whose store has it in another form: `name`, its size and its content are those of

@@ -34,6 +34,9 @@ const STREAM_STEP_BYTES: u64 = 256 << 10;
 impl Listing<'_> {
     /// The objects, and instead of those that are compressed what they decode to.
     pub(super) async fn decoded(&self, objects: Vec<Object>) -> Result<Vec<Object>, ResolveError> {
+        if self.as_stored {
+            return Ok(objects);
+        }
         let names: HashSet<String> = objects.iter().map(|object| object.name.clone()).collect();
         let plain_name = |object: &Object| {
             let plain = object.name.strip_suffix(SUFFIX)?;

@@ -18,7 +18,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::digest::{ChunkDigest, DIGEST_BYTES, DigestKey};
 use crate::plan::ChunkKey;
 use crate::proof::ObjectDigest;
-use crate::resolve::Proven;
+use crate::resolve::KnownDigests;
 
 /// Records kept: 75 MB of file, for 8 TiB of chunks of 8 MiB.
 const RECORDS_MAX: usize = 1 << 20;
@@ -32,8 +32,8 @@ const HEAD_BYTES: usize = crate::digest::KEY_BYTES + CHECK_BYTES;
 /// The name in the cache directory; the number is the version of the format.
 const FILE_NAME: &str = "first-fetch.2";
 
-/// What is recorded of an object that has the digest its record is about.
-const PROVEN: ChunkDigest = [1; DIGEST_BYTES];
+/// What is recorded where there is nothing to say but that.
+const PRESENT: ChunkDigest = [1; DIGEST_BYTES];
 
 /// What is recorded of a chunk whose record counts no more: no digest of anything.
 const FORGOTTEN: ChunkDigest = [0; DIGEST_BYTES];
@@ -102,24 +102,58 @@ impl Records {
     /// Forgets what was recorded of chunks: their bytes turned out to be wrong.
     pub(crate) fn forget(&self, keys: &[ChunkKey]) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        for key in keys {
-            if inner.digests.remove(key).is_some() {
-                // A record without a digest takes those before it back.
-                inner.append(*key, FORGOTTEN);
-            }
+        // A record without a digest takes those before it back.
+        let gone = keys.iter().filter(|key| inner.digests.remove(key).is_some());
+        let gone: Vec<Record> = gone.map(|key| (*key, FORGOTTEN)).collect();
+        inner.append(&gone);
+    }
+
+    /// An object whose bytes lie in these chunks, in order, has this digest. That stands as long as
+    /// these digests of the chunks do.
+    pub(crate) fn prove(
+        &self,
+        identity: &[u8; 32],
+        by: ObjectDigest,
+        chunks: impl IntoIterator<Item = (ChunkKey, ChunkDigest)>,
+    ) {
+        let mut seal = blake3::Hasher::new();
+        for (key, digest) in chunks {
+            seal.update(&key.0).update(&digest);
         }
+        self.set(proof_of(identity, by), *seal.finalize().as_bytes());
     }
 
-    /// Whether an object was held to this digest, all its bytes, and had it.
-    pub(crate) fn is_proven_by(&self, identity: &[u8; 32], by: ObjectDigest) -> bool {
-        self.known(&proof_of(identity, &by.to_bytes())).is_some()
+    /// Whether an object whose bytes lie in these chunks, in order, was held to this digest, and the
+    /// digests of the chunks that were compared then are those that are recorded now.
+    pub(crate) fn stands(
+        &self,
+        identity: &[u8; 32],
+        by: ObjectDigest,
+        chunks: impl IntoIterator<Item = ChunkKey>,
+    ) -> bool {
+        let Some(proof) = self.known(&proof_of(identity, by)) else { return false };
+        let mut seal = blake3::Hasher::new();
+        for key in chunks {
+            let Some(digest) = self.known(&key) else { return false };
+            seal.update(&key.0).update(&digest);
+        }
+        *seal.finalize().as_bytes() == proof
     }
 
-    /// An object has this digest, all its bytes. Whether it is what `resolve` knew of it.
-    pub(crate) fn prove(&self, identity: &[u8; 32], by: ObjectDigest, resolved: bool) {
-        self.check(proof_of(identity, &by.to_bytes()), PROVEN);
-        if resolved {
-            self.check(proof_of(identity, &[]), PROVEN);
+    /// Forgets what a store said of an object.
+    pub(crate) fn forget_said(&self, identity: &[u8; 32]) {
+        let kinds = ObjectDigest::KINDS.into_iter().chain([0]);
+        let said: Vec<ChunkKey> = kinds.map(|kind| said_of(identity, kind)).collect();
+        self.forget(&said);
+    }
+
+    /// Records anew.
+    fn set(&self, key: ChunkKey, value: ChunkDigest) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = inner.digests.get(&key) == Some(&value);
+        if !same && (inner.digests.len() < RECORDS_MAX || inner.digests.contains_key(&key)) {
+            inner.digests.insert(key, value);
+            inner.append(&[(key, value)]);
         }
     }
 
@@ -133,32 +167,51 @@ impl Records {
         }
         if inner.digests.len() < RECORDS_MAX {
             inner.digests.insert(key, digest);
-            inner.append(key, digest);
+            inner.append(&[(key, digest)]);
         }
         Verdict::First
     }
 }
 
-impl Proven for Records {
-    fn is_proven(&self, identity: &[u8; 32]) -> bool {
-        self.known(&proof_of(identity, &[])).is_some()
+impl KnownDigests for Records {
+    fn known(&self, identity: &[u8; 32]) -> Option<Option<ObjectDigest>> {
+        let record = |kind| Self::known(self, &said_of(identity, kind));
+        if record(0).is_some() {
+            return Some(None);
+        }
+        let of_kind = |kind| ObjectDigest::from_record(kind, record(kind)?);
+        ObjectDigest::KINDS.into_iter().find_map(of_kind).map(Some)
+    }
+
+    fn remember(&self, identity: &[u8; 32], digest: Option<ObjectDigest>) {
+        let (kind, value) = digest.map_or((0, PRESENT), ObjectDigest::to_record);
+        self.set(said_of(identity, kind), value);
     }
 }
 
 impl Inner {
-    fn append(&mut self, key: ChunkKey, digest: ChunkDigest) {
+    fn append(&mut self, records: &[Record]) {
         let Some(file) = &mut self.file else { return };
-        if let Err(error) = file.write_all(&encode(key, digest)) {
+        let bytes: Vec<u8> = records.iter().flat_map(|(key, value)| encode(*key, *value)).collect();
+        if let Err(error) = file.write_all(&bytes) {
             tracing::warn!(%error, "first-fetch digests are no longer kept on disk");
             self.file = None;
         }
     }
 }
 
-/// The key of the record that an object has a digest; without one, that of what is known of it.
-fn proof_of(identity: &[u8; 32], by: &[u8]) -> ChunkKey {
+/// The key of the record of what a store says of an object, by the kind of digest.
+fn said_of(identity: &[u8; 32], kind: u8) -> ChunkKey {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(b"forebay whole object").update(identity).update(by);
+    hasher.update(b"forebay store says").update(identity).update(&[kind]);
+    ChunkKey(*hasher.finalize().as_bytes())
+}
+
+/// The key of the record that an object has a digest.
+fn proof_of(identity: &[u8; 32], by: ObjectDigest) -> ChunkKey {
+    let (kind, value) = by.to_record();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"forebay whole object").update(identity).update(&[kind]).update(&value);
     ChunkKey(*hasher.finalize().as_bytes())
 }
 
@@ -316,19 +369,57 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_is_of_one_object_and_one_digest() {
+    fn a_proof_is_of_one_object_and_one_digest_and_stands_with_its_chunks() {
         let dir = tempfile::tempdir().unwrap();
         let records = Records::open(dir.path()).unwrap();
-        let by = ObjectDigest::Crc64Nvme(7);
-        records.prove(&[1; 32], by, false);
-        records.prove(&[2; 32], by, true);
+        let (by, keys) = (ObjectDigest::Crc64Nvme(7), [key(1), key(2)]);
+        let digests = [[11; 32], [12; 32]];
+        for (key, digest) in keys.into_iter().zip(digests) {
+            records.check(key, digest);
+        }
+        records.prove(&[1; 32], by, keys.into_iter().zip(digests));
         drop(records);
         let records = Records::open(dir.path()).unwrap();
-        assert!(records.is_proven_by(&[1; 32], by));
-        assert!(!records.is_proven_by(&[3; 32], by));
-        assert!(!records.is_proven_by(&[1; 32], ObjectDigest::Crc64Nvme(8)));
-        assert!(!records.is_proven_by(&[1; 32], ObjectDigest::Crc32c(7)));
-        assert_eq!([1, 2].map(|n| records.is_proven(&[n; 32])), [false, true]);
+        let stands = |identity: u8, by| records.stands(&[identity; 32], by, keys);
+        assert!(stands(1, by));
+        assert!(!stands(2, by));
+        assert!(!stands(1, ObjectDigest::Crc64Nvme(8)));
+        assert!(!stands(1, ObjectDigest::Crc32c(7)));
+        assert!(!records.stands(&[1; 32], by, [key(1)]));
+        // A chunk that is forgotten, and recorded anew with another digest, is not what was proven.
+        records.forget(&[key(2)]);
+        assert!(!records.stands(&[1; 32], by, keys));
+        records.check(key(2), [13; 32]);
+        assert!(!records.stands(&[1; 32], by, keys));
+        // What was proven is what was seen, whatever is recorded meanwhile.
+        records.prove(&[1; 32], by, keys.into_iter().zip(digests));
+        assert!(!records.stands(&[1; 32], by, keys));
+        records.prove(&[1; 32], by, [(key(1), [11; 32]), (key(2), [13; 32])]);
+        assert!(records.stands(&[1; 32], by, keys));
+    }
+
+    #[test]
+    fn what_a_store_says_is_remembered_and_that_it_says_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let said = [
+            Some(ObjectDigest::Crc64Nvme(0)),
+            Some(ObjectDigest::Crc32c(u32::MAX)),
+            Some(ObjectDigest::Sha256([9; 32])),
+            Some(ObjectDigest::Md5([0; 16])),
+            None,
+        ];
+        for (n, digest) in (0..).zip(said) {
+            records.remember(&[n; 32], digest);
+        }
+        drop(records);
+        let records = Records::open(dir.path()).unwrap();
+        for (n, digest) in (0..).zip(said) {
+            assert_eq!(KnownDigests::known(&records, &[n; 32]), Some(digest));
+        }
+        assert_eq!(KnownDigests::known(&records, &[77; 32]), None);
+        records.forget_said(&[2; 32]);
+        assert_eq!(KnownDigests::known(&records, &[2; 32]), None);
     }
 
     #[test]

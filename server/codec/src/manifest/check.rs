@@ -7,7 +7,7 @@ use serde::de::IgnoredAny;
 
 use super::{
     CODED_SUFFIX, FORMAT, FRAME_BYTES_MAX, FRAME_BYTES_MIN, MANIFEST_NAME, ManifestError,
-    NAME_BYTES_MAX, OBJECTS_MAX, PackManifest, PackedObject, json,
+    NAME_BYTES_MAX, OBJECTS_MAX, PackManifest, PackedObject, SOURCE_BYTES_MAX, json,
 };
 use crate::encode::{LEVELS, seek_table_bytes};
 use crate::tensor::{self, DIMENSIONS_MAX, TENSORS_MAX, TensorEntry};
@@ -38,6 +38,12 @@ pub(super) fn manifest(manifest: &PackManifest) -> Result<(), ManifestError> {
     }
     if !LEVELS.contains(&manifest.level) {
         return parameter("level", manifest.level.into());
+    }
+    let is_mark = |mark: &String| {
+        mark.len() <= SOURCE_BYTES_MAX && mark.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    if !manifest.source.as_ref().is_none_or(is_mark) {
+        return Err(ManifestError::Source);
     }
     if manifest.objects.len() > OBJECTS_MAX {
         return Err(ManifestError::Objects(manifest.objects.len()));

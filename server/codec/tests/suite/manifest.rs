@@ -61,7 +61,7 @@ pub(crate) fn manifest_of(packed: &Packed, frame_bytes: u64) -> PackManifest {
         tensors: None,
         source: source(3),
     };
-    PackManifest { format: FORMAT, frame_bytes, level: 1, objects: vec![coded, raw] }
+    PackManifest { format: FORMAT, frame_bytes, level: 1, source: None, objects: vec![coded, raw] }
 }
 
 fn manifest() -> PackManifest {
@@ -149,6 +149,8 @@ const CHANGES: &[Change] = &[
     ("frame_bytes", |manifest| manifest.frame_bytes = u64::MAX),
     ("level", |manifest| manifest.level = 0),
     ("level", |manifest| manifest.level = i32::MAX),
+    ("mark of the source", |manifest| manifest.source = Some("a b".into())),
+    ("mark of the source", |manifest| manifest.source = Some("x".repeat(129))),
     ("as many frames", |manifest| manifest.frame_bytes = 9000),
     ("twice", |manifest| manifest.objects[1].name = manifest.objects[0].name.clone()),
     ("twice", |manifest| rename(manifest, MANIFEST_NAME)),
