@@ -24,6 +24,14 @@ pub fn cpu_time(pid: u32) -> io::Result<Duration> {
     Ok(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
 }
 
+/// What the calling thread has used so far.
+#[must_use]
+pub fn own_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let nanos = u32::try_from(time.tv_nsec).unwrap_or(0);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), nanos)
+}
+
 /// What the threads of a process have used so far, by name. Threads whose names differ in a number
 /// at the end count as one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

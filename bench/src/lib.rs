@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! origin.rs, origin/*   scenarios: what is run, what it is held to
-//! nvme.rs, nvme/*          the same of the NVMe tier
+//! nvme.rs, nvme/*       the same of the NVMe tier
+//! packed.rs, packed/*   the same of compression and digests
 //!    │  node.rs, process.rs    daemons and loads
 //!    │  proof.rs               whether the bytes are right
 //!    │  measure.rs, cpu.rs     one run; several runs
@@ -20,6 +21,7 @@ pub mod measure;
 mod node;
 pub mod nvme;
 pub mod origin;
+pub mod packed;
 pub mod process;
 mod proof;
 pub mod report;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 use forebay_bench::nvme::{self, NvmeOptions, NvmeRow};
 use forebay_bench::origin::{self, OriginOptions, Promise};
+use forebay_bench::packed::{self, PackedOptions, PackedRow};
 use forebay_bench::report::Table;
 
 const ORIGIN_HELP: &str = "\
@@ -20,6 +21,13 @@ threads need fio. The disk is that of --dir: a full run writes some 60 GB to it 
 of room, of which 10 stay free, 14 GiB of memory, and about 15 minutes.
 
 Example: forebay-bench nvme --only hit --only threads --check";
+
+const PACKED_HELP: &str = "\
+The table has medians of all runs, and the bound that each row is held to. Origins are local and
+their speed is shaped: no network is needed. A full run takes about five minutes and 8 GiB of
+memory, --quick --runs 1 half a minute.
+
+Example: forebay-bench packed --only decode --only verify --check";
 
 #[derive(Debug, Parser)]
 #[command(name = "forebay-bench", version, about = "Shows what Forebay does, on this machine")]
@@ -46,6 +54,9 @@ enum Verb {
     /// Measure what the NVMe tier promises, each promise beside what it is compared with
     #[command(after_help = NVME_HELP)]
     Nvme(NvmeArgs),
+    /// Measure what packed checkpoints and digests promise, each promise beside what it is compared with
+    #[command(after_help = PACKED_HELP)]
+    Packed(PackedArgs),
     /// What `forebayd` does; demo and benches start themselves with this
     #[command(hide = true, disable_help_flag = true)]
     Daemon {
@@ -56,6 +67,12 @@ enum Verb {
     /// The origin of the cold load; the bench starts itself with this
     #[command(hide = true)]
     RawOrigin {
+        /// Size of its checkpoint
+        bytes: u64,
+    },
+    /// The origin of the verified loads; the bench starts itself with this
+    #[command(hide = true)]
+    ClaimingOrigin {
         /// Size of its checkpoint
         bytes: u64,
     },
@@ -111,6 +128,28 @@ struct NvmeArgs {
     check: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct PackedArgs {
+    /// What to measure; may be repeated [default: everything]
+    #[arg(long, value_name = "ROW")]
+    only: Vec<PackedRow>,
+    /// Runs of each side
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..))]
+    runs: u8,
+    /// Size of the checkpoint in MiB [default: 1024; 128 with --quick]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(64..=16384))]
+    mib: Option<u64>,
+    /// Smaller checkpoints, for a first look
+    #[arg(long)]
+    quick: bool,
+    /// Form of the result
+    #[arg(long, value_enum, default_value_t = Format::Human)]
+    format: Format,
+    /// Exit with 1 if a bound is missed
+    #[arg(long)]
+    check: bool,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// A table
@@ -124,6 +163,8 @@ fn main() -> ExitCode {
         Verb::Demo { mib } => forebay_bench::demo::run(mib << 20).map(|()| true),
         Verb::Origin(args) => origin(&args),
         Verb::Nvme(args) => nvme(&args),
+        Verb::Packed(args) => packed(&args),
+        Verb::ClaimingOrigin { bytes } => packed::serve(bytes).map(|()| true),
         Verb::RawOrigin { bytes } => origin::serve(bytes).map(|()| true),
         Verb::Daemon { args } => {
             let name = std::ffi::OsString::from("forebayd");
@@ -161,6 +202,19 @@ fn nvme(args: &NvmeArgs) -> forebay_bench::Outcome<bool> {
         bytes: args.mib << 20,
         extents: args.extents,
         dir: args.dir.clone(),
+    })?;
+    show(&table, args.format);
+    Ok(table.holds() || !args.check)
+}
+
+/// The same of packed checkpoints and digests.
+fn packed(args: &PackedArgs) -> forebay_bench::Outcome<bool> {
+    let mib = args.mib.unwrap_or(if args.quick { 128 } else { 1024 });
+    let table = packed::run(&PackedOptions {
+        rows: args.only.clone(),
+        runs: args.runs.into(),
+        bytes: mib << 20,
+        quick: args.quick,
     })?;
     show(&table, args.format);
     Ok(table.holds() || !args.check)

@@ -3,6 +3,8 @@
 //! The daemon is a child process; its pool has its full size before anything is timed. The client
 //! takes every chunk and gives it back, on one thread, as `forebay load` does.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -44,7 +46,8 @@ pub(crate) fn tiered_daemon(
     let ram = format!("{}MiB", ((bytes + HEADROOM_BYTES) >> 23) << 3);
     let nvme = format!("{}MiB", nvme_bytes >> 20);
     let env = env.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
-    let spec = DaemonSpec::new(std::env::current_exe()?, &["daemon", "--metrics", "off"]);
+    let spec = DaemonSpec::new(std::env::current_exe()?, &["daemon", "--log", "json"]);
+    let spec = spec.arg("--metrics").arg("127.0.0.1:0");
     Ok(spec.arg("--nvme").arg(nvme).arg("--ram").arg(ram).env(env))
 }
 
@@ -86,6 +89,24 @@ impl Node {
 
     pub(crate) fn pid(&self) -> u32 {
         self.daemon.pid()
+    }
+
+    /// The value of one of its metrics, with its labels as exposed; zero if it is not there yet.
+    pub(crate) fn metric(&self, name: &str) -> Outcome<f64> {
+        let log = self.daemon.log();
+        let mut ready = log.lines().filter_map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).ok()?;
+            line["fields"]["metrics"].as_str().map(str::to_owned)
+        });
+        let address = ready.next_back().ok_or("the daemon did not say where its metrics are")?;
+        let mut socket = TcpStream::connect(&address)?;
+        let request =
+            format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes())?;
+        let mut exposed = String::new();
+        socket.read_to_string(&mut exposed)?;
+        let value = exposed.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(value.map_or(Ok(0.0), str::parse)?)
     }
 
     /// Where its files are.
@@ -169,8 +190,8 @@ impl Node {
         Ok((run, report))
     }
 
-    /// Evicts `uri` from every tier.
-    async fn forget(&self, uri: &str) -> Outcome<()> {
+    /// Evicts `uri`, and what lies under it, from every tier, until the RAM tier is empty.
+    pub(crate) async fn forget(&self, uri: &str) -> Outcome<()> {
         self.evict(EvictRequest::new(uri)).await
     }
 

@@ -121,7 +121,7 @@ impl Pace {
 
 /// The order of `count` contestants in a round: a Latin square over rounds, in which, for an even
 /// count, each follows each other one once (E. J. Williams, 1949).
-fn order(count: usize, round: usize) -> Vec<usize> {
+pub(crate) fn order(count: usize, round: usize) -> Vec<usize> {
     let zigzag = |place: usize| match place % 2 {
         0 => count - place / 2,
         _ => place.div_ceil(2),

@@ -122,6 +122,13 @@ impl Settings {
         Self::resolve(raw, env, &Host::probe())
     }
 
+    /// What a file alone makes, on a machine of 64 GiB.
+    pub(crate) fn of_file(file: &str, text: &str) -> Result<Self, ConfigError> {
+        let mut raw = Raw::default();
+        raw.read_file(file, text)?;
+        Self::resolve(raw, BTreeMap::new(), &Host { memory_bytes: 64 << 30, uid: 0 })
+    }
+
     /// The hosts that configuration names, to be looked up before anyone asks: those of endpoints
     /// and of web origins. A bucket's own host is known when it is first opened.
     pub(crate) fn origin_hosts(&self) -> Vec<String> {
@@ -432,6 +439,7 @@ fn origin_block(written: Written<RawOrigin>) -> Result<OriginBlock, ConfigError>
         allow_http,
         ca_file,
         anonymous,
+        checksums,
         max_bytes_per_second,
         max_connections,
     } = value;
@@ -445,6 +453,10 @@ fn origin_block(written: Written<RawOrigin>) -> Result<OriginBlock, ConfigError>
             return Err(bad("origin.max_bytes_per_second", place, "is a size such as 100MiB"));
         }
     };
+    if max_connections.is_some_and(|count| !(1..=COUNT_MAX).contains(&count)) {
+        let problem = format!("is a number from 1 to {COUNT_MAX}");
+        return Err(bad("origin.max_connections", place, problem));
+    }
     Ok(OriginBlock {
         prefix,
         endpoint,
@@ -453,6 +465,7 @@ fn origin_block(written: Written<RawOrigin>) -> Result<OriginBlock, ConfigError>
         allow_http: allow_http.unwrap_or(false),
         ca_file: ca_file.map(PathBuf::from),
         anonymous: anonymous.unwrap_or(false),
+        checksums: checksums.unwrap_or(true),
         max_bytes_per_second,
         max_connections,
     })
@@ -502,11 +515,14 @@ impl fmt::Debug for Settings {
 impl fmt::Display for Settings {
     /// The resolved settings as TOML; secrets as `***`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sockets: Vec<_> =
-            self.sockets.iter().map(|path| format!("\"unix://{}\"", path.display())).collect();
+        let sockets: Vec<_> = self
+            .sockets
+            .iter()
+            .map(|path| quoted(format!("unix://{}", path.display())).to_string())
+            .collect();
         writeln!(f, "listen = [{}]", sockets.join(", "))?;
         if let Some(dir) = &self.cache_dir {
-            writeln!(f, "cache_dir = {:?}", dir.display().to_string())?;
+            writeln!(f, "cache_dir = {}", quoted(dir.display().to_string()))?;
         }
         writeln!(f, "ram = \"{}\"", show_bytes(self.ram_bytes))?;
         match self.nvme {
@@ -539,7 +555,7 @@ impl fmt::Display for Settings {
             writeln!(f, "{key} = \"{}ms\"", duration.as_millis())?;
         }
         for block in &self.origins.origins {
-            writeln!(f, "\n[[origin]]\nprefix = {:?}", without_secrets(&block.prefix))?;
+            writeln!(f, "\n[[origin]]\nprefix = {}", quoted(without_secrets(&block.prefix)))?;
             let texts = [
                 ("endpoint", block.endpoint.clone()),
                 ("region", block.region.clone()),
@@ -548,9 +564,10 @@ impl fmt::Display for Settings {
                 ("max_bytes_per_second", block.max_bytes_per_second.map(show_bytes)),
             ];
             for (key, value) in texts.into_iter().filter_map(|(k, v)| Some((k, v?))) {
-                writeln!(f, "{key} = {:?}", without_secrets(&value))?;
+                writeln!(f, "{key} = {}", quoted(without_secrets(&value)))?;
             }
             writeln!(f, "allow_http = {}\nanonymous = {}", block.allow_http, block.anonymous)?;
+            writeln!(f, "checksums = {}", block.checksums)?;
             if let Some(connections) = block.max_connections {
                 writeln!(f, "max_connections = {connections}")?;
             }
@@ -560,6 +577,11 @@ impl fmt::Display for Settings {
         }
         Ok(())
     }
+}
+
+/// A text as TOML writes it.
+fn quoted(text: String) -> toml::Value {
+    toml::Value::String(text)
 }
 
 /// A URL without the user name, password and query someone may have put into it.
@@ -630,6 +652,19 @@ mod tests {
         let env = [("AWS_ENDPOINT_URL", "https://s3.example:8443"), ("AWS_REGION", "x")];
         let hosts = resolve(file, &env).unwrap().origin_hosts();
         assert_eq!(hosts, ["minio.local", "models.example", "s3.example"]);
+    }
+
+    #[test]
+    fn an_origin_is_held_to_its_checksums_unless_it_is_said_not_to_be() {
+        let file = "[[origin]]\nprefix = \"az://a\"\nchecksums = false\n\
+            [[origin]]\nprefix = \"s3://b\"\n";
+        let settings = resolve(file, &[]).unwrap();
+        let held: Vec<bool> = settings.origins.origins.iter().map(|o| o.checksums).collect();
+        assert_eq!(held, [false, true]);
+        let shown = settings.to_string();
+        assert_eq!(resolve(&shown, &[]).unwrap().origins.origins, settings.origins.origins);
+        let problem = problem("[[origin]]\nprefix = \"az://a\"\nchecksums = \"md5\"\n");
+        assert!(problem.contains("`checksums` is true or false"), "{problem}");
     }
 
     #[test]

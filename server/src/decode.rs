@@ -191,6 +191,9 @@ fn count(error: &DecodeError) {
     }
 }
 
+/// Kept by each thread for frames that belong to a chunk in part: one of the usual size.
+const BESIDE_KEPT_BYTES: usize = 8 << 20;
+
 thread_local! {
     /// Context and scratch of this thread: made once, since both cost more than a frame.
     static DECODER: RefCell<Scratch> = RefCell::default();
@@ -305,7 +308,12 @@ impl Piece<'_> {
         let whole = beside.get_mut(..whole).ok_or_else(|| self.misfit())?;
         self.decode_frame(stored, (number, frame), decoder, whole)?;
         self.check(stored.object, frame, whole)?;
-        self.copy_part(frame, whole, into).ok_or_else(|| self.misfit())
+        let copied = self.copy_part(frame, whole, into).ok_or_else(|| self.misfit());
+        if beside.len() > BESIDE_KEPT_BYTES {
+            beside.truncate(BESIDE_KEPT_BYTES);
+            beside.shrink_to_fit();
+        }
+        copied
     }
 
     fn decode_frame(

@@ -14,7 +14,7 @@ use std::fmt;
 use aegis::aegis128x4::Aegis128X4Mac;
 use forebay_origin::Landing;
 
-use crate::proof::{Crc, PieceSum};
+use crate::proof::{Crc, PieceSum, Summing};
 
 /// Bytes of a digest.
 pub(crate) const DIGEST_BYTES: usize = 32;
@@ -62,7 +62,7 @@ impl DigestKey {
 pub(crate) struct ExtentDigest {
     key: DigestKey,
     mac: Aegis128X4Mac<DIGEST_BYTES>,
-    crc: Option<(Crc, crc_fast::Digest)>,
+    crc: Option<Summing>,
 }
 
 /// What was taken of an extent.
@@ -81,11 +81,11 @@ impl ExtentDigest {
 
     /// The same, and a sum.
     pub(crate) fn with_crc(key: DigestKey, crc: Option<Crc>) -> Self {
-        Self { crc: crc.map(|crc| (crc, crc.begin())), ..Self::new(key) }
+        Self { crc: crc.map(Summing::new), ..Self::new(key) }
     }
 
     pub(crate) fn finish(self) -> Taken {
-        let crc = self.crc.map(|(crc, sum)| PieceSum { crc, sum: sum.finalize() });
+        let crc = self.crc.map(Summing::finish);
         Taken { digest: self.mac.finalize(), crc }
     }
 }
@@ -93,15 +93,15 @@ impl ExtentDigest {
 impl Landing for ExtentDigest {
     fn landed(&mut self, bytes: &[u8]) {
         self.mac.update(bytes);
-        if let Some((_, sum)) = &mut self.crc {
+        if let Some(sum) = &mut self.crc {
             sum.update(bytes);
         }
     }
 
     fn restart(&mut self) {
         self.mac = Aegis128X4Mac::new(&self.key.0);
-        if let Some((crc, sum)) = &mut self.crc {
-            *sum = crc.begin();
+        if let Some(sum) = &mut self.crc {
+            sum.restart();
         }
     }
 }

@@ -18,7 +18,7 @@ mod stream;
 
 use std::net::IpAddr;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use forebay_codec::coding::Coding;
@@ -41,7 +41,7 @@ use crate::plan::{ChunkSpec, Extent};
 use crate::proof::ObjectDigest;
 use crate::ram::pool::ClaimedSlot;
 use crate::resolve::{Content, Manifest, Object};
-use crate::staging::{Staged, Staging, StagingShare};
+use crate::staging::{Staged, Staging, StagingError, StagingShare};
 use crate::timeline::{Kind, Span, Stage};
 
 use stream::{Piece, StreamError, Streams};
@@ -69,6 +69,9 @@ pub(crate) enum FetchError {
         /// What is wrong, and where.
         problem: DecodeError,
     },
+    /// There is no memory to decode from.
+    #[error(transparent)]
+    Staging(#[from] StagingError),
     /// The daemon is going away.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -84,6 +87,7 @@ impl From<FetchError> for Failure {
                     .for_object(object)
                     .with_fact("stored_offset", problem.stored_offset)
             }
+            FetchError::Staging(error) => error.into(),
             FetchError::Stopped(stopped) => stopped.into(),
         }
         .at_stage("fetch")
@@ -277,7 +281,7 @@ impl Fetcher {
             }
             Lies::Framed(frames, range) => {
                 let length = usize::try_from(range.end - range.start).map_err(|_wide| misfit())?;
-                let mut bytes = staging.ok_or_else(misfit)?.buffer(length);
+                let mut bytes = staging.ok_or_else(misfit)?.buffer(length)?;
                 let to = Destination::from(bytes.as_mut_slice());
                 let (address, spans) = self.read(wanted, range, to).await?;
                 (ExtentBytes::Stored { frames, bytes }, address, spans)
@@ -305,30 +309,42 @@ impl Fetcher {
         staging: &StagingShare,
     ) -> Result<Staged, FetchError> {
         let object = wanted.object;
-        let piece = Piece {
-            key: object.identity,
-            range,
-            plain_bytes: object.bytes,
-            stored_bytes: object.stored_bytes(),
-            staging,
-        };
-        let read = move |range: Range<u64>| {
+        let source = Mutex::new(None);
+        let read = |range: Range<u64>| {
+            let source = &source;
             let reading = async move {
                 let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
                 let mut bytes = vec![0; length];
-                self.read(wanted, range, Destination::from(bytes.as_mut_slice())).await?;
+                let to = Destination::from(bytes.as_mut_slice());
+                let (address, _) = self.read(wanted, range, to).await?;
+                *source.lock().unwrap_or_else(PoisonError::into_inner) = address;
                 Ok(bytes)
             };
             reading.boxed()
         };
-        self.streams.piece(piece, &read).await.map_err(|error| match error {
-            StreamError::Read(error) => error,
-            StreamError::Stopped(stopped) => stopped.into(),
-            StreamError::Decode(problem) => {
-                metrics::decode_failure();
-                FetchError::Stream { object: object.name.clone(), problem }
+        let mut again = object.pinned;
+        loop {
+            let piece = Piece {
+                key: object.identity,
+                range: range.clone(),
+                plain_bytes: object.bytes,
+                stored_bytes: object.stored_bytes(),
+                staging,
+            };
+            let problem = match self.streams.piece(piece, &read).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(StreamError::Read(error)) => return Err(error),
+                Err(StreamError::Staging(error)) => return Err(error.into()),
+                Err(StreamError::Stopped(stopped)) => return Err(stopped.into()),
+                Err(StreamError::Decode(problem)) => problem,
+            };
+            metrics::decode_failure();
+            // Its decoder is gone: all of it is read once more, the last reads another way.
+            if !std::mem::take(&mut again) {
+                return Err(FetchError::Stream { object: object.name.clone(), problem });
             }
-        })
+            wanted.terms.distrust(*source.lock().unwrap_or_else(PoisonError::into_inner));
+        }
     }
 
     /// Reads a range of what the store has.

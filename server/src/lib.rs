@@ -7,6 +7,10 @@
 
 pub mod config;
 pub mod daemon;
+#[doc(hidden)]
+pub mod fuzz;
+#[doc(hidden)]
+pub mod measured;
 
 mod rpc;
 

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crc_fast::CrcAlgorithm;
+use forebay_io::{Polynomial, WideCrc64Nvme};
 use forebay_origin::Checksums;
 use md5::Md5;
 use sha2::{Digest, Sha256};
@@ -42,14 +43,61 @@ impl Crc {
         }
     }
 
-    /// Begins the sum of a piece.
-    pub(crate) fn begin(self) -> crc_fast::Digest {
-        crc_fast::Digest::new(self.algorithm())
+    fn polynomial(self) -> Polynomial {
+        match self {
+            Self::Crc64Nvme => Polynomial::CRC64_NVME,
+            Self::Crc32c => Polynomial::CRC32C,
+        }
     }
 
     /// The sum of a piece in memory.
     pub(crate) fn of(self, bytes: &[u8]) -> PieceSum {
-        PieceSum { crc: self, sum: crc_fast::checksum(self.algorithm(), bytes) }
+        let mut summing = Summing::new(self);
+        summing.update(bytes);
+        summing.finish()
+    }
+}
+
+/// The sum of a piece, while its bytes come.
+pub(crate) struct Summing {
+    crc: Crc,
+    by: By,
+}
+
+/// Who takes it.
+enum By {
+    Wide(WideCrc64Nvme),
+    Other(Box<crc_fast::Digest>),
+}
+
+impl Summing {
+    /// Of no bytes yet.
+    pub(crate) fn new(crc: Crc) -> Self {
+        let wide = (crc == Crc::Crc64Nvme).then(WideCrc64Nvme::new).flatten();
+        let other = || By::Other(Box::new(crc_fast::Digest::new(crc.algorithm())));
+        Self { crc, by: wide.map_or_else(other, By::Wide) }
+    }
+
+    /// The next bytes.
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        match &mut self.by {
+            By::Wide(sum) => sum.update(bytes),
+            By::Other(sum) => sum.update(bytes),
+        }
+    }
+
+    /// From the beginning again.
+    pub(crate) fn restart(&mut self) {
+        *self = Self::new(self.crc);
+    }
+
+    /// Of all bytes.
+    pub(crate) fn finish(self) -> PieceSum {
+        let sum = match self.by {
+            By::Wide(sum) => sum.value(),
+            By::Other(sum) => sum.finalize(),
+        };
+        PieceSum { crc: self.crc, sum }
     }
 }
 
@@ -156,16 +204,22 @@ impl Pieces {
         }
     }
 
+    /// Whether every piece is there.
+    pub(crate) fn are_all(&self) -> bool {
+        self.have == self.object_bytes
+    }
+
     /// The sum of the whole, once every piece is there.
     pub(crate) fn whole(&self) -> Option<ObjectDigest> {
-        if self.have != self.object_bytes {
+        if !self.are_all() {
             return None;
         }
-        let algorithm = self.crc.algorithm();
+        let polynomial = self.crc.polynomial();
         let empty = self.crc.of(&[]).sum;
-        let whole = self.sums.values().fold(empty, |whole, (bytes, sum)| {
-            crc_fast::checksum_combine(algorithm, whole, *sum, *bytes)
-        });
+        let whole = self
+            .sums
+            .values()
+            .fold(empty, |whole, (bytes, sum)| polynomial.combine(whole, *sum, *bytes));
         Some(match self.crc {
             Crc::Crc64Nvme => ObjectDigest::Crc64Nvme(whole),
             // The sums of this one have 32 bits.
@@ -274,12 +328,14 @@ mod tests {
                 let mut whole = Pieces::new(crc, bytes.len() as u64);
                 for (n, piece) in pieces.iter().enumerate() {
                     prop_assert_eq!(whole.whole().is_some(), bytes.is_empty() && n == 0);
+                    prop_assert_eq!(whole.whole().is_some(), whole.are_all());
                     let sum = crc.of(&bytes[piece.clone()]).sum;
                     let (offset, length) = (piece.start as u64, piece.len() as u64);
                     whole.add(offset, length, sum);
                     whole.add(offset, length, sum);
                 }
-                let expected = crc.of(&bytes).sum;
+                let expected = crc_fast::checksum(crc.algorithm(), &bytes);
+                prop_assert_eq!(crc.of(&bytes).sum, expected);
                 let found = match whole.whole().unwrap() {
                     ObjectDigest::Crc64Nvme(sum) => sum,
                     ObjectDigest::Crc32c(sum) => u64::from(sum),

@@ -13,6 +13,7 @@
 
 mod gguf;
 mod headers;
+mod index;
 mod known;
 mod manifest;
 mod packed;
@@ -27,11 +28,11 @@ use forebay_codec::manifest::{MANIFEST_NAME, ManifestError, PackManifest};
 use forebay_codec::safetensors::{self, HeaderError};
 use forebay_codec::tensor::TensorEntry;
 use forebay_origin::{
-    ObjectKey, ObjectMeta, OriginError, OriginErrorKind, OriginStore, OriginUri, Origins,
-    ReadRequest, ReadTerms, UriError,
+    ObjectMeta, OriginError, OriginErrorKind, OriginStore, OriginUri, Origins, ReadRequest,
+    ReadTerms, UriError,
 };
 use forebay_proto::{Failure, Reason};
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use tokio::sync::OnceCell;
 
 use crate::admission::AdmissionPermit;
@@ -39,6 +40,7 @@ use crate::cpu::{Stopped, Workers};
 use crate::error::origin_failure;
 use headers::Headers;
 use manifest::Found;
+use packed::Packed;
 
 pub(crate) use headers::HeaderCache;
 pub(crate) use known::KnownDigests;
@@ -136,6 +138,18 @@ pub(crate) enum ResolveError {
         /// As the manifest says.
         expected: u64,
     },
+    /// Something else under the name of a pack manifest.
+    #[error("{key} is no manifest of a packed checkpoint")]
+    NoManifest {
+        /// The object.
+        key: String,
+    },
+    /// A packed object of which no manifest says how its bytes lie.
+    #[error("{key} was packed, and its {MANIFEST_NAME} is missing or not to be read")]
+    Unmanifested {
+        /// The object, as it is stored.
+        key: String,
+    },
     /// The daemon is going away.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -162,7 +176,9 @@ impl From<ResolveError> for Failure {
             ResolveError::Origin(error) => origin_failure(error),
             ResolveError::Packed { .. } => Self::new(Reason::BadRequest, message),
             ResolveError::Nothing { .. } => Self::new(Reason::ObjectNotFound, message),
-            ResolveError::Header { key, .. } => {
+            ResolveError::Header { key, .. }
+            | ResolveError::Unmanifested { key }
+            | ResolveError::NoManifest { key } => {
                 Self::new(Reason::DecodeFailed, message).for_object(&key)
             }
             ResolveError::Frames { key, problem } => Self::new(Reason::DecodeFailed, message)
@@ -202,6 +218,8 @@ pub(crate) struct Resolver {
     /// The last manifests of packed checkpoints, by the identity of what the store has.
     manifests: Mutex<VecDeque<([u8; 32], Arc<PackManifest>)>>,
     indexes: Mutex<VecDeque<(Revision, Arc<OnceCell<TensorIndex>>)>>,
+    /// What was found out about the last compressed objects.
+    scans: zst::Scans,
 }
 
 impl Resolver {
@@ -213,7 +231,8 @@ impl Resolver {
         known: Arc<dyn KnownDigests>,
     ) -> Self {
         let headers = Headers::new(cpu, kept);
-        Self { origins, headers, known, manifests: Mutex::default(), indexes: Mutex::default() }
+        let (manifests, indexes) = (Mutex::default(), Mutex::default());
+        Self { origins, headers, known, manifests, indexes, scans: zst::Scans::default() }
     }
 
     /// Resolves `uri` as it is now, with reads on these terms. The permit bounds how many do so at a
@@ -258,8 +277,10 @@ impl Resolver {
             return Err(listing.limit("bytes", CHECKPOINT_BYTES_MAX));
         }
         // One reader per revision: eight loads of one checkpoint read its headers once.
-        let index = self.index_of(manifest::revision_of(&objects));
-        let tensors = index.get_or_try_init(|| listing.tensors(&objects, packed.as_deref()));
+        let revision = manifest::revision_of(&objects);
+        let index =
+            self.index_of(packed.as_ref().map_or(revision, |packed| packed.place(revision)));
+        let tensors = index.get_or_try_init(|| listing.tensors(&objects, packed.as_ref()));
         let (tensors, known) = futures::join!(tensors, listing.known(&objects));
         let tensors = Arc::clone(tensors?);
         for (index, digest) in known {
@@ -312,7 +333,7 @@ impl Resolver {
 struct Listed {
     objects: Vec<Object>,
     /// What is known of them, if they are packed.
-    packed: Option<Arc<PackManifest>>,
+    packed: Option<Packed>,
 }
 
 impl From<Vec<Object>> for Listed {
@@ -349,7 +370,7 @@ impl Listing<'_> {
         };
         if nothing
             && !self.uri.is_prefix()
-            && let Some(packed) = self.one_packed(prefix).await?
+            && let Some(packed) = self.one_packed(prefix, packed::FOLDERS_MAX).await?
         {
             return Ok(packed);
         }
@@ -373,67 +394,18 @@ impl Listing<'_> {
     /// What a single object stands for.
     async fn one(&self, meta: ObjectMeta) -> Result<Listed, ResolveError> {
         let name = meta.key.file_name();
-        if name.ends_with(INDEX_SUFFIX) {
-            return Ok(self.indexed(meta).await?.into());
-        }
         if name == MANIFEST_NAME {
             return self.packed_at(meta).await;
         }
-        if name.ends_with(packed::SUFFIX)
-            && let Some(packed) = self.one_packed(&meta.key).await?
-        {
+        let folders = if name.ends_with(packed::SUFFIX) { packed::FOLDERS_MAX } else { 1 };
+        if let Some(packed) = self.one_packed(&meta.key, folders).await? {
             return Ok(packed);
+        }
+        if name.ends_with(INDEX_SUFFIX) {
+            return Ok(self.indexed(meta).await?.into());
         }
         let object = self.object(name.to_owned(), meta)?;
         Ok(self.decoded(vec![object]).await?.into())
-    }
-
-    /// An index and the shards it names, beside it.
-    async fn indexed(&self, index: ObjectMeta) -> Result<Vec<Object>, ResolveError> {
-        let folder = index.key.parent();
-        let index_name = index.key.file_name().to_owned();
-        let index = self.object(index_name, index)?;
-        if index.bytes > INDEX_BYTES_MAX {
-            return Err(self.limit("bytes of index", INDEX_BYTES_MAX));
-        }
-        let shards = self.shards(&index).await?;
-        if shards.len() >= OBJECTS_MAX {
-            return Err(self.limit("objects", OBJECTS_MAX as u64));
-        }
-        let shards: Vec<_> = shards.into_iter().map(|shard| self.shard(&folder, shard)).collect();
-        let mut objects: Vec<Object> =
-            futures::stream::iter(shards).buffered(HEADERS_AT_ONCE).try_collect().await?;
-        objects.push(index);
-        Ok(objects)
-    }
-
-    /// The names of the shards that an index names.
-    async fn shards(&self, index: &Object) -> Result<Vec<String>, ResolveError> {
-        let headers = &self.resolver.headers;
-        let index_bytes = index.bytes;
-        let whole = move |json: &[u8]| match json.len() as u64 == index_bytes {
-            true => safetensors::parse_index(json),
-            false => Err(HeaderError::Length(json.len() as u64)),
-        };
-        if let Some(shards) = headers.kept(index, whole).await? {
-            return Ok(shards);
-        }
-        let _room = headers.room(index.bytes).await?;
-        let json = self.read(index, 0, index.bytes).await?;
-        let (parsed, json) = headers.parsed(json, safetensors::parse_index).await?;
-        let shards =
-            parsed.map_err(|problem| ResolveError::Header { key: index.name.clone(), problem })?;
-        headers.keep(index, json);
-        Ok(shards)
-    }
-
-    async fn shard(&self, folder: &ObjectKey, name: String) -> Result<Object, ResolveError> {
-        let key = folder.join(&name).map_err(|problem| ResolveError::Header {
-            key: name.clone(),
-            problem: HeaderError::Json(problem.to_string()),
-        })?;
-        let meta = self.store.head(&key).await?;
-        self.object(name, meta)
     }
 
     fn object(&self, name: String, meta: ObjectMeta) -> Result<Object, ResolveError> {
@@ -445,10 +417,10 @@ impl Listing<'_> {
     async fn tensors(
         &self,
         objects: &[Object],
-        packed: Option<&PackManifest>,
+        packed: Option<&Packed>,
     ) -> Result<TensorIndex, ResolveError> {
         if let Some(packed) = packed {
-            let tensors = packed::tensors(packed, objects);
+            let tensors = packed.tensors(objects);
             return match tensors.len() <= TENSORS_MAX {
                 true => Ok(Arc::new(tensors)),
                 false => Err(self.limit("tensors", TENSORS_MAX as u64)),
@@ -503,13 +475,16 @@ impl Listing<'_> {
         let bad = |problem| ResolveError::Header { key: object.name.clone(), problem };
         let short = || bad(HeaderError::TooShort(object.bytes));
         let guess = HEADER_GUESS_BYTES.min(object.bytes);
+        let mut room = self.room_for(object, 0, guess).await?;
         let mut bytes = self.read_decoded(object, 0, guess).await?;
         let prefix = bytes.first_chunk().copied().ok_or_else(short)?;
         let end = safetensors::PREFIX_BYTES
             + safetensors::header_bytes(prefix, object.bytes).map_err(bad)?;
-        let _room = headers.room(end).await?;
         let have = bytes.len() as u64;
         if end > have {
+            // Whoever has room asks for no more.
+            drop(room);
+            room = self.room_for(object, have, end).await?;
             bytes.extend(self.read_decoded(object, have, end).await?);
         }
         bytes.truncate(usize::try_from(end).map_err(|_wide| short())?);
@@ -518,6 +493,7 @@ impl Listing<'_> {
         let (parsed, bytes) = headers.parsed(bytes, parse).await?;
         let entries = parsed.map_err(bad)?;
         headers.keep(object, bytes);
+        drop(room);
         Ok((entries, end))
     }
 
@@ -559,7 +535,7 @@ pub(crate) fn manifest_for_tests(
     objects: &[(&str, u64)],
     tensors: &[(&str, usize, u64, u64)],
 ) -> Arc<Manifest> {
-    use forebay_origin::{Checksums, OriginSettings, Pin, SystemResolver};
+    use forebay_origin::{Checksums, ObjectKey, OriginSettings, Pin, SystemResolver};
 
     let origins = Origins::new(OriginSettings::default(), Arc::new(SystemResolver)).unwrap();
     let store = origins.open(&OriginUri::parse("file:///nowhere/").unwrap()).unwrap();

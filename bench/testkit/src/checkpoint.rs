@@ -20,7 +20,7 @@ use crate::random::mix;
 pub const CHECKPOINT_BYTES_MIN: u64 = 32 << 10;
 
 /// What checkpoint to make.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckpointSpec {
     /// The seed of every weight.
     pub seed: u64,
@@ -28,18 +28,28 @@ pub struct CheckpointSpec {
     pub bytes: u64,
     /// How many safetensors files. One is `model.safetensors`, with no index.
     pub shards: usize,
+    /// Whether weights are normally distributed, with mean 0 and deviation 0.02; they take longer to
+    /// make. They have a bell shape in any case.
+    pub normal: bool,
 }
 
 impl CheckpointSpec {
     /// A single-file checkpoint of about `bytes` bytes.
     pub fn new(seed: u64, bytes: u64) -> Self {
-        Self { seed, bytes, shards: 1 }
+        Self { seed, bytes, shards: 1, normal: false }
     }
 
     /// In `shards` files with an index.
     #[must_use]
     pub fn shards(mut self, shards: usize) -> Self {
         self.shards = shards;
+        self
+    }
+
+    /// With normally distributed weights.
+    #[must_use]
+    pub fn normal(mut self) -> Self {
+        self.normal = true;
         self
     }
 }
@@ -77,7 +87,7 @@ pub fn checkpoint(spec: CheckpointSpec) -> Checkpoint {
             1 => "model.safetensors".to_owned(),
             _ => format!("model-{number:05}-of-{count:05}.safetensors"),
         };
-        made.add_shard(spec.seed, &file, tensors);
+        made.add_shard(spec, &file, tensors);
     }
     if count > 1 {
         let index = made.index();
@@ -126,14 +136,18 @@ impl Checkpoint {
         self.files.iter().map(|(_, content)| content.len()).sum()
     }
 
-    fn add_shard(&mut self, seed: u64, file: &str, mut tensors: Vec<TensorShape>) {
+    fn add_shard(&mut self, spec: CheckpointSpec, file: &str, mut tensors: Vec<TensorShape>) {
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
         let header = header(&tensors);
         let mut at = as_u64(header.len());
         let mut parts = vec![Content::bytes(header)];
         for TensorShape { name, shape } in tensors {
             let bytes = 2 * shape.iter().product::<u64>();
-            let content = Content::Weights { seed: tensor_seed(seed, &name), bytes };
+            let seed = tensor_seed(spec.seed, &name);
+            let content = match spec.normal {
+                true => Content::Normal { seed, bytes },
+                false => Content::Weights { seed, bytes },
+            };
             parts.push(content.clone());
             let range = at..at + bytes;
             at = range.end;

@@ -31,6 +31,13 @@ pub enum Content {
         /// How many bytes the object has.
         bytes: u64,
     },
+    /// Little-endian bf16 numbers made from the seed, normally distributed: mean 0, deviation 0.02.
+    Normal {
+        /// The seed of the stream.
+        seed: u64,
+        /// How many bytes the object has.
+        bytes: u64,
+    },
     /// Other contents, one after another.
     Concat(Concat),
 }
@@ -73,7 +80,9 @@ impl Content {
     pub fn len(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => as_u64(bytes.len()),
-            Self::Synthetic { bytes, .. } | Self::Weights { bytes, .. } => *bytes,
+            Self::Synthetic { bytes, .. }
+            | Self::Weights { bytes, .. }
+            | Self::Normal { bytes, .. } => *bytes,
             Self::Concat(Concat(inner)) => inner.starts.last().copied().unwrap_or(0),
         }
     }
@@ -93,6 +102,7 @@ impl Content {
             Self::Bytes(bytes) => sink(&bytes[as_usize(range.start)..as_usize(range.end)]),
             Self::Synthetic { seed, .. } => visit_blocks(Pattern::Noise, *seed, range, sink),
             Self::Weights { seed, .. } => visit_blocks(Pattern::Weights, *seed, range, sink),
+            Self::Normal { seed, .. } => visit_blocks(Pattern::Normal, *seed, range, sink),
             Self::Concat(Concat(inner)) => inner.visit(&range, sink),
         }
     }
@@ -150,6 +160,12 @@ impl Content {
         });
         let beyond = (at < bytes.len()).then(|| offset + as_u64(at));
         found.or(beyond)
+    }
+}
+
+impl Concat {
+    pub(crate) fn parts(&self) -> &[Content] {
+        &self.0.parts
     }
 }
 

@@ -100,6 +100,14 @@ impl Contents {
         self.object(bucket, key).map(|object| object.content.clone())
     }
 
+    /// Every object of a bucket whose key starts with `prefix`, by key, with its bytes.
+    pub fn sizes(&self, bucket: &str, prefix: &str) -> Vec<(String, u64)> {
+        let shelf = self.shelf();
+        let objects = shelf.buckets.get(bucket).into_iter().flatten();
+        let below = objects.filter(|(key, _)| key.starts_with(prefix));
+        below.map(|(key, object)| (key.clone(), object.content.len())).collect()
+    }
+
     /// The strong entity tag of an object, with its quotes.
     pub fn etag(&self, bucket: &str, key: &str) -> Option<String> {
         self.object(bucket, key).map(|object| format!("\"{}\"", object.etag))
@@ -145,6 +153,10 @@ impl Contents {
 fn entity_tag(content: &Content) -> String {
     match content {
         Content::Bytes(bytes) => hex(&Md5::digest(bytes)),
+        Content::Concat(parts) => {
+            let tags: String = parts.parts().iter().map(entity_tag).collect();
+            format!("{}-1", hex(&Md5::digest(tags)))
+        }
         recipe => format!("{}-1", hex(&Md5::digest(format!("{recipe:?}")))),
     }
 }

@@ -4,7 +4,8 @@
 //! come from the seed and the block's number, so any block is made without the ones before it, and
 //! the lanes go through the CPU's vector units together. `Noise` hands the words out as they are;
 //! `Weights` maps each 16 bits to a bf16 number as trained weights have them: any sign and
-//! mantissa, magnitudes from 2^-12 to 2^-6, never an infinity or a NaN.
+//! mantissa, magnitudes from 2^-12 to 2^-6, never an infinity or a NaN. `Normal` gives bf16 numbers
+//! of a normal distribution, which costs more to make and is what a measure of sizes needs.
 
 use crate::random::mix;
 
@@ -19,7 +20,12 @@ pub(crate) enum Pattern {
     Noise,
     /// Little-endian bf16 numbers.
     Weights,
+    /// Little-endian bf16 numbers, normally distributed with mean 0 and deviation 0.02.
+    Normal,
 }
+
+/// Of `Normal`.
+const DEVIATION: f32 = 0.02;
 
 /// Makes block number `index` of the stream of `seed`.
 pub(crate) fn block(pattern: Pattern, seed: u64, index: u64, out: &mut [u8; BLOCK]) {
@@ -31,6 +37,7 @@ pub(crate) fn block(pattern: Pattern, seed: u64, index: u64, out: &mut [u8; BLOC
     match pattern {
         Pattern::Noise => rounds(&mut lanes, out, |word| word),
         Pattern::Weights => rounds(&mut lanes, out, weights),
+        Pattern::Normal => rounds(&mut lanes, out, normal),
     }
 }
 
@@ -58,6 +65,24 @@ fn weights(word: u64) -> u64 {
     let quads = (pairs & (ONES * 0x33)) + ((pairs >> 2) & (ONES * 0x33));
     let count = (quads + (quads >> 4)) & (ONES * 0x0f);
     (word & SIGN_MANTISSA) | ((count + ONES * 115) << 7)
+}
+
+/// Four bf16 numbers from 64 random bits, two from each half, by Box and Muller: its lower 16 bits
+/// give the radius, and the upper ones the angle.
+fn normal(word: u64) -> u64 {
+    let uniform = |bits: u64| f32::from(u16::try_from(bits & 0xffff).unwrap_or(0));
+    let pair = |half: u64| {
+        let radius = (-2.0 * ((uniform(half) + 0.5) / 65536.0).ln()).sqrt() * DEVIATION;
+        let (sin, cos) = (uniform(half >> 16) / 65536.0 * std::f32::consts::TAU).sin_cos();
+        bf16(radius * sin) | bf16(radius * cos) << 16
+    };
+    pair(word) | pair(word >> 32) << 32
+}
+
+/// A number as a bf16, rounded to nearest even, as frameworks do.
+fn bf16(value: f32) -> u64 {
+    let bits = value.to_bits();
+    u64::from(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16)
 }
 
 #[cfg(test)]
@@ -102,5 +127,22 @@ mod tests {
         }
         assert_eq!(total, 2048);
         assert!((900..1150).contains(&negative), "{negative} negative of {total}");
+    }
+
+    #[test]
+    fn normal_numbers_have_their_mean_deviation_and_tails() {
+        let (mut count, mut sum, mut squares, mut beyond) = (0.0, 0.0, 0.0, 0.0);
+        for index in 0..64 {
+            for pair in one(Pattern::Normal, 3, index).chunks_exact(2) {
+                let bits = u32::from(u16::from_le_bytes([pair[0], pair[1]])) << 16;
+                let value = f64::from(f32::from_bits(bits)) / f64::from(DEVIATION);
+                (count, sum, squares) = (count + 1.0, sum + value, squares + value * value);
+                beyond += f64::from(u8::from(value.abs() > 2.0));
+            }
+        }
+        let (mean, variance, beyond) = (sum / count, squares / count, beyond / count);
+        assert!(mean.abs() < 0.02 && (variance - 1.0).abs() < 0.02, "{mean} {variance}");
+        // 4.55 % lie beyond two deviations.
+        assert!((beyond - 0.0455).abs() < 0.003, "{beyond}");
     }
 }

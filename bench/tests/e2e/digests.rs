@@ -227,6 +227,31 @@ async fn a_file_of_digests_beside_the_objects_counts_where_the_store_says_nothin
     node.loads(&s3_uri("m/"), &expected).await;
 }
 
+/// Where one object is named, nothing is listed: its file of digests is looked for.
+#[tokio::test]
+async fn a_file_of_digests_beside_a_named_object_counts() {
+    let origin = HttpOrigin::start(HttpOptions::default()).await;
+    let node = NodeSpec::new().start().await;
+    let uri = origin.url("m/blob");
+    let line = |digest: &str| format!("{digest}  blob\n");
+    origin.put("m/blob", content());
+    for file in ["m/blob.sha256", "m/SHA256SUMS"] {
+        origin.put(file, line(&"ab".repeat(32)));
+        let error = node.refused(&uri).await;
+        assert_ends(&error, Reason::DigestMismatch, 6);
+        origin.remove(file);
+    }
+    origin.put("m/blob.sha256", line(&content().sha256()));
+    // One that contradicts it: neither counts.
+    origin.put("m/SHA256SUMS", line(&"ab".repeat(32)));
+    let report = node.loads(&uri, &files("blob")).await;
+    assert_eq!(report.verified.object_digest, 0);
+    node.client.evict(&uri).await.unwrap();
+    origin.remove("m/SHA256SUMS");
+    let report = node.loads(&uri, &files("blob")).await;
+    assert_eq!(report.verified.object_digest, 1);
+}
+
 /// Many small objects in a chunk, empty ones, and loads beside each other.
 #[tokio::test]
 async fn objects_that_share_chunks_are_held_one_by_one() {
@@ -264,7 +289,7 @@ async fn objects_that_share_chunks_are_held_one_by_one() {
 /// A load of some tensors or objects cannot be held to a digest of what it does not load.
 #[tokio::test]
 async fn what_is_loaded_in_part_is_refused_a_digest_of_the_whole_unless_strict() {
-    let spec = CheckpointSpec { seed: 5, shards: 1, bytes: 12 * CHUNK };
+    let spec = CheckpointSpec::new(5, 12 * CHUNK);
     let checkpoint = checkpoint(spec);
     let origin = s3().await;
     origin.put_checkpoint(BUCKET, "m/", &checkpoint);

@@ -21,6 +21,8 @@ mod deadlines;
 #[cfg(test)]
 mod digests;
 #[cfg(test)]
+mod flips;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod lifecycle;
@@ -42,6 +44,7 @@ mod nvme_places;
 mod origin;
 #[cfg(test)]
 mod pack;
+mod packed;
 #[cfg(test)]
 mod raw;
 #[cfg(test)]

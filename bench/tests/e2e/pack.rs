@@ -18,10 +18,10 @@ use crate::harness::{
 };
 use crate::nvme_files::files_below;
 
-type Files = Vec<(String, Content)>;
+pub(crate) type Files = Vec<(String, Content)>;
 
 /// Normally distributed numbers, as floats of so many bits.
-fn weights(seed: u64, count: usize, bits: u32) -> Vec<u8> {
+pub(crate) fn weights(seed: u64, count: usize, bits: u32) -> Vec<u8> {
     let mut random = Prng::new(seed);
     let mut bytes = Vec::new();
     for _ in 0..count {
@@ -34,14 +34,14 @@ fn weights(seed: u64, count: usize, bits: u32) -> Vec<u8> {
     bytes
 }
 
-fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     let mut out = vec![0; bytes];
     Prng::new(seed).fill(&mut out);
     out
 }
 
 /// A safetensors object of such tensors: type, elements of so many bytes, content.
-fn safetensors(tensors: &[(&str, u64, Vec<u8>)]) -> Content {
+pub(crate) fn safetensors(tensors: &[(&str, u64, Vec<u8>)]) -> Content {
     let mut header = serde_json::Map::new();
     let mut at = 0;
     for (number, (dtype, width, bytes)) in tensors.iter().enumerate() {
@@ -76,13 +76,13 @@ fn gguf(bytes: &[u8]) -> Content {
     Content::bytes(object)
 }
 
-fn prose(bytes: usize) -> Content {
+pub(crate) fn prose(bytes: usize) -> Content {
     let line = b"{\"token\": \"the quick brown fox\", \"id\": 4711},\n";
     Content::bytes(line.iter().copied().cycle().take(bytes).collect::<Vec<_>>())
 }
 
 /// Every kind of object, in folders.
-fn source() -> Files {
+pub(crate) fn source() -> Files {
     let mixed = safetensors(&[
         ("BF16", 2, weights(1, 150_001, 16)),
         ("I64", 8, noise(2, 80_000)),
@@ -109,17 +109,17 @@ fn source() -> Files {
     files.map(|(name, content)| (name.to_owned(), content)).into()
 }
 
-fn put(origin: &S3Origin, prefix: &str, files: &Files) {
+pub(crate) fn put(origin: &S3Origin, prefix: &str, files: &Files) {
     for (name, content) in files {
         origin.put(BUCKET, &format!("{prefix}{name}"), content.clone());
     }
 }
 
-fn request(source: &str, destination: &str) -> PackRequest {
+pub(crate) fn request(source: &str, destination: &str) -> PackRequest {
     PackRequest::new(source, destination).frame_bytes(CHUNK)
 }
 
-async fn pack(client: &Client, request: PackRequest) -> Result<PackReport, ClientError> {
+pub(crate) async fn pack(client: &Client, request: PackRequest) -> Result<PackReport, ClientError> {
     let mut pack = client.pack(request).await?;
     let (mut done, mut report) = (0, None);
     while let Some(event) = pack.next().await? {

@@ -44,7 +44,7 @@ fn framed(plain: &[u8], frame_bytes: usize, table: bool) -> Vec<u8> {
         stored.extend(bytes);
     }
     if table {
-        stored.extend(seek_table(&frames).unwrap());
+        stored.extend(seek_table(&frames, false).unwrap());
     }
     stored
 }
@@ -126,8 +126,27 @@ async fn broken_streams_lose_the_load_and_all_it_kept() {
 }
 
 #[tokio::test]
-async fn what_is_no_zstd_or_declares_nothing_is_refused_with_its_name() {
+async fn what_cannot_be_decoded_is_served_as_it_is() {
     let undeclared = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x58, 0x29, 0x00, 0x00, 1, 2, 3, 4, 5];
+    let dictionary = [0x28, 0xb5, 0x2f, 0xfd, 0x21, 0x07, 0x05, 0x29, 0x00, 0x00, 1, 2, 3, 4, 5];
+    let objects = [
+        ("text.zst", b"this is no zstd at all".to_vec()),
+        ("ab.zst", b"ab".to_vec()),
+        ("undeclared.zst", undeclared.to_vec()),
+        ("dictionary.zst", dictionary.to_vec()),
+    ];
+    let (_origin, node) = node_with(&objects).await;
+    let expected = objects.map(|(name, bytes)| (name.to_owned(), Content::bytes(bytes)));
+    for _ in 0..2 {
+        node.loads(&s3_uri("z/"), &expected).await;
+    }
+    for one in &expected {
+        node.loads(&s3_uri(&format!("z/{}", one.0)), std::slice::from_ref(one)).await;
+    }
+}
+
+#[tokio::test]
+async fn bombs_and_broken_tables_are_refused_with_their_names() {
     let bomb = {
         let mut bytes = vec![0x28, 0xb5, 0x2f, 0xfd, 0xe0];
         bytes.extend((100_u64 << 30).to_le_bytes());
@@ -137,13 +156,7 @@ async fn what_is_no_zstd_or_declares_nothing_is_refused_with_its_name() {
     let mut table = framed(&text(3 * CHUNK_BYTES), CHUNK_BYTES, true);
     let at = table.len() - 17;
     table[at] ^= 1;
-    let objects = [
-        ("text.zst", b"this is no zstd at all".to_vec()),
-        ("undeclared.zst", undeclared.to_vec()),
-        ("bomb.zst", bomb),
-        ("table.zst", table),
-        ("empty.zst", Vec::new()),
-    ];
+    let objects = [("bomb.zst", bomb), ("table.zst", table), ("empty.zst", Vec::new())];
     let (_origin, node) = node_with(&objects).await;
     for (name, _) in &objects {
         let uri = s3_uri(&format!("z/{name}"));
@@ -155,6 +168,37 @@ async fn what_is_no_zstd_or_declares_nothing_is_refused_with_its_name() {
         assert_ends(&error, Reason::DecodeFailed, 6);
         assert!(error.to_string().contains(name), "{error}");
     }
+}
+
+/// A table that is in order, of frames that claim gigabytes for a byte each.
+#[tokio::test]
+async fn frames_that_take_more_than_they_hold_cost_no_memory() {
+    let frames = [(3 << 20, 1_u64), (3 << 20, 1)].map(|(stored_bytes, plain_bytes)| Frame {
+        stored_offset: 0,
+        stored_bytes,
+        plain_offset: 0,
+        plain_bytes,
+        digest: None,
+    });
+    let mut object = vec![0; 6 << 20];
+    object[..4].copy_from_slice(&[0x28, 0xb5, 0x2f, 0xfd]);
+    object.extend(seek_table(&frames, false).unwrap());
+    let (_origin, node) = node_with(&[("sparse.zst", object)]).await;
+    let error = node.refused(&s3_uri("z/sparse.zst")).await;
+    assert_ends(&error, Reason::DecodeFailed, 6);
+}
+
+/// A head that is broken on its way once: the stream is read once more.
+#[tokio::test]
+async fn a_stream_that_comes_damaged_is_read_once_more() {
+    let plain = text(17 << 20);
+    let (origin, node) = node_with(&[("large.zst", frame(&plain))]).await;
+    let expected = [("large".to_owned(), Content::bytes(plain))];
+    // The first read that covers the first byte is that of resolving.
+    let once = FaultRule::new("z/large.zst", Fault::FlipBit(0)).covering(0);
+    let rule = origin.fault(once.when(When::Nth(2)));
+    node.loads(&s3_uri("z/large.zst"), &expected).await;
+    assert_eq!(rule.hits(), 1);
 }
 
 /// Frames without digests are held to the digest of their first fetch like everything else.

@@ -14,7 +14,9 @@ use zstd_safe::{CCtx, CParameter, ErrorCode, InBuffer, OutBuffer, ParamSwitch, S
 
 use crate::coding::{CodingError, Frame, PlaneRun, Width, check_tile};
 use crate::planes::{self, Piece};
-use crate::scan::{SEEK_FOOTER_BYTES, SEEK_FOOTER_MAGIC, SEEK_TABLE_MAGIC, SKIPPABLE_HEAD_BYTES};
+use crate::scan::{
+    SEEK_FOOTER_BYTES, SEEK_FOOTER_MAGIC, SEEK_PLANED, SEEK_TABLE_MAGIC, SKIPPABLE_HEAD_BYTES,
+};
 
 /// Levels that zstd has; higher ones only cost time.
 pub const LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
@@ -269,8 +271,10 @@ impl Blocks<'_> {
     }
 }
 
-/// The seek table of an object that consists of these frames and nothing between them.
-pub fn seek_table(frames: &[Frame]) -> Result<Vec<u8>, EncodeError> {
+/// The seek table of an object that consists of these frames and nothing between them. It says
+/// whether any of them is cut into byte planes: in a bit that the format leaves to its users, and
+/// that other decoders do not look at.
+pub fn seek_table(frames: &[Frame], planed: bool) -> Result<Vec<u8>, EncodeError> {
     let word = |number: u64| u32::try_from(number).map_err(|_wide| EncodeError::TooLarge(number));
     let body = 8 * frames.len() + SEEK_FOOTER_BYTES;
     let mut table = Vec::with_capacity(SKIPPABLE_HEAD_BYTES + body);
@@ -281,7 +285,7 @@ pub fn seek_table(frames: &[Frame]) -> Result<Vec<u8>, EncodeError> {
         table.extend(word(frame.plain_bytes)?.to_le_bytes());
     }
     table.extend(word(frames.len() as u64)?.to_le_bytes());
-    table.push(0);
+    table.push(if planed { SEEK_PLANED } else { 0 });
     table.extend(SEEK_FOOTER_MAGIC.to_le_bytes());
     Ok(table)
 }

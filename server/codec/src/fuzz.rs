@@ -87,7 +87,7 @@ pub fn seek_table(bytes: &[u8]) {
         && let Some(at) = object_bytes.checked_sub(table_bytes)
     {
         let table = usize::try_from(at).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
-        found.extend(scan::seek_table(table, object_bytes));
+        found.extend(scan::seek_table(table, object_bytes).map(|table| table.frames));
     }
     found.extend(scan::scan_whole(bytes));
     for frames in found {

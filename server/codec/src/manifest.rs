@@ -37,8 +37,8 @@ pub const NAME_BYTES_MAX: usize = 1024;
 /// The smallest frame.
 pub const FRAME_BYTES_MIN: u64 = 4 << 10;
 
-/// The largest frame: what a decoder is given at one time.
-pub const FRAME_BYTES_MAX: u64 = 256 << 20;
+/// The largest frame: what a decoder is given at one time, and the largest chunk.
+pub const FRAME_BYTES_MAX: u64 = 16 << 20;
 
 /// Bytes of the mark of a source.
 pub const SOURCE_BYTES_MAX: usize = 128;

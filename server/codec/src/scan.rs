@@ -10,6 +10,8 @@
 //!   0x184D2A5E, length │ per frame: stored u32, plain u32, [checksum u32] │ frames u32, flags u8, 0x8F92EAB1
 //!   8 bytes            │ 8 or 12 bytes each                               │ 9 bytes
 //! ```
+//!
+//! `flags`: bit 7 for the checksums, and, of ours, bit 0 for frames that hold byte planes.
 
 use crate::coding::{FRAMES_MAX, Frame};
 use crate::decode::{DecodeError, DecodeErrorKind};
@@ -25,6 +27,10 @@ pub(crate) const SEEK_TABLE_MAGIC: u32 = 0x184D_2A5E;
 
 /// Ends a seek table.
 pub(crate) const SEEK_FOOTER_MAGIC: u32 = 0x8F92_EAB1;
+
+/// Of a seek table's flags: the frames hold byte planes, which only a manifest tells how to undo.
+/// Bits 0 and 1 are unused ones of the format, which a decoder does not look at.
+pub(crate) const SEEK_PLANED: u8 = 1;
 
 /// Bytes of a seek table's footer.
 pub const SEEK_FOOTER_BYTES: usize = 9;
@@ -236,6 +242,7 @@ pub fn seek_table_bytes(tail: &[u8]) -> Result<Option<u64>, DecodeError> {
 struct Footer {
     frames: u32,
     checksums: bool,
+    planed: bool,
     table_bytes: u64,
 }
 
@@ -256,19 +263,30 @@ fn footer(tail: &[u8]) -> Result<Option<Footer>, DecodeErrorKind> {
     let entry_bytes = if checksums { 12 } else { 8 };
     let table_bytes =
         u64::from(frames) * entry_bytes + (SKIPPABLE_HEAD_BYTES + SEEK_FOOTER_BYTES) as u64;
-    Ok(Some(Footer { frames, checksums, table_bytes }))
+    let planed = flags & u64::from(SEEK_PLANED) != 0;
+    Ok(Some(Footer { frames, checksums, planed, table_bytes }))
 }
 
-/// The frames that a seek table lists: `table` is the whole of it, the end of an object of
-/// `object_bytes`. Sizes have to add up to the object; frames without content are left out.
-pub fn seek_table(table: &[u8], object_bytes: u64) -> Result<Vec<Frame>, DecodeError> {
+/// What a seek table says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeekTable {
+    /// The frames; those without content are left out.
+    pub frames: Vec<Frame>,
+    /// Whether they hold byte planes: then they decode to the object's bytes in another order,
+    /// and only a manifest tells which.
+    pub planed: bool,
+}
+
+/// What a seek table says: `table` is the whole of it, the end of an object of `object_bytes`.
+/// Sizes have to add up to the object.
+pub fn seek_table(table: &[u8], object_bytes: u64) -> Result<SeekTable, DecodeError> {
     let begins = object_bytes.saturating_sub(table.len() as u64);
     entries(table, object_bytes).map_err(|kind| kind.at(begins))
 }
 
-fn entries(table: &[u8], object_bytes: u64) -> Result<Vec<Frame>, DecodeErrorKind> {
+fn entries(table: &[u8], object_bytes: u64) -> Result<SeekTable, DecodeErrorKind> {
     let bad = |problem| Err(DecodeErrorKind::SeekTable(problem));
-    let Some(Footer { frames: count, checksums, table_bytes }) = footer(table)? else {
+    let Some(Footer { frames: count, checksums, planed, table_bytes }) = footer(table)? else {
         return bad("has no footer");
     };
     if table.len() as u64 != table_bytes || table_bytes > object_bytes {
@@ -307,5 +325,5 @@ fn entries(table: &[u8], object_bytes: u64) -> Result<Vec<Frame>, DecodeErrorKin
     if stored_offset != object_bytes - table_bytes {
         return bad("lists other frames than the object has");
     }
-    Ok(frames)
+    Ok(SeekTable { frames, planed })
 }

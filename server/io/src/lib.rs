@@ -24,16 +24,17 @@
 //! is reported as hung, never frees memory that the device may still write.
 //!
 //! Engines have threads of their own and know no runtime: their futures can be awaited anywhere.
-//! Unsafe code lies in `buffer`, `numa`, `target`, `tcp` and `uring`.
+//! Unsafe code lies in `buffer`, `crc`, `numa`, `target`, `tcp` and `uring`.
 //!
 //! Beside that: what the kernel tells of TCP connections ([`tcp_info`]), and memory and threads on NUMA
-//! nodes ([`NumaPlan`]).
+//! nodes ([`NumaPlan`]); and CRCs, with what only some processors have ([`WideCrc64Nvme`]).
 
 mod buffer;
 mod call;
 mod choose;
 mod clock;
 mod core;
+mod crc;
 mod desk;
 mod directory;
 mod engine;
@@ -52,6 +53,7 @@ mod watch;
 
 pub use buffer::AlignedBuf;
 pub use choose::{EngineChoice, EngineReason, Preference, choose};
+pub use crc::{Polynomial, WideCrc64Nvme};
 pub use directory::{Create, Directory, OpenHow};
 pub use engine::{EngineSettings, IoEngine, Pending, Registration};
 pub use error::{FileError, IoError, RegisterError};

@@ -77,7 +77,8 @@ fn nibble(digit: u8) -> Option<u8> {
 ///
 /// Stores that only resemble S3 may refuse a header that they do not know. So as long as it is not
 /// known whether this one does, a head that is refused is followed by one without it; what comes
-/// of that is kept for all that follow.
+/// of that is kept for all that follow. Forbidden is another matter: S3 forbids to ask this of an
+/// object whose key one may not use, so that says nothing of the next object, or of the next time.
 #[derive(Debug, Clone)]
 pub(crate) struct Asking {
     /// The store, with the header in all its requests.
@@ -103,7 +104,11 @@ impl Asking {
 
     /// Whether a head may have failed for the header.
     pub(crate) fn may_be_why(&self, error: &OriginError) -> bool {
-        self.learnt.get().is_none() && matches!(error.status, Some(400 | 403 | 405 | 501))
+        match error.status {
+            Some(FORBIDDEN) => true,
+            Some(400 | 405 | 501) => self.learnt.get().is_none(),
+            _ => false,
+        }
     }
 
     /// It was asked, and answered.
@@ -111,13 +116,18 @@ impl Asking {
         self.learnt.get_or_init(|| true);
     }
 
-    /// It answered when it was not asked, and only then.
-    pub(crate) fn is_refused(&self, origin: &str) {
-        if !self.learnt.get_or_init(|| false) {
+    /// It answered when it was not asked, and only then: this is what it said when it was.
+    pub(crate) fn is_refused(&self, origin: &str, error: &OriginError) {
+        if error.status == Some(FORBIDDEN) {
+            let key = &error.key;
+            tracing::debug!(origin, %key, "it is forbidden to ask for an object's checksums");
+        } else if !self.learnt.get_or_init(|| false) {
             tracing::debug!(origin, "the origin refuses to be asked for checksums");
         }
     }
 }
+
+const FORBIDDEN: u16 = 403;
 
 struct HeadText<'a>(&'a HeaderMap);
 

@@ -1,6 +1,7 @@
 //! Heads: size, version and checksums of one object.
 //!
-//! A store that tells its checksums only to who asks is asked, unless it is known to refuse that.
+//! A store that tells its checksums only to who asks is asked, unless it is known to refuse that or
+//! its settings say to leave checksums alone: then none are told either.
 //! Of a web server that does not answer a HEAD, or may not because a signature covers the method,
 //! the first byte is asked for.
 
@@ -26,7 +27,7 @@ impl ObjectOrigin {
             Err(error) if asking.may_be_why(&error) => {
                 let plain = self.head_from(&*self.store, key, &path).await;
                 if plain.is_ok() {
-                    asking.is_refused(&self.origin);
+                    asking.is_refused(&self.origin, &error);
                 }
                 plain
             }
@@ -97,6 +98,9 @@ impl ObjectOrigin {
         meta: &object_store::ObjectMeta,
         probe: &Probe,
     ) -> ObjectMeta {
+        if !self.checksums {
+            return meta_of(key, meta);
+        }
         let seen = probe.seen();
         let mut checksums = seen.checksums;
         if self.tags_are_md5 {

@@ -9,6 +9,7 @@ use crate::error::{OriginError, OriginErrorKind};
 use crate::fault::Fault;
 use crate::key::ObjectKey;
 use crate::object::{ObjectOrigin, meta_of};
+use crate::sink::draft;
 use crate::store::{ObjectMeta, OriginStore};
 
 /// Keys asked for in one page of a listing: what S3 gives at most.
@@ -116,6 +117,10 @@ impl ObjectOrigin {
                     return Ok(found);
                 }
             };
+            // What a sink is writing, or left when it was killed, is no object.
+            if meta.location.filename().is_some_and(draft::is_name) {
+                continue;
+            }
             found.extend(self.listed(&meta, prefix)?);
             self.check_limit(found.len(), prefix, limit)?;
         }

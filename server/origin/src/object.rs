@@ -80,6 +80,8 @@ pub(crate) struct ObjectOrigin {
     /// None for files.
     pub(crate) endpoint: Option<Arc<Endpoint>>,
     pub(crate) renewal: Renews,
+    /// What it says of its objects' checksums is told.
+    pub(crate) checksums: bool,
     /// Its entity tags are MD5s, where they look so.
     pub(crate) tags_are_md5: bool,
 }

@@ -219,7 +219,7 @@ impl Origins {
                     Scheme::Az => plan.az(),
                     Scheme::Http | Scheme::Https | Scheme::File => {
                         let ground = (counters, endpoint);
-                        return self.web(uri, plan.transport, ground).map_err(unbuilt);
+                        return self.web(uri, plan, ground).map_err(unbuilt);
                     }
                 };
                 let cloud = cloud.map_err(unbuilt)?;
@@ -239,6 +239,7 @@ impl Origins {
             counters,
             endpoint,
             renewal,
+            checksums: block.checksums,
             tags_are_md5,
         })
     }
@@ -246,7 +247,7 @@ impl Origins {
     fn web(
         &self,
         uri: &OriginUri,
-        transport: Transport,
+        Plan { block, transport, .. }: Plan<'_>,
         (counters, endpoint): (Arc<Counters>, Option<Arc<Endpoint>>),
     ) -> object_store::Result<ObjectOrigin> {
         let origin = uri.origin();
@@ -269,6 +270,7 @@ impl Origins {
             counters,
             endpoint,
             renewal: None,
+            checksums: block.checksums,
             tags_are_md5: false,
         })
     }

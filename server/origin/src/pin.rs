@@ -53,6 +53,17 @@ impl Pin {
             _ => None,
         }
     }
+
+    /// Whether the object with the second pin was written after the one with this: they differ in
+    /// something that both have. One that was not written again differs in nothing.
+    pub(crate) fn is_replaced_by(&self, later: &Self) -> bool {
+        fn differ<T: PartialEq>(old: Option<T>, new: Option<T>) -> bool {
+            old.zip(new).is_some_and(|(old, new)| old != new)
+        }
+        differ(self.etag.as_ref(), later.etag.as_ref())
+            || differ(self.version.as_ref(), later.version.as_ref())
+            || differ(self.last_modified.map(seconds), later.last_modified.map(seconds))
+    }
 }
 
 fn seconds(time: SystemTime) -> u64 {
@@ -93,6 +104,18 @@ mod tests {
         assert_eq!(mine.difference(&pin(Some("\"x\""), Some(1_000))), None);
         assert!(mine.difference(&pin(None, Some(2_000))).is_some());
         assert_eq!(mine.difference(&pin(None, None)), None);
+    }
+
+    #[test]
+    fn another_object_is_told_by_whatever_tells_it() {
+        let old = pin(Some("\"a\""), Some(1_500));
+        assert!(!old.is_replaced_by(&old.clone()));
+        assert!(!old.is_replaced_by(&pin(None, None)), "nothing says so");
+        assert!(!old.is_replaced_by(&pin(Some("\"a\""), Some(1_000))), "headers have seconds");
+        assert!(old.is_replaced_by(&pin(Some("\"b\""), Some(1_500))));
+        assert!(old.is_replaced_by(&pin(Some("\"a\""), Some(2_000))), "the same content again");
+        let version = |name: &str| Pin { version: Some(name.into()), ..old.clone() };
+        assert!(version("1").is_replaced_by(&version("2")) && !old.is_replaced_by(&version("2")));
     }
 
     #[test]

@@ -133,6 +133,9 @@ impl Plan<'_> {
         let mut cloud = Cloud::of(builder.clone().build()?, signed.then_some(signer as Arc<_>));
         let allow_http = AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp);
         let allow_http = builder.get_config_value(&allow_http).as_deref() == Some("true");
+        if !self.block.checksums {
+            return Ok(cloud);
+        }
         let options = ClientOptions::new().with_default_headers(Asking::headers());
         let asking = builder.with_client_options(options.with_allow_http(allow_http)).build()?;
         cloud.backend.asking = Some(Asking::new(Arc::new(asking)));

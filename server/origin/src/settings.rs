@@ -28,7 +28,7 @@ pub struct OriginSettings {
 }
 
 /// Settings of the origins under a prefix.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OriginBlock {
     /// Canonical URI prefix; it matches at a segment boundary. `s3://` is every bucket.
     pub prefix: String,
@@ -44,10 +44,30 @@ pub struct OriginBlock {
     pub ca_file: Option<PathBuf>,
     /// Send requests unsigned.
     pub anonymous: bool,
+    /// Whether objects are held to the checksums that the store keeps of them. One that anyone may
+    /// set, as Azure's MD5, can be wrong of good bytes.
+    pub checksums: bool,
     /// Bytes per second from this origin, on average over some parts.
     pub max_bytes_per_second: Option<u64>,
     /// Requests to this origin at a time, and idle connections kept.
     pub max_connections: Option<usize>,
+}
+
+impl Default for OriginBlock {
+    fn default() -> Self {
+        Self {
+            prefix: String::new(),
+            endpoint: None,
+            region: None,
+            account: None,
+            allow_http: false,
+            ca_file: None,
+            anonymous: false,
+            checksums: true,
+            max_bytes_per_second: None,
+            max_connections: None,
+        }
+    }
 }
 
 /// Limits on the phases of one attempt.

@@ -6,7 +6,7 @@
 //!                |          |                     those for whom nobody waits
 //!                |          \- CloudUpload (parts.rs): parts, several under way; object_store
 //!                |                 \- Strays (strays.rs): what was begun and given up is aborted
-//!                \-----> FileSink (file.rs): a file beside its place, synced, then renamed
+//!                \-----> FileSink (file.rs): a Draft (draft.rs) beside its place, synced, then renamed
 //! ```
 //!
 //! An object is not there before all its bytes are: readers see the old one or the new one. Web
@@ -26,6 +26,7 @@ use crate::pin::Pin;
 use crate::uri::OriginUri;
 
 mod cloud;
+pub(crate) mod draft;
 mod file;
 mod parts;
 pub(crate) mod strays;

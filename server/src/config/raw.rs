@@ -34,7 +34,7 @@ pub(crate) const KEYS: [&str; 21] = [
 ];
 
 /// Settings of one `[[origin]]`.
-pub(crate) const ORIGIN_KEYS: [&str; 9] = [
+pub(crate) const ORIGIN_KEYS: [&str; 10] = [
     "prefix",
     "endpoint",
     "region",
@@ -42,6 +42,7 @@ pub(crate) const ORIGIN_KEYS: [&str; 9] = [
     "allow_http",
     "ca_file",
     "anonymous",
+    "checksums",
     "max_bytes_per_second",
     "max_connections",
 ];
@@ -111,6 +112,7 @@ pub(crate) struct RawOrigin {
     pub(crate) allow_http: Option<bool>,
     pub(crate) ca_file: Option<String>,
     pub(crate) anonymous: Option<bool>,
+    pub(crate) checksums: Option<bool>,
     pub(crate) max_bytes_per_second: Option<String>,
     pub(crate) max_connections: Option<usize>,
 }
@@ -188,6 +190,7 @@ impl Raw {
                 allow_http: truth("allow_http")?,
                 ca_file: text("ca_file"),
                 anonymous: truth("anonymous")?,
+                checksums: truth("checksums")?,
                 max_bytes_per_second: text("max_bytes_per_second"),
                 max_connections: match text("max_connections") {
                     None => None,

@@ -2,12 +2,14 @@
 //! turn.
 //!
 //! A decoder stands somewhere in its object. Of those who want a chunk, the one whose chunk comes next
-//! after that place has the turn; if there is none, the first one has, and the decoder begins anew. Plans
-//! are in the order of the bytes, so that is rare. Whoever has the turn owns the decoder: dropped with
-//! it, a decoder is lost, and the next one begins anew.
+//! after that place has the turn. Plans are in the order of the bytes, so that is nearly everybody. For a
+//! chunk behind every decoder another one begins, up to [`DECODERS_OF_ONE`]; then one that nobody ahead
+//! wants begins anew, and after [`TURNS_AHEAD_MAX`] turns of others any does. Whoever has the turn owns
+//! the decoder: one that is dropped while a worker has it is lost, and the next one begins anew.
 //!
-//! At most [`STREAMS_MAX`] objects have a decoder. Those that nobody waits for make room, longest unused
-//! first; if there are none, a newcomer waits.
+//! At most [`STREAMS_MAX`] objects have decoders. Those that nobody waits for make room, longest unused
+//! first; if there are none, a newcomer waits. Beyond the last [`IDLE_MAX`] they go by themselves, and a
+//! decoder goes when it has come to the end of its object.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -18,10 +20,22 @@ use futures::future::BoxFuture;
 use tokio::sync::Notify;
 
 use crate::cpu::NodeWorkers;
-use crate::staging::{Staged, StagingShare};
+use crate::staging::{Staged, StagingError, StagingShare};
 
-/// Decoders at one time: each takes 8 MiB of window as a rule, 128 MiB at most.
+/// Objects with decoders at one time. A decoder takes 8 MiB of window as a rule, 128 MiB at most.
 const STREAMS_MAX: usize = 16;
+
+/// Decoders of one object, while there are not more than [`STREAMS_MAX`] in all.
+const DECODERS_OF_ONE: usize = 2;
+
+/// Turns of others that a chunk behind every decoder waits for at most.
+const TURNS_AHEAD_MAX: u32 = 16;
+
+/// Objects that keep their decoders although nobody wants a chunk of them.
+const IDLE_MAX: usize = 4;
+
+/// Decoded by a worker at a time: then others have their turn.
+const JOB_BYTES: usize = 16 << 20;
 
 /// Read from the origin at a time...
 pub(super) const READ_BYTES: u64 = 1 << 20;
@@ -50,10 +64,95 @@ struct Tracks {
 struct Track {
     /// Where the chunks begin that are wanted, and by how many.
     wanted: BTreeMap<u64, usize>,
-    busy: bool,
-    /// Here while nobody has it.
-    decoder: Option<Box<Decoder>>,
+    /// Where those decoders will stand that somebody has.
+    lent: Vec<u64>,
+    /// Those that nobody has.
+    idle: Vec<Decoder>,
+    /// Turns since the first chunk that is wanted has been behind all of them.
+    passed: u32,
     last_use: u64,
+}
+
+/// Whose turn it is at a track.
+enum Turned {
+    /// Somebody else's.
+    NotYet,
+    /// The caller's, with this decoder or a new one.
+    Yes(Option<Decoder>),
+}
+
+impl Track {
+    /// The places of all decoders, and of those that are lent where they will be.
+    fn places(&self) -> impl Iterator<Item = u64> {
+        self.lent.iter().copied().chain(self.idle.iter().map(|decoder| decoder.plain_at))
+    }
+
+    /// The first chunk that is wanted, if it lies behind all decoders.
+    fn behind(&self) -> Option<u64> {
+        let first = *self.wanted.first_key_value()?.0;
+        self.places().all(|place| place > first).then_some(first)
+    }
+
+    /// Whether it is the turn of the chunk that begins there.
+    fn turn_of(&mut self, begin: u64, may_begin: bool) -> Turned {
+        let behind = self.behind();
+        if behind == Some(begin) {
+            return self.turn_behind(may_begin);
+        }
+        let waited = behind.is_some() && self.passed >= TURNS_AHEAD_MAX;
+        let place = self.places().filter(|place| *place <= begin).max();
+        let Some(place) = place.filter(|_| !waited) else { return Turned::NotYet };
+        let next = self.wanted.range(place..).next().map(|(next, _)| *next);
+        let at = self.idle.iter().position(|decoder| decoder.plain_at == place);
+        let Some(at) = at.filter(|_| next == Some(begin)) else { return Turned::NotYet };
+        self.passed = if behind.is_some() { self.passed + 1 } else { 0 };
+        Turned::Yes(Some(self.idle.swap_remove(at)))
+    }
+
+    /// The same for the first chunk, which lies behind all decoders.
+    fn turn_behind(&mut self, may_begin: bool) -> Turned {
+        let count = self.lent.len() + self.idle.len();
+        if count == 0 || (count < DECODERS_OF_ONE && may_begin) {
+            self.passed = 0;
+            return Turned::Yes(None);
+        }
+        let waited = self.passed >= TURNS_AHEAD_MAX;
+        let unwanted = |decoder: &Decoder| self.wanted.range(decoder.plain_at..).next().is_none();
+        let Some(at) = self.idle.iter().position(|decoder| waited || unwanted(decoder)) else {
+            return Turned::NotYet;
+        };
+        self.passed = 0;
+        self.idle.swap_remove(at);
+        Turned::Yes(None)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.lent.is_empty() && self.wanted.is_empty()
+    }
+}
+
+impl Tracks {
+    fn decoders(&self) -> usize {
+        self.by_object.values().map(|track| track.lent.len() + track.idle.len()).sum()
+    }
+
+    /// Forgets the object that was not used for longest, of those that nobody wants.
+    fn forget_idle(&mut self) -> bool {
+        let idle = self.by_object.iter().filter(|(_, track)| track.is_idle());
+        let oldest = idle.min_by_key(|(_, track)| track.last_use).map(|(key, _)| *key);
+        oldest.is_some_and(|oldest| self.by_object.remove(&oldest).is_some())
+    }
+
+    /// Forgets what nobody needs after a change of one object's track.
+    fn tidy(&mut self, key: &StreamKey) {
+        let over = |track: &Track| track.is_idle() && track.idle.is_empty();
+        if self.by_object.get(key).is_some_and(over) {
+            self.by_object.remove(key);
+        }
+        while self.by_object.values().filter(|track| track.is_idle()).count() > IDLE_MAX {
+            self.forget_idle();
+        }
+    }
 }
 
 /// A decoder and where it stands.
@@ -81,15 +180,21 @@ impl Decoder {
         Ok(Self { stream, plain_at: 0, stored_at: 0, rest: Vec::new(), between_frames: true })
     }
 
-    /// Decodes what was read into `out`, which begins at `begin` of the object; how much of it is
-    /// there. What comes before is decoded and forgotten.
-    fn advance(&mut self, begin: u64, out: &mut [u8], filled: usize) -> Result<usize, DecodeError> {
+    /// Decodes what was read into `out`, which begins at `begin` of the object. What comes before is
+    /// decoded and forgotten. It pauses after [`JOB_BYTES`].
+    fn advance(
+        &mut self,
+        begin: u64,
+        out: &mut [u8],
+        filled: usize,
+    ) -> Result<Advanced, DecodeError> {
         let mut forgotten = [0; 16 << 10];
-        let (mut used, mut filled) = (0, filled);
-        while filled < out.len() {
+        let mut done = Advanced { filled, paused: false };
+        let (mut used, mut left) = (0, JOB_BYTES);
+        while done.filled < out.len() && !done.paused {
             let before = usize::try_from(begin.saturating_sub(self.plain_at)).unwrap_or(usize::MAX);
             let room = match before {
-                0 => out.get_mut(filled..),
+                0 => out.get_mut(done.filled..out.len().min(done.filled + left)),
                 before => forgotten.get_mut(..before.min(16 << 10)),
             };
             let room = room.unwrap_or_default();
@@ -101,14 +206,16 @@ impl Decoder {
             }
             used += step.consumed;
             self.plain_at += step.produced as u64;
-            filled += if before == 0 { step.produced } else { 0 };
+            done.filled += if before == 0 { step.produced } else { 0 };
             self.between_frames = step.finished;
             if used == self.rest.len() && step.produced < room_bytes {
                 break;
             }
+            left = left.saturating_sub(step.produced);
+            done.paused = left == 0 && done.filled < out.len();
         }
         self.rest.drain(..used);
-        Ok(filled)
+        Ok(done)
     }
 
     /// The same, and the end, if this is it.
@@ -118,12 +225,12 @@ impl Decoder {
         out: &mut [u8],
         filled: usize,
         end: Option<u64>,
-    ) -> Result<usize, DecodeError> {
-        let filled = self.advance(begin, out, filled)?;
-        if let Some(plain_bytes) = end.filter(|_| filled == out.len()) {
+    ) -> Result<Advanced, DecodeError> {
+        let done = self.advance(begin, out, filled)?;
+        if let Some(plain_bytes) = end.filter(|_| done.filled == out.len()) {
             self.end(plain_bytes)?;
         }
-        Ok(filled)
+        Ok(done)
     }
 
     /// Checks that nothing comes after the last byte: what is left are checksums and empty frames.
@@ -150,11 +257,22 @@ fn at(kind: DecodeErrorKind, stored_offset: u64) -> DecodeError {
     DecodeError { kind, stored_offset }
 }
 
-/// The turn at an object's decoder. Dropping it loses the decoder.
+/// What a worker has done at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Advanced {
+    /// Bytes of the output that are there.
+    filled: usize,
+    /// Whether there may be more without reading more.
+    paused: bool,
+}
+
+/// The turn at an object's decoder. Dropping it gives back the decoder that is in it.
 struct Turn<'a> {
     streams: &'a Streams,
     key: StreamKey,
-    decoder: Option<Box<Decoder>>,
+    /// Where the decoder will stand.
+    end: u64,
+    decoder: Option<Decoder>,
 }
 
 /// A chunk that is wanted. Dropping it gives that up.
@@ -188,6 +306,8 @@ pub(super) enum StreamError<E> {
     Read(E),
     /// It could not be decoded.
     Decode(DecodeError),
+    /// There is no memory for it.
+    Staging(StagingError),
     /// The daemon is going away.
     Stopped(crate::cpu::Stopped),
 }
@@ -206,57 +326,49 @@ impl Streams {
     ) -> Result<Staged, StreamError<E>> {
         let Piece { key, range, plain_bytes, stored_bytes, staging } = piece;
         let bytes = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-        let mut turn = self.turn(key, range.start).await;
-        let mut decoder = match turn.decoder.take() {
-            Some(decoder) if decoder.plain_at <= range.start => decoder,
-            _ => Box::new(Decoder::new().map_err(StreamError::Decode)?),
-        };
-        let (mut out, mut filled) = (staging.buffer(bytes), 0);
-        let is_last = range.end == plain_bytes;
+        let mut turn = self.turn(key, range.clone()).await;
+        let (mut out, mut filled) = (staging.buffer(bytes).map_err(StreamError::Staging)?, 0);
+        let (begin, is_last) = (range.start, range.end == plain_bytes);
+        let end = is_last.then_some(plain_bytes);
         loop {
-            let begin = range.start;
-            let end = is_last.then_some(plain_bytes);
+            let mut decoder = match turn.decoder.take() {
+                Some(decoder) => decoder,
+                None => Decoder::new().map_err(StreamError::Decode)?,
+            };
             let work = move || {
                 let advanced = decoder.advance_to(begin, out.as_mut_slice(), filled, end);
                 (decoder, out, advanced)
             };
-            let (back, buffer, advanced) =
+            let (decoder, buffer, advanced) =
                 self.workers.run(None, work).await.map_err(StreamError::Stopped)?;
-            (decoder, out) = (back, buffer);
-            filled = advanced.map_err(StreamError::Decode)?;
-            let whole = decoder.stored_at == stored_bytes && decoder.rest.is_empty();
-            if filled == bytes && (!is_last || (whole && decoder.between_frames)) {
-                turn.give_back(decoder);
+            let Advanced { filled: now, paused } = advanced.map_err(StreamError::Decode)?;
+            (out, filled) = (buffer, now);
+            let all_read = decoder.stored_at == stored_bytes;
+            let whole = all_read && decoder.rest.is_empty() && decoder.between_frames;
+            if filled == bytes && is_last && whole {
                 return Ok(out);
             }
-            if decoder.stored_at == stored_bytes {
-                let cut = at(DecodeErrorKind::Truncated, stored_bytes);
-                return Err(StreamError::Decode(cut));
+            let stored_at = decoder.stored_at;
+            // In the turn it is not lost if this piece is given up while it is read.
+            let decoder = turn.decoder.insert(decoder);
+            if filled == bytes && !is_last {
+                return Ok(out);
             }
-            let more = decoder.stored_at..stored_bytes;
-            decoder.stored_at = self.read_more(&mut decoder.rest, more, read).await?;
+            if paused {
+                continue;
+            }
+            if all_read {
+                turn.decoder = None;
+                return Err(StreamError::Decode(at(DecodeErrorKind::Truncated, stored_bytes)));
+            }
+            let (more, end) = read_more(stored_at..stored_bytes, read).await?;
+            decoder.rest.extend(more.into_iter().flatten());
+            decoder.stored_at = end;
         }
     }
 
-    /// Reads the next ranges; where they end.
-    async fn read_more<E>(
-        &self,
-        rest: &mut Vec<u8>,
-        more: Range<u64>,
-        read: &Read<'_, E>,
-    ) -> Result<u64, StreamError<E>> {
-        let begins = (0..READS_AT_ONCE).map(|n| more.start + n * READ_BYTES);
-        let ranges = begins.filter(|begin| *begin < more.end);
-        let ranges: Vec<_> = ranges.map(|begin| begin..more.end.min(begin + READ_BYTES)).collect();
-        let end = ranges.last().map_or(more.start, |range| range.end);
-        let reads = futures::future::try_join_all(ranges.into_iter().map(read));
-        for bytes in reads.await.map_err(StreamError::Read)? {
-            rest.extend_from_slice(&bytes);
-        }
-        Ok(end)
-    }
-
-    async fn turn(&self, key: StreamKey, begin: u64) -> Turn<'_> {
+    async fn turn(&self, key: StreamKey, range: Range<u64>) -> Turn<'_> {
+        let begin = range.start;
         let mut want = None;
         loop {
             let changed = self.changed.notified();
@@ -266,7 +378,7 @@ impl Streams {
                 want = Some(Want { streams: self, key, begin });
             }
             if want.is_some()
-                && let Some(turn) = self.take_turn(key, begin)
+                && let Some(turn) = self.take_turn(key, range.clone())
             {
                 return turn;
             }
@@ -277,31 +389,23 @@ impl Streams {
     /// Notes that a chunk is wanted; not if there are too many objects.
     fn want(&self, key: StreamKey, begin: u64) -> bool {
         let mut tracks = self.lock();
-        if !tracks.by_object.contains_key(&key) && tracks.by_object.len() >= STREAMS_MAX {
-            let idle = |track: &Track| !track.busy && track.wanted.is_empty();
-            let idle = tracks.by_object.iter().filter(|(_, track)| idle(track));
-            let Some(oldest) = idle.min_by_key(|(_, track)| track.last_use).map(|(key, _)| *key)
-            else {
-                return false;
-            };
-            tracks.by_object.remove(&oldest);
+        let is_full = tracks.by_object.len() >= STREAMS_MAX;
+        if !tracks.by_object.contains_key(&key) && is_full && !tracks.forget_idle() {
+            return false;
         }
         *tracks.by_object.entry(key).or_default().wanted.entry(begin).or_default() += 1;
         true
     }
 
-    fn take_turn(&self, key: StreamKey, begin: u64) -> Option<Turn<'_>> {
+    fn take_turn(&self, key: StreamKey, range: Range<u64>) -> Option<Turn<'_>> {
         let mut tracks = self.lock();
         tracks.uses += 1;
-        let uses = tracks.uses;
-        let track = tracks.by_object.get_mut(&key).filter(|track| !track.busy)?;
-        let stands = track.decoder.as_ref().map_or(0, |decoder| decoder.plain_at);
-        let next = track.wanted.range(stands..).next().or_else(|| track.wanted.first_key_value());
-        if next.is_none_or(|(next, _)| *next != begin) {
-            return None;
-        }
-        (track.busy, track.last_use) = (true, uses);
-        Some(Turn { streams: self, key, decoder: track.decoder.take() })
+        let (uses, may_begin) = (tracks.uses, tracks.decoders() < STREAMS_MAX);
+        let track = tracks.by_object.get_mut(&key)?;
+        let Turned::Yes(decoder) = track.turn_of(range.start, may_begin) else { return None };
+        track.lent.push(range.end);
+        track.last_use = uses;
+        Some(Turn { streams: self, key, end: range.end, decoder })
     }
 
     fn lock(&self) -> MutexGuard<'_, Tracks> {
@@ -313,23 +417,37 @@ impl Streams {
         if let Some(track) = tracks.by_object.get_mut(key) {
             change(track);
         }
+        tracks.tidy(key);
         drop(tracks);
         self.changed.notify_waiters();
     }
 }
 
-impl Turn<'_> {
-    fn give_back(mut self, decoder: Box<Decoder>) {
-        self.decoder = Some(decoder);
-    }
+/// Reads the next ranges; what they hold, and where they end.
+async fn read_more<E>(
+    more: Range<u64>,
+    read: &Read<'_, E>,
+) -> Result<(Vec<Vec<u8>>, u64), StreamError<E>> {
+    let begins = (0..READS_AT_ONCE).map(|n| more.start + n * READ_BYTES);
+    let ranges = begins.filter(|begin| *begin < more.end);
+    let ranges: Vec<_> = ranges.map(|begin| begin..more.end.min(begin + READ_BYTES)).collect();
+    let end = ranges.last().map_or(more.start, |range| range.end);
+    let reads = futures::future::try_join_all(ranges.into_iter().map(read));
+    Ok((reads.await.map_err(StreamError::Read)?, end))
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let decoder = self.decoder.take();
         self.streams.change(&self.key, |track| {
-            track.busy = false;
-            track.decoder = decoder;
+            if let Some(at) = track.lent.iter().position(|end| *end == self.end) {
+                track.lent.swap_remove(at);
+            }
+            // Two at one place are one too many.
+            let is_new = |decoder: &Decoder| track.places().all(|at| at != decoder.plain_at);
+            if let Some(decoder) = decoder.filter(is_new) {
+                track.idle.push(decoder);
+            }
         });
     }
 }
@@ -345,3 +463,7 @@ impl Drop for Want<'_> {
         });
     }
 }
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

@@ -288,7 +288,7 @@ impl Object {
     }
 
     fn can_go_on(&self) -> bool {
-        let whole = self.pieces.as_ref().is_some_and(|(pieces, _)| pieces.whole().is_some());
+        let whole = self.pieces.as_ref().is_some_and(|(pieces, _)| pieces.are_all());
         let next = self.in_order.is_some()
             && (self.next_byte == self.bytes || self.waiting.contains_key(&self.next_byte));
         whole || next

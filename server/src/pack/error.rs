@@ -11,6 +11,7 @@ use crate::admission::AdmissionError;
 use crate::cpu::Stopped;
 use crate::error::origin_failure;
 use crate::resolve::ResolveError;
+use crate::staging::StagingError;
 
 /// See the module's head.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +62,9 @@ pub(crate) enum PackError {
     /// The daemon is going away.
     #[error(transparent)]
     Stopped(#[from] Stopped),
+    /// There is no memory for a frame.
+    #[error(transparent)]
+    Staging(#[from] StagingError),
     /// Something lies where an object is to be written.
     #[error("{name} is there already, and no pack of this source has written it")]
     InTheWay {
@@ -151,6 +155,7 @@ impl From<PackError> for Failure {
             PackError::Resolve(error) => error.into(),
             PackError::Origin(error) => origin_failure(error),
             PackError::Stopped(stopped) => stopped.into(),
+            PackError::Staging(error) => error.into(),
             PackError::Changed { name } => {
                 Self::new(Reason::RevisionChanged, message).for_object(&name)
             }

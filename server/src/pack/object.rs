@@ -137,7 +137,7 @@ impl Shop {
     ) -> Result<Written, PackError> {
         let bytes = job.object.bytes;
         let share = self.staging.share(2 * bytes).await?;
-        let mut plain = share.buffer(usize::try_from(bytes).unwrap_or(usize::MAX));
+        let mut plain = share.buffer(usize::try_from(bytes).unwrap_or(usize::MAX))?;
         self.read(job.object, 0..bytes, plain.as_mut_slice()).await?;
         let candidates = sample::candidates(job.tensors.iter().flatten());
         let coders = Arc::clone(&self.coders);
@@ -291,7 +291,7 @@ impl Shop {
         drop(row);
         let digested = digests.finish().map_err(|checksum| mismatch(job, checksum))?;
         if form.coded {
-            let table = table_of(&frames, frame_bytes, bytes)?;
+            let table = table_of(&frames, (frame_bytes, bytes), !form.planes.is_empty())?;
             upload.write(Bytes::from(table)).await?;
         }
         upload.finish().await?;
@@ -307,7 +307,7 @@ impl Shop {
     ) -> Result<Ready, PackError> {
         let offset = range.start;
         let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-        let mut plain = share.buffer(length);
+        let mut plain = share.buffer(length)?;
         self.read(object, range, plain.as_mut_slice()).await?;
         let coders = Arc::clone(&self.coders);
         let work = move || {
@@ -345,8 +345,8 @@ impl Shop {
 /// The seek table of an object of such frames.
 pub(super) fn table_of(
     frames: &[PackedFrame],
-    frame_bytes: u64,
-    bytes: u64,
+    (frame_bytes, bytes): (u64, u64),
+    planed: bool,
 ) -> Result<Vec<u8>, EncodeError> {
     let frame = |(number, packed): (usize, &PackedFrame)| Frame {
         stored_offset: 0,
@@ -355,7 +355,7 @@ pub(super) fn table_of(
         plain_bytes: frame_bytes.min(bytes.saturating_sub(number as u64 * frame_bytes)),
         digest: None,
     };
-    seek_table(&frames.iter().enumerate().map(frame).collect::<Vec<_>>())
+    seek_table(&frames.iter().enumerate().map(frame).collect::<Vec<_>>(), planed)
 }
 
 fn stored_name(job: &Job<'_>, form: &Form) -> String {
@@ -432,7 +432,7 @@ impl Coders {
             let frame_bytes = encoder.encode(plain, 0, &planes, &mut out)?;
             let bytes = plain.len() as u64;
             let frame = PackedFrame { stored_bytes: frame_bytes, blake3: [0; 32] };
-            out.extend(table_of(&[frame], bytes, bytes)?);
+            out.extend(table_of(&[frame], (bytes, bytes), !planes.is_empty())?);
             Ok(sample::pays(out.len() as u64, bytes).then_some((planes, out, frame_bytes)))
         })
     }

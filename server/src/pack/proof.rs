@@ -58,16 +58,16 @@ impl Shop {
         share: StagingShare,
     ) -> Result<u64, PackError> {
         let Some(frame) = coding.frames().get(number).cloned() else { return Ok(0) };
-        let mut stored = share.buffer(usize::try_from(frame.stored_bytes).unwrap_or(usize::MAX));
+        let mut stored = share.buffer(usize::try_from(frame.stored_bytes).unwrap_or(usize::MAX))?;
         self.place.read(meta, frame.stored_range(), stored.as_mut_slice()).await?;
         let (coders, coding) = (Arc::clone(&self.coders), Arc::clone(coding));
         let coded = packed.coded;
+        let plain_bytes = if coded { frame.plain_bytes } else { 0 };
+        let mut plain = share.buffer(usize::try_from(plain_bytes).unwrap_or(usize::MAX))?;
         let work = move || {
             if !coded {
                 return Ok(*blake3::hash(stored.as_slice()).as_bytes());
             }
-            let length = usize::try_from(frame.plain_bytes).unwrap_or(usize::MAX);
-            let mut plain = share.buffer(length);
             coders.with_decoder(|decoder| {
                 decoder.decode(&coding, number, stored.as_slice(), plain.as_mut_slice())
             })?;
@@ -83,7 +83,8 @@ impl Shop {
     }
 
     async fn prove_table(&self, packed: &PackedObject, meta: &ObjectMeta) -> Result<(), PackError> {
-        let table = table_of(&packed.frames, self.parameters.frame_bytes, packed.bytes)?;
+        let sizes = (self.parameters.frame_bytes, packed.bytes);
+        let table = table_of(&packed.frames, sizes, !packed.planes.is_empty())?;
         let mut seen = vec![0; table.len()];
         let begin = meta.bytes.saturating_sub(table.len() as u64);
         self.place.read(meta, begin..meta.bytes, &mut seen).await?;

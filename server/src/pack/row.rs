@@ -14,8 +14,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 
 use super::PackError;
-use crate::cpu::Stopped;
-use crate::staging::{Staging, StagingShare};
+use crate::staging::{Staging, StagingError, StagingShare};
 
 /// See the module's head. Dropping it drops what is under way.
 pub(super) struct Row<T, I, M, F: Future> {
@@ -24,7 +23,7 @@ pub(super) struct Row<T, I, M, F: Future> {
     items: I,
     make: M,
     /// The item whose turn it is, while it waits for its share.
-    waiting: Option<(T, BoxFuture<'static, Result<StagingShare, Stopped>>)>,
+    waiting: Option<(T, BoxFuture<'static, Result<StagingShare, StagingError>>)>,
     under_way: FuturesOrdered<F>,
     /// What came of items, and was not taken yet.
     done: VecDeque<F::Output>,

@@ -30,7 +30,7 @@ impl Listing<'_> {
         let mut wanted = gguf::HEADER_GUESS_BYTES.min(object.bytes);
         loop {
             // From the beginning each time: what is held then has room.
-            let _room = headers.room(wanted).await?;
+            let _room = self.room_for(object, 0, wanted).await?;
             let bytes = self.read_decoded(object, 0, wanted).await?;
             let (parsed, mut bytes) = headers.parsed(bytes, parse).await?;
             match parsed {

@@ -78,6 +78,15 @@ impl Headers {
         self.cpu.run(move || (parse(&bytes), bytes)).await
     }
 
+    /// Runs a decoder, which may have much to do for few bytes: on the workers. The bytes come back.
+    pub(super) async fn decoded<T: Send + 'static>(
+        &self,
+        bytes: Vec<u8>,
+        decode: impl FnOnce(&[u8]) -> T + Send + 'static,
+    ) -> Result<(T, Vec<u8>), Stopped> {
+        self.cpu.run(move || (decode(&bytes), bytes)).await
+    }
+
     /// What `parse` makes of what was kept of an object, if anything was. Only what is pinned is the
     /// same again.
     pub(super) async fn kept<T: Send + 'static, E: Display + Send + 'static>(

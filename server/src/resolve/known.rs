@@ -1,14 +1,17 @@
 //! What is known of whole objects before they are read: the checksums that a cloud keeps of them, and
 //! files of digests that lie beside them, as `sha256sum` writes them.
 //!
+//! Files of digests are those that were listed; where a single object or an index was named, those that
+//! are called `SHA256SUMS` or `NAME.sha256` beside it. Two that contradict each other count for nothing.
+//!
 //! A listing has no checksums, so each object is asked for them, the largest ones first, while headers
 //! are read anyway. Objects that were held to what is known of them once are not asked about again.
 //! Whatever cannot be had here is not an error: the object is held to less then, and the load's report
 //! says so.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use forebay_origin::Scheme;
+use forebay_origin::{KeyError, ObjectKey, Pin, Scheme};
 use futures::StreamExt;
 
 use super::manifest::{Content, Object};
@@ -26,6 +29,9 @@ const SUMS_BYTES_MAX: u64 = 16 << 20;
 
 /// Files of digests of one checkpoint.
 const SUMS_MAX: usize = 64;
+
+/// What a file of the digests of a folder is called.
+const SUMS_NAME: &str = "SHA256SUMS";
 
 /// What stores said of objects that were asked about before.
 pub(crate) trait KnownDigests: std::fmt::Debug + Send + Sync {
@@ -47,9 +53,10 @@ impl Listing<'_> {
             (0..objects.len()).filter(|index| objects.get(*index).is_some_and(open)).collect();
         let mut known = self.checksums(objects, &mut unknown).await;
         if unknown.len() > known.len() {
-            let told = self.sums(objects).await;
-            let without = unknown.iter().filter(|index| known.iter().all(|(at, _)| at != *index));
-            let beside = without.filter_map(|index| {
+            let said: HashSet<usize> = known.iter().map(|(at, _)| *at).collect();
+            unknown.retain(|index| !said.contains(index));
+            let told = self.sums(objects, &unknown).await;
+            let beside = unknown.iter().filter_map(|index| {
                 let digest = told.get(objects.get(*index)?.name.as_str())?;
                 Some((*index, ObjectDigest::Sha256(*digest)))
             });
@@ -81,7 +88,7 @@ impl Listing<'_> {
             }
             match self.store.head(&object.key).await {
                 // Another version's checksum is none of this one; the fetch will tell.
-                Ok(meta) if meta.pin == object.pin || meta.pin.etag == object.pin.etag => {
+                Ok(meta) if is_same(&meta.pin, &object.pin) => {
                     let said = ObjectDigest::best_of(&meta.checksums);
                     self.resolver.known.remember(&object.identity, said);
                     Some((*index, said?))
@@ -98,19 +105,51 @@ impl Listing<'_> {
         asked.filter_map(std::future::ready).collect().await
     }
 
-    /// What files of digests say, by the objects' names.
-    async fn sums(&self, objects: &[Object]) -> HashMap<String, [u8; 32]> {
-        let mut told = HashMap::new();
-        let files = objects.iter().filter(|object| is_sums(&object.name)).take(SUMS_MAX);
-        for file in files {
+    /// What files of digests say, by the objects' names. Where they contradict each other, or
+    /// themselves, they say nothing.
+    async fn sums(&self, objects: &[Object], open: &[usize]) -> HashMap<String, [u8; 32]> {
+        let mut told: HashMap<String, Option<[u8; 32]>> = HashMap::new();
+        let listed = objects.iter().filter(|object| is_sums(&object.name)).take(SUMS_MAX);
+        let mut files: Vec<Object> = listed.cloned().collect();
+        if objects.iter().any(|object| object.key == *self.uri.key()) {
+            // Nothing was listed.
+            files.extend(self.beside(objects, open).await);
+        }
+        for file in &files {
             match self.read_sums(file).await {
-                Ok(text) => told.extend(sums(&file.name, &text)),
+                Ok(text) => {
+                    let lines = sums(&file.name, &text);
+                    let digests = lines.len();
+                    tracing::debug!(file = file.name, digests, "a file of digests was read");
+                    lines.into_iter().for_each(|line| tell(&mut told, &file.name, line));
+                }
                 Err(error) => {
                     tracing::debug!(%error, file = file.name, "a file of digests cannot be read");
                 }
             }
         }
-        told
+        told.into_iter().filter_map(|(name, digest)| Some((name, digest?))).collect()
+    }
+
+    /// The files of digests that lie beside named objects: one for all, or each its own.
+    async fn beside(&self, objects: &[Object], open: &[usize]) -> Vec<Object> {
+        let folder = self.uri.key().parent();
+        let open = open.iter().filter_map(|index| objects.get(*index)).take(SUMS_MAX);
+        let own = open.map(|object| format!("{}.sha256", object.name));
+        let names = std::iter::once(SUMS_NAME.to_owned()).chain(own);
+        let found: Vec<_> = names.map(|name| self.file_beside(folder.join(&name), name)).collect();
+        let found = futures::stream::iter(found).buffered(HEADS_AT_ONCE);
+        found.filter_map(std::future::ready).collect().await
+    }
+
+    async fn file_beside(&self, key: Result<ObjectKey, KeyError>, name: String) -> Option<Object> {
+        match self.store.head(&key.ok()?).await {
+            Ok(meta) => self.object(name, meta).ok(),
+            Err(error) => {
+                tracing::debug!(%error, file = name, "there is no such file of digests");
+                None
+            }
+        }
     }
 
     async fn read_sums(&self, file: &Object) -> Result<String, ResolveError> {
@@ -120,6 +159,25 @@ impl Listing<'_> {
         let _room = self.resolver.headers.room(file.bytes).await?;
         let bytes = self.read(file, 0, file.bytes).await?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+/// Whether two pins are of one version.
+fn is_same(one: &Pin, other: &Pin) -> bool {
+    one == other || (one.etag.is_some() && one.etag == other.etag)
+}
+
+/// Notes what a line says.
+fn tell(
+    told: &mut HashMap<String, Option<[u8; 32]>>,
+    file: &str,
+    (name, digest): (String, [u8; 32]),
+) {
+    if told.get(&name).is_some_and(|before| *before != Some(digest)) {
+        tracing::warn!(file, object = name, "there are two digests of it, so neither counts");
+        told.insert(name, None);
+    } else {
+        told.insert(name, Some(digest));
     }
 }
 
@@ -173,6 +231,29 @@ mod tests {
         for name in ["model.safetensors", "SHA256SUMS.asc", "sha256", "sums"] {
             assert!(!is_sums(name), "{name}");
         }
+    }
+
+    #[test]
+    fn versions_without_tags_are_not_the_same_for_that() {
+        let pin = |etag: Option<&str>, seconds| Pin {
+            etag: etag.map(str::to_owned),
+            version: None,
+            last_modified: Some(std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds)),
+        };
+        assert!(is_same(&pin(Some("a"), 1), &pin(Some("a"), 2)));
+        assert!(!is_same(&pin(None, 1), &pin(None, 2)));
+        assert!(is_same(&pin(None, 1), &pin(None, 1)));
+        assert!(!is_same(&pin(Some("a"), 1), &pin(Some("b"), 1)));
+    }
+
+    #[test]
+    fn digests_that_contradict_each_other_count_for_nothing() {
+        let mut told = HashMap::new();
+        for (name, digest) in [("a", 1), ("b", 1), ("a", 1), ("b", 2), ("b", 1)] {
+            tell(&mut told, "SHA256SUMS", (name.to_owned(), [digest; 32]));
+        }
+        assert_eq!(told["a"], Some([1; 32]));
+        assert_eq!(told["b"], None);
     }
 
     #[test]

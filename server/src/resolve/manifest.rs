@@ -220,8 +220,9 @@ pub(super) fn object_of(
 
 /// Makes an object whose store has it in another form: `name`, its size and its content are those of
 /// what it decodes to. Where the digests of all its bytes are known, they are its identity, wherever it
-/// lies: other bytes do not fit them.
+/// lies in its origin: other bytes do not fit them. Another origin's manifest does not name them.
 pub(super) fn coded_object(
+    origin: &str,
     stored: Object,
     name: String,
     (bytes, content): (u64, Content),
@@ -231,6 +232,7 @@ pub(super) fn coded_object(
     match &digests {
         Some(digests) => {
             field(&mut hasher, b"content");
+            field(&mut hasher, origin.as_bytes());
             hasher.update(digests);
         }
         None => {
@@ -280,6 +282,27 @@ mod tests {
         assert_ne!(base, identity("s3://b", "k", 6, Some("\"e\"")));
         assert_ne!(base, identity("s3://b", "k", 5, Some("\"f\"")));
         assert_ne!(identity("s3://bk", "", 5, None), identity("s3://b", "k", 5, None));
+    }
+
+    #[test]
+    fn content_is_known_by_its_digests_within_its_origin() {
+        let frame = |digest: u8| forebay_codec::coding::Frame {
+            stored_offset: 0,
+            stored_bytes: 5,
+            plain_offset: 0,
+            plain_bytes: 5,
+            digest: Some([digest; 32]),
+        };
+        let coded = |origin: &str, key: &str, digest: u8| {
+            let stored = object_of(found(origin), key.into(), meta(key, 5, Some("\"e\""))).unwrap();
+            let coding = Coding::new(5, 5, vec![frame(digest)], Vec::new(), 0).unwrap();
+            let content = Content::Digested(Arc::new(coding));
+            coded_object(origin, stored, key.into(), (5, content)).identity
+        };
+        let base = coded("s3://b", "k", 1);
+        assert_eq!(base, coded("s3://b", "l", 1));
+        assert_ne!(base, coded("s3://c", "k", 1));
+        assert_ne!(base, coded("s3://b", "k", 2));
     }
 
     #[test]

@@ -140,6 +140,7 @@ fn tensors(object: &PackedObject) -> Result<(), &'static str> {
         return Err("has more than 1048576 tensors");
     }
     let mut names = HashSet::new();
+    let mut held = 0;
     for TensorEntry { name, dtype, shape, offset, bytes } in tensors {
         if name.len() > tensor::NAME_BYTES_MAX || dtype.len() > tensor::NAME_BYTES_MAX {
             return Err("has a tensor whose name is longer than 4096 bytes");
@@ -152,6 +153,13 @@ fn tensors(object: &PackedObject) -> Result<(), &'static str> {
         }
         if offset.checked_add(*bytes).is_none_or(|end| end > object.bytes) {
             return Err("has a tensor that ends after it");
+        }
+        // One without bytes overlaps nothing, wherever it says it is.
+        if *bytes > 0 {
+            if *offset < held {
+                return Err("has tensors that overlap, or in another order than their bytes");
+            }
+            held = offset + bytes;
         }
     }
     Ok(())

@@ -80,7 +80,7 @@ pub(crate) fn pack(
         let plain_bytes = frame.len() as u64;
         frames.push(Frame { stored_offset, stored_bytes, plain_offset, plain_bytes, digest });
     }
-    stored.extend(seek_table(&frames).unwrap());
+    stored.extend(seek_table(&frames, !planes.is_empty()).unwrap());
     let plain_bytes = plain.len() as u64;
     let coding =
         Coding::new(stored.len() as u64, plain_bytes, frames, planes, settings.tile).unwrap();

@@ -219,7 +219,7 @@ fn a_seek_table_has_to_add_up() {
     let at = packed.stored.len() - usize::try_from(table_bytes).unwrap();
     let table = &packed.stored[at..];
     let object_bytes = packed.stored.len() as u64;
-    assert_eq!(scan::seek_table(table, object_bytes).unwrap().len(), 3);
+    assert_eq!(scan::seek_table(table, object_bytes).unwrap().frames.len(), 3);
     scan::seek_table(table, object_bytes + 1).unwrap_err();
     scan::seek_table(table, 3).unwrap_err();
     // Every changed byte of the head, the sizes in what is stored, and the footer.
@@ -241,7 +241,7 @@ fn a_seek_table_has_to_add_up() {
         plain_bytes: 1,
         digest: None,
     };
-    assert_eq!(seek_table(&[frame(5 << 30)]), Err(EncodeError::TooLarge(5 << 30)));
+    assert_eq!(seek_table(&[frame(5 << 30)], false), Err(EncodeError::TooLarge(5 << 30)));
 }
 
 #[test]

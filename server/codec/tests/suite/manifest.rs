@@ -203,6 +203,15 @@ const CHANGES: &[Change] = &[
         let tensor = tensors(manifest)[0].clone();
         tensors(manifest).push(tensor);
     }),
+    ("tensors that overlap", |manifest| {
+        let tensor = TensorEntry { name: "b".into(), offset: 111, ..tensors(manifest)[0].clone() };
+        tensors(manifest).push(tensor);
+    }),
+    ("another order", |manifest| {
+        let tensor = TensorEntry { name: "b".into(), offset: 80, ..tensors(manifest)[0].clone() };
+        tensors(manifest).push(tensor);
+    }),
+    ("frame_bytes cannot be 33554432", |manifest| manifest.frame_bytes = 32 << 20),
     ("32 dimensions", |manifest| tensors(manifest)[0].shape = vec![1; 33]),
     ("longer than 4096", |manifest| tensors(manifest)[0].name = "n".repeat(4097)),
     ("longer than 4096", |manifest| tensors(manifest)[0].dtype = "n".repeat(4097)),

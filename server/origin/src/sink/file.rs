@@ -1,25 +1,26 @@
 //! Objects as files of a folder.
 //!
 //! The bytes go to a file beside the place of the object, under a name that nobody else has; synced,
-//! it is renamed, and then the folder is synced. Whoever drops an upload leaves nothing behind; what
-//! a killed process leaves has a name that says what it is.
+//! it is renamed, and then the folder is synced ([`super::draft`]). Whoever drops an upload leaves
+//! nothing behind; what a killed process left goes when a sink first writes into its folder.
 //!
 //! Below the folder that the sink was opened for no link is followed: one that leads elsewhere would
 //! have bytes written where nobody asked for them. Folders that are missing are made. Modes are
 //! those of files that a person makes: 0644 and 0755, less the umask.
 
-use std::fs::File;
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
 
+use super::draft::Draft;
 use super::{OriginSink, Upload};
 use crate::error::{OriginError, OriginErrorKind};
 use crate::fault::kind_of_io;
@@ -29,8 +30,10 @@ use crate::key::ObjectKey;
 use crate::pin::Pin;
 use crate::uri::OriginUri;
 
-const FILE_MODE: Mode = Mode::from_raw_mode(0o644);
 const FOLDER_MODE: Mode = Mode::from_raw_mode(0o755);
+
+/// Folders that a sink remembers to have swept.
+const SWEPT_MAX: usize = 4096;
 
 /// A folder.
 #[derive(Debug, Clone)]
@@ -39,7 +42,12 @@ pub(super) struct FileSink {
     /// The folder's key: keys of objects begin with it.
     root: ObjectKey,
     writers: Arc<FileThreads>,
+    swept: Arc<Swept>,
 }
+
+/// The folders below the sink's in which it has looked for what killed processes left.
+#[derive(Debug, Default)]
+struct Swept(Mutex<BTreeSet<Vec<String>>>);
 
 /// A file on its way.
 #[derive(Debug)]
@@ -50,18 +58,6 @@ struct FileUpload {
     written: u64,
 }
 
-/// A file that has not its name yet.
-#[derive(Debug)]
-struct Draft {
-    file: Arc<File>,
-    folder: Arc<OwnedFd>,
-    /// The name that it has meanwhile.
-    name: String,
-    writers: Arc<FileThreads>,
-    /// It has its own name now, or is being removed.
-    placed: bool,
-}
-
 impl FileSink {
     pub(super) fn new(uri: &OriginUri, writers: Arc<FileThreads>) -> Self {
         let root = match uri.key().as_str().rsplit_once('/') {
@@ -70,7 +66,7 @@ impl FileSink {
             Some((folder, _)) => ObjectKey::parse(folder).unwrap_or_else(|_| ObjectKey::root()),
             None => ObjectKey::root(),
         };
-        Self { origin: uri.origin(), root, writers }
+        Self { origin: uri.origin(), root, writers, swept: Arc::default() }
     }
 
     fn error(&self, key: &ObjectKey, error: &io::Error) -> OriginError {
@@ -102,60 +98,30 @@ impl FileSink {
 
     async fn begin(&self, key: &ObjectKey) -> Result<FileUpload, OriginError> {
         let (root, mut names) = self.place(key)?;
-        let writers = Arc::clone(&self.writers);
+        let (writers, swept) = (Arc::clone(&self.writers), Arc::clone(&self.swept));
         let draft = self.on_thread(key, move || {
             names.pop();
             std::fs::create_dir_all(&root)?;
             let folder = below(open_folder(&root)?, &names, true)?;
-            Draft::new(folder, writers)
+            let draft = Draft::new(folder, writers)?;
+            if swept.is_first(names) {
+                draft.sweep();
+            }
+            Ok(draft)
         });
         let draft = Some(draft.await?);
         Ok(FileUpload { sink: self.clone(), key: key.clone(), draft, written: 0 })
     }
 }
 
-impl Draft {
-    fn new(folder: OwnedFd, writers: Arc<FileThreads>) -> io::Result<Self> {
-        let mut random = [0; 8];
-        getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
-        let name = format!(".forebay-{:016x}.part", u64::from_le_bytes(random));
-        let new = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let file = openat(&folder, &*name, new | OFlags::NOFOLLOW, FILE_MODE)?;
-        let (file, folder) = (Arc::new(File::from(file)), Arc::new(folder));
-        Ok(Self { file, folder, name, writers, placed: false })
-    }
-
-    /// Gives it its own name, for good.
-    fn place(&mut self, name: &str) -> io::Result<Pin> {
-        self.file.sync_all()?;
-        renameat(&*self.folder, &*self.name, &*self.folder, name)?;
-        self.placed = true;
-        rustix::fs::fsync(&*self.folder)?;
-        let last_modified = Some(self.file.metadata()?.modified()?);
-        Ok(Pin { last_modified, ..Pin::default() })
-    }
-
-    /// The work of removing it.
-    fn clear(&mut self) -> impl FnOnce() + Send + 'static {
-        self.placed = true;
-        let (folder, file) = (Arc::clone(&self.folder), Arc::clone(&self.file));
-        let name = std::mem::take(&mut self.name);
-        move || {
-            if let Err(error) = unlinkat(&*folder, &*name, AtFlags::empty()) {
-                tracing::warn!(name, %error, "a file that was given up could not be removed");
-            }
-            // The bytes are freed when the last handle goes: here, not where it was dropped.
-            drop(file);
+impl Swept {
+    /// Whether it is the first time for a folder, as far as is remembered.
+    fn is_first(&self, folder: Vec<String>) -> bool {
+        let mut swept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if swept.len() >= SWEPT_MAX {
+            swept.clear();
         }
-    }
-}
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        if !self.placed {
-            let clear = self.clear();
-            Arc::clone(&self.writers).run_later(Box::new(clear));
-        }
+        swept.insert(folder)
     }
 }
 
@@ -207,8 +173,8 @@ impl Upload for FileUpload {
         let name = names.pop().unwrap_or_default();
         let placed = self.sink.on_thread(&self.key, move || {
             let placed = draft.place(&name);
-            if placed.is_err() && !draft.placed {
-                draft.clear()();
+            if placed.is_err() {
+                draft.clear_unplaced();
             }
             placed
         });

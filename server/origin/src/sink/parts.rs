@@ -4,6 +4,9 @@
 //! task of the upload's own while the next one is filled; so many at a time bound its memory. What
 //! turns out to fit into one part is sent whole, as a small object is. The store is told of an
 //! upload before its first part only, and told to forget it unless it is finished.
+//!
+//! Whether an end whose answer was lost came about shows in the object: it is another one than was
+//! there before the upload began, which is why that one is looked at first.
 
 use std::fmt;
 use std::sync::Arc;
@@ -59,7 +62,29 @@ struct Begun {
     whole: Arc<Whole>,
     /// None once there is nothing to forget.
     id: Option<MultipartId>,
+    before: Before,
     runtime: Handle,
+}
+
+/// What was there before an upload began.
+#[derive(Debug)]
+enum Before {
+    Nothing,
+    Object(Pin),
+    /// It could not be had: who may write need not be allowed to look.
+    Unknown,
+}
+
+impl Before {
+    /// Whether an object that is there now is another one for certain. Tags that are made of the
+    /// content are the same when the same content is written again, but then the time is not.
+    fn is_not(&self, now: &Pin) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::Object(old) => old.is_replaced_by(now),
+            Self::Unknown => false,
+        }
+    }
 }
 
 /// What the parts belong to.
@@ -83,13 +108,14 @@ impl Whole {
     /// Tells the store of an upload. This is done to its end even if nobody waits any more: it is
     /// the answer that says what the store has to forget.
     async fn begin(self: &Arc<Self>, runtime: &Handle) -> Result<Begun, OriginError> {
+        let before = self.before().await;
         let (reply, answer) = oneshot::channel();
         let (whole, own) = (Arc::clone(self), runtime.clone());
         let work = async move {
             let begin = || whole.sink.parts.create_multipart(&whole.path);
             let begun = whole.sink.tried(&whole.key, begin, |_, fault| Err(fault)).await;
             let whole = Arc::clone(&whole);
-            let begun = begun.map(|id| Begun { whole, id: Some(id), runtime: own });
+            let begun = begun.map(|id| Begun { whole, id: Some(id), before, runtime: own });
             if reply.send(begun).is_err() {
                 tracing::debug!("an upload was given up before it began");
             }
@@ -100,6 +126,17 @@ impl Whole {
             let error = OriginError::new(OriginErrorKind::LimitExceeded, &self.key, text);
             Err(error.at(&self.sink.origin.origin))
         })
+    }
+
+    async fn before(&self) -> Before {
+        match self.sink.origin.head(&self.key).await {
+            Ok(meta) => Before::Object(meta.pin),
+            Err(error) if error.kind == OriginErrorKind::NotFound => Before::Nothing,
+            Err(error) => {
+                tracing::debug!(%error, "what an upload replaces is not known");
+                Before::Unknown
+            }
+        }
     }
 
     async fn send(
@@ -115,7 +152,7 @@ impl Whole {
 
     async fn complete(
         &self,
-        id: &MultipartId,
+        (id, before): (&MultipartId, &Before),
         parts: Vec<PartId>,
         bytes: u64,
     ) -> Result<Pin, OriginError> {
@@ -125,7 +162,7 @@ impl Whole {
             // The upload is not known any more if an attempt went well whose answer was lost.
             Err(error) if error.kind == OriginErrorKind::NotFound && error.attempts > 1 => {
                 match self.sink.origin.head(&self.key).await {
-                    Ok(meta) if meta.bytes == bytes => Ok(meta.pin),
+                    Ok(meta) if meta.bytes == bytes && before.is_not(&meta.pin) => Ok(meta.pin),
                     _ => Err(error),
                 }
             }
@@ -250,9 +287,10 @@ impl CloudUpload {
             self.sent().await?;
         }
         let parts = std::mem::take(&mut self.parts).into_iter().flatten().collect();
-        let id = self.begun.as_ref().and_then(|begun| begun.id.clone());
-        let id = id.ok_or_else(|| self.is_failed())?;
-        let pin = self.whole.complete(&id, parts, self.written).await?;
+        let Some(Begun { id: Some(id), before, .. }) = &self.begun else {
+            return Err(self.is_failed());
+        };
+        let pin = self.whole.complete((id, before), parts, self.written).await?;
         if let Some(begun) = &mut self.begun {
             begun.id = None;
         }

@@ -123,6 +123,92 @@ async fn blocks_win_over_the_environment() {
     }
 }
 
+const ASKS: &str = "x-amz-checksum-mode";
+const CRC: [(&str, &str); 2] =
+    [("etag", "\"25f9e794323b453885f5181f1b624d0b\""), ("x-amz-checksum-crc32c", "4waSgw==")];
+
+#[tokio::test]
+async fn an_object_of_which_it_is_forbidden_to_ask_for_checksums_is_the_only_one_without() {
+    let server = Server::start(|asked| {
+        if asked.header(ASKS).is_none() {
+            return vec![Act::Send(response(200, &CRC[..1], b""))];
+        }
+        if asked.path() == "/b/kms" {
+            status(403)
+        } else {
+            vec![Act::Send(response(200, &CRC, b""))]
+        }
+    })
+    .await;
+    let store = origins(s3_settings(&server)).open(&uri("s3://b/")).unwrap();
+    // First before the store has ever told of a checksum, then when it has.
+    for (key, told) in [("kms", false), ("a", true), ("kms", false), ("a", true)] {
+        let before = server.asked().len();
+        let meta = store.head(uri(&format!("s3://b/{key}")).key()).await.unwrap();
+        assert_eq!(meta.checksums.crc32c.is_some(), told, "{key}");
+        let asked = server.asked().split_off(before);
+        assert!(asked[0].header(ASKS).is_some(), "{key} is asked of each time");
+        assert_eq!(asked.last().unwrap().header(ASKS).is_some(), told, "{key}");
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_know_the_question_is_asked_once() {
+    for code in [400, 405, 501] {
+        let server = Server::start(move |asked| match asked.header(ASKS) {
+            Some(_) => status(code),
+            None => vec![Act::Send(response(200, &CRC[..1], b""))],
+        })
+        .await;
+        let store = origins(s3_settings(&server)).open(&uri("s3://b/")).unwrap();
+        for key in ["s3://b/a", "s3://b/b"] {
+            store.head(uri(key).key()).await.unwrap();
+        }
+        let asked = server.asked();
+        let without = asked.iter().filter(|asked| asked.header(ASKS).is_none()).count();
+        assert_eq!(without, 2, "{code}");
+        assert!(asked.iter().filter(|asked| asked.path() == "/b/b").count() == 1, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn checksums_that_are_not_wanted_are_neither_asked_for_nor_told() {
+    let md5 = [
+        ("etag", "\"25f9e794323b453885f5181f1b624d0b\""),
+        ("content-md5", "AAAAAAAAAAAAAAAAAAAAAA=="),
+    ];
+    let server = Server::start(move |_| {
+        let dated = ("last-modified", "Tue, 01 Jan 2030 00:00:00 GMT");
+        vec![Act::Send(response(200, &[md5[0], md5[1], CRC[1], dated], b""))]
+    })
+    .await;
+    let web = server.url("o");
+    for (text, checksums) in [
+        ("s3://b/o", true),
+        ("s3://b/o", false),
+        ("az://c/o", true),
+        ("az://c/o", false),
+        (web.as_str(), true),
+        (web.as_str(), false),
+    ] {
+        let mut settings = s3_settings(&server);
+        let endpoint = format!("http://{}", server.address);
+        let prefix = text.strip_suffix("/o").unwrap().to_owned();
+        let account = Some("account".to_owned());
+        let anonymous = text.starts_with("az");
+        let endpoint = (!text.starts_with("http")).then_some(endpoint);
+        let block = OriginBlock { prefix, endpoint, account, anonymous, ..OriginBlock::default() };
+        assert!(block.checksums, "by default");
+        settings.origins = vec![OriginBlock { checksums, ..block }];
+        let uri = uri(text);
+        let meta = origins(settings).open(&uri).unwrap().head(uri.key()).await.unwrap();
+        assert_eq!(meta.checksums.is_empty(), !checksums, "{text}");
+        assert_eq!(meta.pin.etag.as_deref(), Some(md5[0].1), "{text}");
+        let asks = server.asked().pop().unwrap().header(ASKS).is_some();
+        assert_eq!(asks, checksums && text.starts_with("s3"), "{text}");
+    }
+}
+
 #[tokio::test]
 async fn anonymous_by_variable_is_unsigned() {
     let thing = Thing::new(pattern(10));

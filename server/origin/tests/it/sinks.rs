@@ -1,6 +1,7 @@
 //! Writing while the origin, the network or the disk does not play along.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -155,6 +156,43 @@ async fn an_upload_whose_end_was_not_heard_of_is_looked_for() {
 }
 
 #[tokio::test]
+async fn an_object_that_was_there_before_is_not_taken_for_an_upload_whose_end_was_lost() {
+    let origin = s3().await;
+    let place = place(quick(), origin.env(), "s3://bucket/");
+    let (old, new) = (Content::synthetic(10, 2 * PART), Content::synthetic(11, 2 * PART));
+    let lost = |key: &str| {
+        // The request that completes does not arrive, and then the store has forgotten the upload.
+        let forgotten = Fault::ErrorCode { status: 404, code: "NoSuchUpload" };
+        origin.fault(FaultRule::new(key, Fault::ResetBeforeHeaders).on(Op::Other).nth(2));
+        origin.fault(FaultRule::new(key, forgotten).on(Op::Other).nth(3))
+    };
+    for (key, there) in [("old", true), ("none", false)] {
+        if there {
+            origin.put("bucket", key, old.clone());
+        }
+        let struck = lost(key);
+        let error = upload(&*place.sink, key, &new).await.unwrap_err();
+        assert_eq!((error.kind, struck.hits()), (OriginErrorKind::NotFound, 1), "{key}: {error}");
+        assert_eq!(holds(&origin, key, &old), there, "{key}");
+    }
+    // And one that did take its place is found, whatever was there.
+    origin.put("bucket", "replaced", old.clone());
+    let cut = origin.fault(FaultRule::new("replaced", Fault::ResetAfter(0)).on(Op::Other).nth(2));
+    let pin = upload(&*place.sink, "replaced", &new).await.unwrap();
+    assert!(cut.hits() == 1 && holds(&origin, "replaced", &new));
+    assert_eq!(pin.etag, origin.contents().etag("bucket", "replaced"));
+    // Nobody knows of one that could not be looked at before: with the question and without.
+    for nth in [1, 2] {
+        let denied = Fault::Status { code: 403, retry_after: None };
+        origin.fault(FaultRule::new("dark", denied).on(Op::Head).nth(nth));
+    }
+    origin.fault(FaultRule::new("dark", Fault::ResetAfter(0)).on(Op::Other).nth(2));
+    let error = upload(&*place.sink, "dark", &new).await.unwrap_err();
+    assert_eq!(error.kind, OriginErrorKind::NotFound, "{error}");
+    assert!(holds(&origin, "dark", &new) && origin.counts("dark").heads == 3);
+}
+
+#[tokio::test]
 async fn an_error_that_is_answered_well_is_an_error() {
     let origin = s3().await;
     let place = place(quick(), origin.env(), "s3://bucket/");
@@ -210,6 +248,69 @@ async fn a_store_that_refuses_to_be_asked_for_checksums_is_read_all_the_same() {
     }
     let error = store.head(uri("s3://bucket/missing").key()).await.unwrap_err();
     assert_eq!((error.kind, origin.counts("missing").heads), (OriginErrorKind::NotFound, 1));
+}
+
+/// The names in a folder that are those of drafts, or nearly so.
+fn drafts(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut drafts: Vec<String> = names.filter(|name| name.contains("forebay-")).collect();
+    drafts.sort_unstable();
+    drafts
+}
+
+fn written_hours_ago(file: &Path, hours: u64) {
+    let file = std::fs::File::options().write(true).open(file).unwrap();
+    let modified = file.metadata().unwrap().modified().unwrap();
+    file.set_modified(modified - Duration::from_secs(hours * 3600)).unwrap();
+}
+
+#[tokio::test]
+async fn what_a_killed_process_left_is_not_listed_and_goes_when_its_folder_is_written_to() {
+    let folder = temp_dir();
+    let at = format!("file://{}/", folder.path().display());
+    let key = |name: &str| uri(&format!("{at}{name}"));
+    // A sink of another process, as far as locks and names go.
+    let other = place(quick(), vec![], &at);
+    let mut alive = other.sink.upload(key("alive").key(), 7).await.unwrap();
+    alive.write(Bytes::from_static(b"content")).await.unwrap();
+    let [alive_name] = drafts(folder.path()).try_into().unwrap();
+    written_hours_ago(&folder.path().join(&alive_name), 5);
+
+    let name = |digit: u8| format!(".forebay-{digit:016x}.part");
+    let (left, fresh, elsewhere, link, dir) = (name(1), name(2), name(3), name(4), name(5));
+    let near = [".forebay-1.part", "forebay-0000000000000001.part"].map(str::to_owned);
+    std::fs::create_dir(folder.path().join("below")).unwrap();
+    let below = format!("below/{elsewhere}");
+    for name in [&left, &fresh, &below, &near[0], &near[1], &"object".to_owned()] {
+        std::fs::write(folder.path().join(name), "half of it").unwrap();
+        if *name != fresh {
+            written_hours_ago(&folder.path().join(name), 5);
+        }
+    }
+    std::os::unix::fs::symlink("object", folder.path().join(&link)).unwrap();
+    std::fs::create_dir(folder.path().join(&dir)).unwrap();
+
+    let place = place(quick(), vec![], &at);
+    let store = place.origins.open(&uri(&at)).unwrap();
+    let listed = async || {
+        let found = store.list(uri(&at).key(), 9).await.unwrap();
+        let names = found.into_iter().map(|meta| meta.key.file_name().to_owned());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(listed().await, [near[0].as_str(), near[1].as_str(), "object"]);
+
+    place.sink.put(key("new").key(), Bytes::from_static(b"x")).await.unwrap();
+    let mut kept = vec![alive_name, fresh, link, dir];
+    kept.extend(near.clone());
+    kept.sort_unstable();
+    assert_eq!(drafts(folder.path()), kept);
+    assert_eq!(drafts(&folder.path().join("below")), [elsewhere], "nobody wrote there");
+    place.sink.put(key("below/new").key(), Bytes::from_static(b"x")).await.unwrap();
+    assert!(drafts(&folder.path().join("below")).is_empty());
+    alive.finish().await.unwrap();
+    assert_eq!(std::fs::read(folder.path().join("alive")).unwrap(), b"content");
+    assert_eq!(listed().await.len(), 6);
 }
 
 #[tokio::test]
