@@ -25,7 +25,7 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep_until};
 
 use crate::Outcome;
-use crate::report::Table;
+use crate::report::{self, Table};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -82,15 +82,8 @@ pub fn run(options: &NvmeOptions) -> Outcome<Table> {
     if options.asked(NvmeRow::Fill) {
         rows.extend(fill::run(options)?);
     }
-    let cores = std::thread::available_parallelism()?;
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned();
     let dir = options.dir.clone().unwrap_or_else(std::env::temp_dir);
-    let ground = vec![
-        ("cores", cores.to_string()),
-        ("kernel", kernel),
-        ("runs of each", options.runs.to_string()),
-        ("disk of", dir.display().to_string()),
-    ];
+    let ground = report::ground(options.runs, ("disk of", dir.display().to_string()))?;
     Ok(Table { bench: "nvme", ground, rows })
 }
 

@@ -19,7 +19,7 @@ use std::fmt::Arguments;
 use clap::ValueEnum;
 
 use crate::Outcome;
-use crate::report::{Row, Table};
+use crate::report::{self, Row, Table};
 
 pub use child::serve;
 
@@ -72,14 +72,8 @@ pub fn run(options: &OriginOptions) -> Outcome<Table> {
             Promise::Storm => rows.push(storm::run(options)?),
         }
     }
-    let cores = std::thread::available_parallelism()?;
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned();
-    let ground = vec![
-        ("cores", cores.to_string()),
-        ("kernel", kernel),
-        ("runs of each", options.runs.to_string()),
-        ("quick", if options.quick { "yes" } else { "no" }.to_owned()),
-    ];
+    let quick = if options.quick { "yes" } else { "no" };
+    let ground = report::ground(options.runs, ("quick", quick.to_owned()))?;
     Ok(Table { bench: "origin", ground, rows })
 }
 

@@ -1,8 +1,9 @@
-//! `forebay-bench packed`: what packed checkpoints and digests promise, each promise measured against
-//! what it is compared with, in one run. As in [`origin`](crate::origin), each row is a module.
+//! `forebay-bench packed`: what packed checkpoints and digests promise, each promise measured
+//! against what it is compared with, in one run. As in [`origin`](crate::origin), each row is a
+//! module.
 //!
-//! Checkpoints are packed by a daemon, through the call that `forebay pack` makes, with what that call
-//! does if nothing is said; see [`ground`].
+//! Checkpoints are packed by a daemon, through the call that `forebay pack` makes, with what that
+//! call does if nothing is said; see [`ground`].
 
 mod child;
 mod decode;
@@ -15,7 +16,7 @@ mod verify;
 use clap::ValueEnum;
 
 use crate::Outcome;
-use crate::report::Table;
+use crate::report::{self, Table};
 use ground::Ground;
 
 pub use child::serve;
@@ -75,13 +76,7 @@ pub fn run(options: &PackedOptions) -> Outcome<Table> {
     if options.asked(PackedRow::Verify) {
         rows.push(verify::run(options)?);
     }
-    let cores = std::thread::available_parallelism()?;
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned();
-    let ground = vec![
-        ("cores", cores.to_string()),
-        ("kernel", kernel),
-        ("runs of each", options.runs.to_string()),
-        ("quick", if options.quick { "yes" } else { "no" }.to_owned()),
-    ];
+    let quick = if options.quick { "yes" } else { "no" };
+    let ground = report::ground(options.runs, ("quick", quick.to_owned()))?;
     Ok(Table { bench: "packed", ground, rows })
 }

@@ -21,6 +21,17 @@ pub struct Table {
     pub rows: Vec<Row>,
 }
 
+/// Where a table is made, how often each side runs, and one thing more.
+pub(crate) fn ground(
+    runs: usize,
+    more: (&'static str, String),
+) -> std::io::Result<Vec<(&'static str, String)>> {
+    let cores = std::thread::available_parallelism()?;
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned();
+    let runs = runs.to_string();
+    Ok(vec![("cores", cores.to_string()), ("kernel", kernel), ("runs of each", runs), more])
+}
+
 /// One promise, and what became of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {

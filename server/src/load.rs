@@ -2,8 +2,9 @@
 //! digest, the cache and a lease; at the end the report.
 //!
 //! This is the only module that calls stages. [`lend`] serves a client that reads the bytes,
-//! [`keep()`] fetches without lending. Both bring the plan's chunks into RAM with a [`filler`]; `lend`
-//! holds a [`conversation`] about them. [`fill`] is one chunk's way, from the NVMe tier or the origin.
+//! [`keep()`] fetches without lending. Both bring the plan's chunks into RAM with a [`filler`];
+//! `lend` holds a [`conversation`] about them. [`fill`] is one chunk's way, from the NVMe tier or
+//! the origin.
 //!
 //! Everything a load owns lives in these functions' frames: dropping the future, as a deadline or a
 //! vanished client does, gives back tokens, leases, flights and connections.
@@ -13,8 +14,9 @@ mod feasible;
 mod filler;
 mod keep;
 mod proofs;
+mod strict;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -36,11 +38,11 @@ use crate::handoff::{Peer, SessionStay};
 use crate::loads::{Entry, LoadState, Loads};
 use crate::numa::{Numa, Placed};
 use crate::nvme::{NvmeTier, TierUse};
-use crate::plan::{ChunkKey, ChunkSpec, FetchPlan, PlanError, Selection, plan, plan_whole};
+use crate::plan::{ChunkSpec, FetchPlan, PlanError, Selection, plan};
 use crate::ram::pool::ClaimedSlot;
 use crate::ram::{PinnedChunk, RamTier, RevisionUse};
 use crate::report::{Report, Subject, Tally, Tier, close};
-use crate::resolve::{Content, Manifest, Object, Resolver, Revision};
+use crate::resolve::{Manifest, Resolver, Revision};
 use crate::timeline::{Kind, Stage, Timeline};
 use crate::verify::{Decayed, VerifiedChunk, Verifier, VerifyError};
 use conversation::{ClientEvent, Conversation, LoadEvent};
@@ -141,10 +143,10 @@ pub(crate) async fn lend(
         let deadline = request.deadline;
         let opening = open(stages, request, timeline, &entry);
         let (head, permit) = in_time(deadline, opening).await?;
-        check_expected(request, &head.plan)?;
+        strict::check_expected(request, &head.plan)?;
         let mut brought = BTreeMap::new();
         if request.expected.strict {
-            let proving = prove(stages, request, timeline, (&head, &permit));
+            let proving = strict::prove(stages, request, timeline, (&head, &permit));
             brought = in_time(deadline, proving).await?;
         }
         let mut conversation = Conversation::new(&head, &stay, timeline, talk);
@@ -283,105 +285,6 @@ async fn planned(
     Ok(stages.cpu.run(move || plan(&manifest, &selection, chunk_bytes)).await??)
 }
 
-/// Refuses what cannot be: digests of objects that the checkpoint does not have, or that are not loaded
-/// whole.
-fn check_expected(request: &LoadRequest, plan: &FetchPlan) -> Result<(), Failure> {
-    let expected = &request.expected.sha256;
-    let objects = plan.manifest().objects();
-    let named = |object: &&Object| expected.contains_key(&object.name);
-    let refused = |message: String| Failure::new(Reason::BadRequest, message).at_stage("plan");
-    if !expected.is_empty() && !objects.iter().any(|object| named(&object)) {
-        let some = expected.keys().next().map_or("", String::as_str);
-        return Err(refused(format!(
-            "none of the {} digests given is of an object of the checkpoint (one is of {some})",
-            expected.len()
-        )));
-    }
-    if request.expected.strict {
-        return Ok(());
-    }
-    let planned = proofs::planned_bytes(plan);
-    let part = |(index, object): &(usize, &Object)| {
-        let planned = planned.get(index).copied().unwrap_or(0);
-        named(object) && planned > 0 && planned < object.bytes
-    };
-    match objects.iter().enumerate().find(part) {
-        Some((_, object)) => Err(refused(format!(
-            "{} is loaded in part, so its SHA-256 cannot be compared: load it whole, or strictly",
-            object.name
-        ))),
-        None => Ok(()),
-    }
-}
-
-/// Brings every object in that is held to something, whole, and compares, before anything is handed
-/// over. What has to make room again is compared with what is recorded of it now when it comes anew.
-async fn prove(
-    stages: &Arc<Stages>,
-    request: &LoadRequest,
-    timeline: &Timeline,
-    (head, permit): (&Head<'_>, &AdmissionPermit),
-) -> Result<BTreeMap<ChunkKey, Tier>, Failure> {
-    let manifest = head.plan.manifest();
-    let touched = proofs::touched(&head.plan);
-    let due = proofs::due(stages, &head.plan, &request.expected);
-    let mut due: BTreeSet<usize> = due.into_iter().map(|(index, _)| index).collect();
-    // What is one stream proves itself at its end, by its own checksum.
-    due.extend(touched.iter().copied().filter(|index| {
-        let object = manifest.objects().get(*index);
-        object.is_some_and(|object| matches!(object.content, Content::Stream(_)))
-    }));
-    let mut brought = BTreeMap::new();
-    if due.is_empty() {
-        return Ok(brought);
-    }
-    let unpinned = |index: &&usize| manifest.objects().get(**index).is_some_and(|o| !o.pinned);
-    if let Some(object) = due.iter().find(unpinned).and_then(|at| manifest.objects().get(*at)) {
-        let message = format!(
-            "{} cannot be held to its digest before it is handed over: its origin gives no ETag, \
-             version or time to know it again by",
-            object.name
-        );
-        return Err(Failure::new(Reason::BadRequest, message).for_object(&object.name));
-    }
-    let (load, chunk_bytes) = (Arc::clone(&head.plan), stages.chunk_bytes);
-    let planning = stages.cpu.run(move || plan_whole(&load, &touched, &due, chunk_bytes));
-    let plan = Arc::new(planning.await?);
-    let mut again = true;
-    loop {
-        let what = (&plan, head.entry);
-        let mut filler = Filler::new(stages, what, permit, request, timeline);
-        let proven = loop {
-            let look_again = filler.quiet(stages.no_progress)?;
-            let ready = tokio::select! {
-                ready = filler.next() => ready,
-                () = tokio::time::sleep_until(look_again) => continue,
-            };
-            match ready {
-                Ok(Some(ready)) => {
-                    brought.entry(ready.spec.key).or_insert(ready.tier);
-                }
-                Ok(None) => break Ok(()),
-                Err(failure) => break Err(failure),
-            }
-        };
-        match proven {
-            // The way here may have done it.
-            Err(failure) if again && failure.reason == Reason::DigestMismatch => again = false,
-            Err(failure) => return Err(failure),
-            Ok(()) => break,
-        }
-    }
-    // Else what has to make room again could come back as anything.
-    match proofs::due(stages, &plan, &request.expected).is_empty() {
-        true => Ok(brought),
-        false => {
-            let message = "no more digests can be recorded, so nothing can be proven ahead";
-            Err(Failure::new(Reason::LimitExceeded, message).with_quota(message.to_owned()))
-        }
-    }
-}
-
 fn state_of(request: &LoadRequest, timeline: &Timeline) -> LoadState {
     LoadState {
         load_id: request.load_id.clone(),
@@ -451,9 +354,9 @@ fn report(
     close(subject, timeline, tally, copies, Instant::now())
 }
 
-/// One chunk's way into the cache, near a node if one is given: from the NVMe tier if it is there, else
-/// from the origin. Notes in
-/// `log` what it is at, for those who run out of time before it lands.
+/// One chunk's way into the cache, near a node if one is given: from the NVMe tier if it is there,
+/// else from the origin. Notes in `log` what it is at, for those who run out of time before it
+/// lands.
 async fn fill(
     stages: Arc<Stages>,
     manifest: Arc<Manifest>,

@@ -2,15 +2,16 @@
 //!
 //! A URI names one object, or all objects under a prefix, or, ending in `.safetensors.index.json`,
 //! the index and the shards it names. Without a trailing slash the exact key is tried first, then
-//! the prefix. Every object is pinned as the store described it at that moment; later stages ask for
-//! exactly that version.
+//! the prefix. Every object is pinned as the store described it at that moment; later stages ask
+//! for exactly that version.
 //!
-//! Objects whose name ends in `.safetensors` or `.gguf` get their header read (see [`safetensors`] and
-//! [`gguf`]); all others are plain objects. Tensor indexes are kept for the last [`INDEXES_MAX`] revisions, so that a warm
-//! load asks the store for a listing and for nothing else. What was read of an object for that is also
-//! given to a [`HeaderCache`], if there is one, and asked of it first: after a restart too (see
-//! [`headers`]).
+//! Objects whose name ends in `.safetensors` or `.gguf` get their header read (see [`safetensors`]
+//! and [`gguf`]); all others are plain objects. Tensor indexes are kept for the last
+//! [`INDEXES_MAX`] revisions, so that a warm load asks the store for a listing and for nothing
+//! else. What was read of an object for that is also given to a [`HeaderCache`], if there is one,
+//! and asked of it first: after a restart too (see [`headers`]).
 
+mod beside;
 mod gguf;
 mod headers;
 mod index;
@@ -34,10 +35,12 @@ use forebay_origin::{
 use forebay_proto::{Failure, Reason};
 use futures::StreamExt;
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
 use crate::admission::AdmissionPermit;
 use crate::cpu::{Stopped, Workers};
 use crate::error::origin_failure;
+use beside::{Beside, Missing};
 use headers::Headers;
 use manifest::Found;
 use packed::Packed;
@@ -215,6 +218,7 @@ pub(crate) struct Resolver {
     origins: Arc<Origins>,
     headers: Headers,
     known: Arc<dyn KnownDigests>,
+    missing: Missing,
     /// The last manifests of packed checkpoints, by the identity of what the store has.
     manifests: Mutex<VecDeque<([u8; 32], Arc<PackManifest>)>>,
     indexes: Mutex<VecDeque<(Revision, Arc<OnceCell<TensorIndex>>)>>,
@@ -232,11 +236,12 @@ impl Resolver {
     ) -> Self {
         let headers = Headers::new(cpu, kept);
         let (manifests, indexes) = (Mutex::default(), Mutex::default());
-        Self { origins, headers, known, manifests, indexes, scans: zst::Scans::default() }
+        let (missing, scans) = (Missing::default(), zst::Scans::default());
+        Self { origins, headers, known, missing, manifests, indexes, scans }
     }
 
-    /// Resolves `uri` as it is now, with reads on these terms. The permit bounds how many do so at a
-    /// time.
+    /// Resolves `uri` as it is now, with reads on these terms. The permit bounds how many do so at
+    /// a time.
     pub(crate) async fn resolve(
         &self,
         _permit: &AdmissionPermit,
@@ -397,14 +402,22 @@ impl Listing<'_> {
         if name == MANIFEST_NAME {
             return self.packed_at(meta).await;
         }
-        let folders = if name.ends_with(packed::SUFFIX) { packed::FOLDERS_MAX } else { 1 };
-        if let Some(packed) = self.one_packed(&meta.key, folders).await? {
-            return Ok(packed);
+        let (name, key) = (name.to_owned(), meta.key.clone());
+        let object = self.object(name.clone(), meta.clone())?;
+        let is_coded = name.ends_with(packed::SUFFIX);
+        let missing = &self.resolver.missing;
+        // Only what is decoded may have to be looked at with a manifest to be right.
+        let looked = missing.is_missing(&object.identity, Beside::Manifest, Instant::now());
+        if is_coded || !looked {
+            let folders = if is_coded { packed::FOLDERS_MAX } else { 1 };
+            if let Some(packed) = self.one_packed(&key, folders).await? {
+                return Ok(packed);
+            }
+            missing.note(object.identity, Beside::Manifest, Instant::now());
         }
         if name.ends_with(INDEX_SUFFIX) {
             return Ok(self.indexed(meta).await?.into());
         }
-        let object = self.object(name.to_owned(), meta)?;
         Ok(self.decoded(vec![object]).await?.into())
     }
 

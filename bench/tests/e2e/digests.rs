@@ -1,5 +1,6 @@
-//! Whole objects, held to what is known of them: checksums of the store, files of digests, digests that
-//! the caller gives. Right ones pass, and are compared once; wrong ones lose the load and all it kept.
+//! Whole objects, held to what is known of them: checksums of the store, files of digests, digests
+//! that the caller gives. Right ones pass, and are compared once; wrong ones lose the load and all
+//! it kept.
 
 use forebay_client::model::Report;
 use forebay_client::{
@@ -12,7 +13,7 @@ use forebay_testkit::{
 };
 
 use crate::harness::{
-    BUCKET, CHUNK, Node, NodeSpec, assert_ends, digests, failure, read, s3, s3_uri,
+    BUCKET, CHUNK, Node, NodeSpec, assert_ends, digests, failure, read, s3, s3_uri, until,
 };
 
 const BYTES: u64 = 9 * CHUNK + 12_345;
@@ -127,8 +128,8 @@ async fn a_stream_hands_chunks_over_before_and_strict_does_not() {
     assert!(taken[0] > 0);
 }
 
-/// A bit that flips on the way, the first time that its chunk is fetched: nothing is known of the chunk
-/// then, but something is of the object.
+/// A bit that flips on the way, the first time that its chunk is fetched: nothing is known of the
+/// chunk then, but something is of the object.
 #[tokio::test]
 async fn a_bit_that_flips_on_the_first_fetch_is_seen() {
     for kind in 0..4 {
@@ -163,8 +164,11 @@ async fn strict_needs_no_room_for_the_whole_object() {
     let origin = stored(one(3, true)).await;
     let node = NodeSpec::of(&origin).ram("256KiB").set("nvme", "0").start().await;
     let request = LoadRequest::new(s3_uri("m/")).verify(VerifyPolicy::Strict);
-    let (mapped, _) = digests(&node.client, request).await.unwrap();
+    let (mapped, report) = digests(&node.client, request).await.unwrap();
     assert_eq!(mapped["blob"], content().sha256());
+    // Once to prove it, and what had to make room meanwhile once more.
+    assert!(report.origin_bytes > BYTES, "{report:?}");
+    assert_eq!(report.bytes_by_tier.origin, BYTES, "{report:?}");
     node.settled().await;
 }
 
@@ -317,8 +321,8 @@ async fn what_is_loaded_in_part_is_refused_a_digest_of_the_whole_unless_strict()
     node.settled().await;
 }
 
-/// What was proven stands with the chunks that it was proven of: a load of other neighbours is looked at
-/// again, from what is cached, and the store is not asked again.
+/// What was proven stands with the chunks that it was proven of: a load of other neighbours is
+/// looked at again, from what is cached, and the store is not asked again.
 #[tokio::test]
 async fn a_proof_is_of_the_chunks_that_were_seen() {
     let origin = s3().await;
@@ -366,17 +370,48 @@ async fn prefetched(prefetch: &mut Prefetch) -> Result<(), ClientError> {
     Ok(())
 }
 
-/// A checkpoint of which a part is stored already is held to its digests as a whole.
+/// Chunks that a load of some tensors has stored were held to nothing: a prefetch of all looks at
+/// them too, and not only at what it brings.
 #[tokio::test]
 async fn a_prefetch_into_nvme_looks_at_what_is_stored_too() {
-    let origin = stored(one(2, false)).await;
+    let checkpoint = checkpoint(CheckpointSpec::new(6, 12 * CHUNK));
+    let origin = s3().await;
+    origin.put_checkpoint(BUCKET, "m/", &checkpoint);
+    let wrong = Checksums { crc64_nvme: Some(1), ..Checksums::default() };
+    assert!(origin.contents().claim(BUCKET, "m/model.safetensors", wrong));
     let node = NodeSpec::of(&origin).nvme("1GiB").start().await;
-    let request = || PrefetchRequest::new(s3_uri("m/")).tier(KeepTier::Nvme);
-    for _ in 0..2 {
-        let mut prefetch = node.client.prefetch(request()).await.unwrap();
-        let failed = prefetched(&mut prefetch).await.unwrap_err();
-        assert_ends(&failed, Reason::DigestMismatch, 6);
-        node.settled().await;
-        holds_nothing(&node, &s3_uri("m/")).await;
-    }
+    let tensor = node.client.stat(&s3_uri("m/")).await.unwrap().manifest.tensors()[0].name.clone();
+    let mut load =
+        node.client.load(LoadRequest::new(s3_uri("m/")).tensors([tensor])).await.unwrap();
+    read(&mut load).await.unwrap();
+    let report = load.finish().await.unwrap();
+    assert!(report.bytes > 0 && report.verified.object_digest == 0, "{report:?}");
+    until("the chunks of a tensor are stored", async || {
+        let listed = node.client.list(Some(&s3_uri("m/"))).await.unwrap();
+        (listed.iter().map(|one| one.cached.nvme).sum::<u64>() >= report.bytes).then_some(())
+    })
+    .await;
+    let request = PrefetchRequest::new(s3_uri("m/")).tier(KeepTier::Nvme);
+    let mut prefetch = node.client.prefetch(request).await.unwrap();
+    let failed = prefetched(&mut prefetch).await.unwrap_err();
+    assert_ends(&failed, Reason::DigestMismatch, 6);
+    assert_eq!(failed.failure().object.as_deref(), Some("model.safetensors"), "{failed}");
+    node.settled().await;
+}
+
+/// A warm load of one object asks its origin for that object, and not again for what is not beside
+/// it.
+#[tokio::test]
+async fn what_is_not_beside_an_object_is_not_looked_for_each_time() {
+    let origin = HttpOrigin::start(HttpOptions::default()).await;
+    origin.put("w/blob", content());
+    let node = NodeSpec::new().start().await;
+    let uri = origin.url("w/blob");
+    let beside = ["w/forebay.manifest", "w/SHA256SUMS", "w/blob.sha256"];
+    let asked = || beside.map(|key| origin.counts(key).heads);
+    node.loads(&uri, &files("blob")).await;
+    let first = asked();
+    assert!(first.iter().all(|heads| *heads > 0), "{first:?}");
+    node.loads(&uri, &files("blob")).await;
+    assert_eq!(asked(), first);
 }

@@ -1,15 +1,15 @@
 //! Brings the chunks of one plan into RAM, in plan order, within the load's window.
 //!
 //! For each chunk: a window token first (see `admission`), then the RAM tier, then another load's
-//! flight, then a flight of its own. Chunks become ready in any order; how many of a load may be
-//! on their way follows from its share of what its endpoint takes now. What is on its way lives in the filler: dropping it leaves every flight
-//! and gives every token back.
+//! flight, then a flight of its own. Chunks become ready in any order; how many of a load may be on
+//! their way follows from its share of what its endpoint takes now. What is on its way lives in the
+//! filler: dropping it leaves every flight and gives every token back.
 //!
-//! A load that names a place has its slots claimed there. A chunk that is in RAM already, or on another
-//! load's flight, stays where it is: the tally says how many bytes lie near.
+//! A load that names a place has its slots claimed there. A chunk that is in RAM already, or on
+//! another load's flight, stays where it is: the tally says how many bytes lie near.
 //!
-//! The filler also says whether the origin stands still ([`Filler::quiet`]): it is asked for chunks of
-//! this load, and has not sent a byte of any of them for too long.
+//! The filler also says whether the origin stands still ([`Filler::quiet`]): it is asked for chunks
+//! of this load, and has not sent a byte of any of them for too long.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -161,8 +161,8 @@ impl<'a> Filler<'a> {
         self.tally
     }
 
-    /// The next chunk that is ready; `None` after the last one, once every object has the digest that is
-    /// known of it. Cancel-safe: what is on its way stays in `self`.
+    /// The next chunk that is ready; `None` after the last one, once every object has the digest
+    /// that is known of it. Cancel-safe: what is on its way stays in `self`.
     pub(super) async fn next(&mut self) -> Result<Option<Ready>, Failure> {
         loop {
             self.want();
@@ -195,8 +195,8 @@ impl<'a> Filler<'a> {
         }
     }
 
-    /// A chunk has landed, or not. Of an object that is one stream nothing is kept if any of it cannot
-    /// be decoded: its checksum comes last.
+    /// A chunk has landed, or not. Of an object that is one stream nothing is kept if any of it
+    /// cannot be decoded: its checksum comes last.
     async fn landed_or_lost(
         &mut self,
         landed: Result<Ready, Failure>,
@@ -281,32 +281,15 @@ impl<'a> Filler<'a> {
         let manifest = self.plan.manifest();
         let revision = manifest.revision();
         let lookup = || self.stages.ram.get(&spec.key, revision);
-        let key = spec.key;
         if let Some(pinned) = lookup() {
-            let window = pinned.pay(window);
-            return Some(self.hit(Ready {
-                spec,
-                pinned,
-                window,
-                tier: self.tier_of(&key),
-                offered,
-            }));
+            return Some(self.hit(spec, pinned, window, offered));
         }
         let fill = |log, terms| {
             let what = (Arc::clone(&spec), self.placed.and_then(|placed| placed.node));
             fill(Arc::clone(self.stages), Arc::clone(manifest), what, terms, log)
         };
         let seat = match self.stages.flights.board(spec.key, self.waiter, lookup, fill) {
-            Boarded::Hit(pinned) => {
-                let window = pinned.pay(window);
-                return Some(self.hit(Ready {
-                    spec,
-                    pinned,
-                    window,
-                    tier: self.tier_of(&key),
-                    offered,
-                }));
-            }
+            Boarded::Hit(pinned) => return Some(self.hit(spec, pinned, window, offered)),
             Boarded::Flight(seat) => Arc::new(seat),
         };
         let spending = seat.started_it.then(|| self.timeline.spending(seat.flight().terms()));
@@ -331,7 +314,16 @@ impl<'a> Filler<'a> {
         }
     }
 
-    fn hit(&mut self, ready: Ready) -> Ready {
+    /// A chunk that is in RAM.
+    fn hit(
+        &mut self,
+        spec: Arc<ChunkSpec>,
+        pinned: PinnedChunk,
+        window: WindowSlot,
+        offered: Instant,
+    ) -> Ready {
+        let (window, tier) = (pinned.pay(window), self.tier_of(&spec.key));
+        let ready = Ready { spec, pinned, window, tier, offered };
         self.count(&ready);
         self.store_too(&ready.spec);
         ready

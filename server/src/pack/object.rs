@@ -6,11 +6,11 @@
 //!                         worker: BLAKE3, SHA-256, checksums of the object ──► upload
 //! ```
 //!
-//! A frame takes its share of the memory for all packs before it is read, in order, and keeps it until
-//! it is handed to the upload: so the frame that is next always has one. An object of one frame is
-//! looked at as a whole; of a larger one samples decide how it is stored, and if they were wrong it is
-//! given up and stored as it is. Nothing is there under its name before all checksums of its source
-//! fit.
+//! A frame takes its share of the memory for all packs before it is read, in order, and keeps it
+//! until it is handed to the upload: so the frame that is next always has one. An object of one
+//! frame is looked at as a whole; of a larger one samples decide how it is stored, and if they were
+//! wrong it is given up and stored as it is. Nothing is there under its name before all checksums
+//! of its source fit.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -24,11 +24,11 @@ use forebay_codec::encode::{
 };
 use forebay_codec::manifest::{CODED_SUFFIX, PackedFrame, PackedObject, PackedRun};
 use forebay_codec::tensor::TensorEntry;
-use forebay_origin::{Checksums, OriginStore, ReadRequest, ReadTerms};
+use forebay_origin::{Checksums, OriginStore, ReadTerms};
 use futures::{StreamExt, TryStreamExt};
 
 use super::digests::{Digested, Digests};
-use super::place::{Place, facts};
+use super::place::{self, Place, facts};
 use super::plan::{Parameters, Wanted};
 use super::row::Row;
 use super::{PackError, Steps, sample};
@@ -328,17 +328,8 @@ impl Shop {
         range: Range<u64>,
         into: &mut [u8],
     ) -> Result<(), PackError> {
-        if into.is_empty() {
-            return Ok(());
-        }
-        let request = ReadRequest {
-            key: object.key.clone(),
-            pin: object.pin.clone(),
-            object_bytes: object.bytes,
-            range,
-        };
-        self.source.read_on(&request, self.terms.clone(), into.into()).await?;
-        Ok(())
+        let version = (&object.key, &object.pin, object.bytes);
+        place::read(&*self.source, version, range, (&self.terms, into)).await
     }
 }
 

@@ -1,8 +1,8 @@
 //! The destination of a pack: a folder of an object store or of this machine, and what lies in it.
 //!
-//! The daemon writes with its own rights and credentials. Who may have it write is decided here: files
-//! only for its own uid and for root, to whom they belong anyway. What lies beside a packed checkpoint is
-//! never touched.
+//! The daemon writes with its own rights and credentials. Who may have it write is decided here:
+//! files only for its own uid and for root, to whom they belong anyway. What lies beside a packed
+//! checkpoint is never touched.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -119,17 +119,8 @@ impl Place {
         range: Range<u64>,
         into: &mut [u8],
     ) -> Result<(), PackError> {
-        if into.is_empty() {
-            return Ok(());
-        }
-        let request = ReadRequest {
-            key: meta.key.clone(),
-            pin: meta.pin.clone(),
-            object_bytes: meta.bytes,
-            range,
-        };
-        self.store.read_on(&request, self.terms.clone(), into.into()).await?;
-        Ok(())
+        let version = (&meta.key, &meta.pin, meta.bytes);
+        read(&*self.store, version, range, (&self.terms, into)).await
     }
 
     /// A whole object, if it is not larger than that.
@@ -159,8 +150,8 @@ pub(super) fn facts(pin: &Pin, bytes: u64) -> PackedSource {
     }
 }
 
-/// Whether two descriptions are of the same version. What says nothing is never the same. A listing may
-/// know less than a head, and the other way round.
+/// Whether two descriptions are of the same version. What says nothing is never the same. A listing
+/// may know less than a head, and the other way round.
 pub(super) fn is_same(a: &PackedSource, b: &PackedSource) -> bool {
     let differ = |a: &Option<String>, b: &Option<String>| a.is_some() && b.is_some() && a != b;
     if a.bytes != b.bytes || differ(&a.etag, &b.etag) || differ(&a.version, &b.version) {
@@ -171,6 +162,22 @@ pub(super) fn is_same(a: &PackedSource, b: &PackedSource) -> bool {
         return true;
     }
     a.modified_ms.is_some() && a.modified_ms == b.modified_ms
+}
+
+/// Fills memory with a range of one version of an object: its key, pin and size.
+pub(super) async fn read(
+    store: &dyn OriginStore,
+    (key, pin, object_bytes): (&ObjectKey, &Pin, u64),
+    range: Range<u64>,
+    (terms, into): (&ReadTerms, &mut [u8]),
+) -> Result<(), PackError> {
+    if into.is_empty() {
+        return Ok(());
+    }
+    let (key, pin) = (key.clone(), pin.clone());
+    let request = ReadRequest { key, pin, object_bytes, range };
+    store.read_on(&request, terms.clone(), into.into()).await?;
+    Ok(())
 }
 
 #[cfg(test)]

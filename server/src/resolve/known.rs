@@ -1,19 +1,22 @@
-//! What is known of whole objects before they are read: the checksums that a cloud keeps of them, and
-//! files of digests that lie beside them, as `sha256sum` writes them.
+//! What is known of whole objects before they are read: the checksums that a cloud keeps of them,
+//! and files of digests that lie beside them, as `sha256sum` writes them.
 //!
-//! Files of digests are those that were listed; where a single object or an index was named, those that
-//! are called `SHA256SUMS` or `NAME.sha256` beside it. Two that contradict each other count for nothing.
+//! Files of digests are those that were listed; where a single object or an index was named, those
+//! that are called `SHA256SUMS` or `NAME.sha256` beside it. Two that contradict each other count
+//! for nothing.
 //!
-//! A listing has no checksums, so each object is asked for them, the largest ones first, while headers
-//! are read anyway. Objects that were held to what is known of them once are not asked about again.
-//! Whatever cannot be had here is not an error: the object is held to less then, and the load's report
-//! says so.
+//! A listing has no checksums, so each object is asked for them, the largest ones first, while
+//! headers are read anyway. Objects that were held to what is known of them once are not asked
+//! about again. Whatever cannot be had here is not an error: the object is held to less then, and
+//! the load's report says so.
 
 use std::collections::{HashMap, HashSet};
 
-use forebay_origin::{KeyError, ObjectKey, Pin, Scheme};
+use forebay_origin::{KeyError, ObjectKey, OriginErrorKind, Pin, Scheme};
 use futures::StreamExt;
+use tokio::time::Instant;
 
+use super::beside::Beside;
 use super::manifest::{Content, Object};
 use super::{Listing, ResolveError};
 use crate::proof::ObjectDigest;
@@ -134,20 +137,38 @@ impl Listing<'_> {
     /// The files of digests that lie beside named objects: one for all, or each its own.
     async fn beside(&self, objects: &[Object], open: &[usize]) -> Vec<Object> {
         let folder = self.uri.key().parent();
-        let open = open.iter().filter_map(|index| objects.get(*index)).take(SUMS_MAX);
-        let own = open.map(|object| format!("{}.sha256", object.name));
+        let missing = &self.resolver.missing;
+        let unknown = |object: &&Object| {
+            !missing.is_missing(&object.identity, Beside::Digests, Instant::now())
+        };
+        let open = open.iter().filter_map(|index| objects.get(*index)).filter(unknown);
+        let open: Vec<&Object> = open.take(SUMS_MAX).collect();
+        if open.is_empty() {
+            return Vec::new();
+        }
+        let own = open.iter().map(|object| format!("{}.sha256", object.name));
         let names = std::iter::once(SUMS_NAME.to_owned()).chain(own);
         let found: Vec<_> = names.map(|name| self.file_beside(folder.join(&name), name)).collect();
         let found = futures::stream::iter(found).buffered(HEADS_AT_ONCE);
-        found.filter_map(std::future::ready).collect().await
+        let found: Vec<Option<Option<Object>>> = found.collect().await;
+        if found.iter().all(|found| matches!(found, Some(None))) {
+            let now = Instant::now();
+            open.iter().for_each(|object| missing.note(object.identity, Beside::Digests, now));
+        }
+        found.into_iter().flatten().flatten().collect()
     }
 
-    async fn file_beside(&self, key: Result<ObjectKey, KeyError>, name: String) -> Option<Object> {
+    /// The file, or that there is none; nothing if that cannot be told.
+    async fn file_beside(
+        &self,
+        key: Result<ObjectKey, KeyError>,
+        name: String,
+    ) -> Option<Option<Object>> {
         match self.store.head(&key.ok()?).await {
-            Ok(meta) => self.object(name, meta).ok(),
+            Ok(meta) => self.object(name, meta).ok().map(Some),
             Err(error) => {
                 tracing::debug!(%error, file = name, "there is no such file of digests");
-                None
+                (error.kind == OriginErrorKind::NotFound).then_some(None)
             }
         }
     }
@@ -189,8 +210,9 @@ fn is_sums(name: &str) -> bool {
     known.contains(&stem) || file.ends_with(".sha256") || file.ends_with(".sha256sum")
 }
 
-/// The digests in a file called `file`, by the names of the objects: those in it are relative to it. A
-/// file `NAME.sha256` may hold the digest of `NAME` alone. Lines that are something else are left out.
+/// The digests in a file called `file`, by the names of the objects: those in it are relative to
+/// it. A file `NAME.sha256` may hold the digest of `NAME` alone. Lines that are something else are
+/// left out.
 fn sums(file: &str, text: &str) -> Vec<(String, [u8; 32])> {
     let folder = file.rfind('/').map_or("", |slash| file.get(..=slash).unwrap_or_default());
     let of_its_own = [".sha256", ".sha256sum"].iter().find_map(|suffix| file.strip_suffix(suffix));
