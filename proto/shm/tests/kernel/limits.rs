@@ -141,13 +141,18 @@ fn at_the_limit_of_mappings_nothing_changes() {
         assert!(error.to_string().contains("vm.max_map_count"), "{error}");
     };
     at_limit(&refused);
-    at_limit(&SegmentMap::open(descriptor).expect_err("no mapping left"));
+    // Placing splits a mapping in three and so is refused one short of the limit in some processes:
+    // whole segments take what is left, one mapping each.
+    let open = || SegmentMap::open(descriptor.try_clone().expect("a copy"));
+    let mut rest = Vec::new();
+    let refused = (0..4).find_map(|_| open().map(|map| rest.push(map)).err());
+    at_limit(&refused.expect("no mapping left"));
     at_limit(&object.clear(0..4096).expect_err("this takes a mapping too"));
     let at = page * 2 * 4096;
     assert_eq!(object.bytes(at..at + 1), None, "what was refused is not there");
     assert_eq!(object.bytes(at - 8192..at - 8191), Some(&[3][..]), "what is there stays");
     assert_eq!(object.bytes(0..1), Some(&[3][..]), "and what could not be cleared");
-    drop(spare);
+    drop((spare, rest));
     place(&object, page).expect("room again");
     object.clear(0..at + 8192).expect("room again");
     assert_eq!(object.bytes(at..at + 1), None);
