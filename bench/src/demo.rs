@@ -1,9 +1,10 @@
 //! `cargo demo`: the main job, end to end, on this machine.
 //!
-//! An embedded S3 origin (signatures, ranges, `If-Match`) serves a generated sharded bf16 checkpoint.
-//! A real daemon runs as a child process, a real client loads: cold (every byte from the origin),
-//! warm (every byte from RAM), and once more hashing every byte that it mapped, which has to agree
-//! with what the origin holds. Everything lies in one temporary directory and ends with the run.
+//! An embedded S3 origin (signatures, ranges, `If-Match`) serves a generated sharded bf16
+//! checkpoint. A real daemon runs as a child process, a real client loads: cold (every byte from
+//! the origin), warm (every byte from RAM), and once more hashing every byte that it mapped, which
+//! has to agree with what the origin holds. Everything lies in one temporary directory and ends
+//! with the run.
 
 use std::time::Duration;
 

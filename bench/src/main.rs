@@ -54,7 +54,8 @@ enum Verb {
     /// Measure what the NVMe tier promises, each promise beside what it is compared with
     #[command(after_help = NVME_HELP)]
     Nvme(NvmeArgs),
-    /// Measure what packed checkpoints and digests promise, each promise beside what it is compared with
+    /// Measure what packed checkpoints and digests promise, each promise beside what it is compared
+    /// with
     #[command(after_help = PACKED_HELP)]
     Packed(PackedArgs),
     /// What `forebayd` does; demo and benches start themselves with this

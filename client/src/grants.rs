@@ -76,9 +76,9 @@ struct Opening {
 impl GrantStream {
     /// Opens a load and receives its manifest.
     ///
-    /// The connection may have ended while nobody used it, with a daemon that was restarted, and the
-    /// first call may be the one that finds out. It said nothing to the daemon of now, so it is made
-    /// again, once.
+    /// The connection may have ended while nobody used it, with a daemon that was restarted, and
+    /// the first call may be the one that finds out. It said nothing to the daemon of now, so it is
+    /// made again, once.
     pub(crate) async fn open(client: &Client, request: LoadRequest) -> Result<Self, ClientError> {
         let deadline = client.deadline(request.deadline);
         match Box::pin(Self::open_once(client, request.clone(), deadline)).await {

@@ -111,8 +111,8 @@ pub struct LoadRequest {
     pub(crate) sha256: BTreeMap<String, [u8; 32]>,
 }
 
-/// When chunks are handed over of an object of which a digest of all its bytes is known, and no digests
-/// of its chunks.
+/// When chunks are handed over of an object of which a digest of all its bytes is known, and no
+/// digests of its chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VerifyPolicy {
     /// As they come: the load fails at its end if the digest does not hold, and nothing is kept.
@@ -144,8 +144,8 @@ impl LoadRequest {
         self
     }
 
-    /// The SHA-256 that objects should have, by their keys relative to the checkpoint. Keys that it does
-    /// not have count for nothing, unless it has none of them.
+    /// The SHA-256 that objects should have, by their keys relative to the checkpoint. Keys that it
+    /// does not have count for nothing, unless it has none of them.
     #[must_use]
     pub fn sha256<K: Into<String>>(
         mut self,

@@ -96,9 +96,9 @@ impl Client {
         Ok(Verify(Events::new(self, call.await?)))
     }
 
-    /// Writes a checkpoint anew in another place: smaller, and with digests of everything. It may be
-    /// called again after a failure, and goes on where that was. A source that is packed already is
-    /// `BAD_REQUEST`; what stands in the way at the destination is `DESTINATION_IN_USE`.
+    /// Writes a checkpoint anew in another place: smaller, and with digests of everything. It may
+    /// be called again after a failure, and goes on where that was. A source that is packed already
+    /// is `BAD_REQUEST`; what stands in the way at the destination is `DESTINATION_IN_USE`.
     pub async fn pack(&self, request: PackRequest) -> Result<Pack, ClientError> {
         let PackRequest { source, destination, frame_bytes, level } = request;
         let message = pb::PackRequest { source, destination, frame_bytes, level };

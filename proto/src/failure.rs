@@ -1,9 +1,10 @@
 //! The one error vocabulary of Forebay.
 //!
-//! Inside, every layer has its own typed error. Where a layer ends, the error becomes a [`Failure`]:
-//! a [`Reason`] from a closed set, which fixes the [`ErrorKind`] that tells a caller what to do, and
-//! the facts (stage, object, attempt, origin status, time per stage). This module is the only place
-//! that turns a failure into a gRPC status and back, an exit code, or a C status number.
+//! Inside, every layer has its own typed error. Where a layer ends, the error becomes a
+//! [`Failure`]: a [`Reason`] from a closed set, which fixes the [`ErrorKind`] that tells a caller
+//! what to do, and the facts (stage, object, attempt, origin status, time per stage). This module
+//! is the only place that turns a failure into a gRPC status and back, an exit code, or a C status
+//! number.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

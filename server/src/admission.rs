@@ -1,10 +1,10 @@
 //! Admission: decides at once, or queues within bounds.
 //!
-//! [`Admission::admit`] gives an [`AdmissionPermit`], the first witness of a load's path. The permit
-//! guarantees a minimum window of slots for as long as it lives, so that a load which streams
-//! through a pool smaller than its checkpoint always makes progress; [`AdmissionPermit::slot`] hands
-//! out the tokens of that window and, while there are some, spare ones. A [`WindowSlot`] travels
-//! with the slot it covers and returns its token when dropped.
+//! [`Admission::admit`] gives an [`AdmissionPermit`], the first witness of a load's path. The
+//! permit guarantees a minimum window of slots for as long as it lives, so that a load which
+//! streams through a pool smaller than its checkpoint always makes progress;
+//! [`AdmissionPermit::slot`] hands out the tokens of that window and, while there are some, spare
+//! ones. A [`WindowSlot`] travels with the slot it covers and returns its token when dropped.
 //!
 //! The decisions are in [`queue`]; this file adds the waiting. A waiter that is dropped withdraws
 //! what it asked for, and gives back what it was handed in the same instant.
@@ -230,7 +230,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a decision; gives up when the pool stands still while another load's leases hold it.
+    /// Waits for a decision; gives up when the pool stands still while another load's leases hold
+    /// it.
     async fn wait(
         &self,
         ticket: Ticket,

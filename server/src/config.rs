@@ -38,12 +38,13 @@ const RAM_DEFAULT: Size = Size::Percent(25);
 /// Share of the free space of the cache directory that the NVMe tier takes by default.
 const NVME_DEFAULT: Budget = Budget::Percent(80);
 
-/// What the scrub reads by default: a terabyte in 18 hours, and less than a hundredth of what a disk can.
+/// What the scrub reads by default: a terabyte in 18 hours, and less than a hundredth of what a
+/// disk can.
 const SCRUB_BYTES_PER_SECOND: u64 = 16 << 20;
 
 /// Requests that one origin may get at a time. How many it does get is found while loading; this is
-/// for a network of 100 Gbit/s at the 0.4 Gbit/s that a connection of an object store gives at least:
-/// ceil(100 / 0.4).
+/// for a network of 100 Gbit/s at the 0.4 Gbit/s that a connection of an object store gives at
+/// least: ceil(100 / 0.4).
 const CONNECTIONS: usize = 250;
 
 /// Loads that run at one time.

@@ -4,8 +4,8 @@
 //! queue; a caller that meets a full queue waits. The threads live as long as [`Workers`]: dropping
 //! it closes the queue, what is queued is still run, and then they end.
 //!
-//! [`Workers`] are one such queue. [`NodeWorkers`] are one per NUMA node, for work that touches every
-//! byte of a slot.
+//! [`Workers`] are one such queue. [`NodeWorkers`] are one per NUMA node, for work that touches
+//! every byte of a slot.
 
 mod nodes;
 
@@ -20,8 +20,9 @@ pub(crate) use nodes::{NodeWorkers, WorkerState};
 /// Jobs that may wait per worker. Two keep a worker busy while its next job is on the way.
 const QUEUED_PER_WORKER: usize = 2;
 
-/// The nice value of threads in the background: a tenth of a core that others want too. With less (19
-/// leaves 1.5 %) nothing of a checkpoint larger than the RAM tier is stored while its load runs.
+/// The nice value of threads in the background: a tenth of a core that others want too. With less
+/// (19 leaves 1.5 %) nothing of a checkpoint larger than the RAM tier is stored while its load
+/// runs.
 const LOWER_PRIORITY: i32 = 10;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -52,14 +53,14 @@ impl Workers {
         Self::start_threads(name, count, true, |_| {})
     }
 
-    /// The same for work that may never end, as calls to a disk that hangs: dropping this leaves such
-    /// threads behind.
+    /// The same for work that may never end, as calls to a disk that hangs: dropping this leaves
+    /// such threads behind.
     pub(crate) fn start_loose(name: &str, count: usize) -> std::io::Result<Self> {
         Self::start_threads(name, count, false, |_| {})
     }
 
-    /// The same for work that nobody waits for: it gets what the others leave of the CPU. It may close
-    /// files, so it may hang as well.
+    /// The same for work that nobody waits for: it gets what the others leave of the CPU. It may
+    /// close files, so it may hang as well.
     pub(crate) fn start_in_background(name: &str, count: usize) -> std::io::Result<Self> {
         let lower = |_| {
             // Of Linux: with no id, the priority of the calling thread.

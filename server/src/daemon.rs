@@ -1,14 +1,14 @@
 //! Builds the daemon, serves, and takes it down again.
 //!
-//! Start: sockets' folder and its lock, cache directory, RAM tier (its first segment; a thread makes
-//! the rest), stages, sockets, then one log line and `READY=1`. Nothing touches an origin before a
-//! load does. What cannot be had without being essential degrades the daemon and is said in the
-//! log, in `Status` and in a metric.
+//! Start: sockets' folder and its lock, cache directory, RAM tier (its first segment; a thread
+//! makes the rest), stages, sockets, then one log line and `READY=1`. Nothing touches an origin
+//! before a load does. What cannot be had without being essential degrades the daemon and is said
+//! in the log, in `Status` and in a metric.
 //!
 //! Stop: SIGTERM or SIGINT turns health to NOT_SERVING, refuses new loads and waits for those that
 //! run, up to the drain limit; a second signal ends at once. Every task is in one of two trackers.
-//! Threads are joined, but for those that a disk may hold up: the ones that call it, the NVMe tier's
-//! background and its recovery. They end by themselves, or with the process.
+//! Threads are joined, but for those that a disk may hold up: the ones that call it, the NVMe
+//! tier's background and its recovery. They end by themselves, or with the process.
 
 mod lag;
 mod place;
@@ -416,8 +416,8 @@ fn build_stages(settings: &Settings, parts: Parts<'_>) -> Result<Arc<Stages>, Da
     Ok(Arc::new(stages))
 }
 
-/// Memory for what is to be decoded: a quarter of the RAM tier, for as many chunks as are on their way
-/// of a fast origin at most, and for a few at least.
+/// Memory for what is to be decoded: a quarter of the RAM tier, for as many chunks as are on their
+/// way of a fast origin at most, and for a few at least.
 fn staging_bytes(settings: &Settings) -> u64 {
     let chunk = settings.chunk_bytes;
     (settings.ram_bytes / 4).clamp(STAGED_CHUNKS_MIN * chunk, STAGED_CHUNKS_MAX * chunk)

@@ -1,12 +1,14 @@
-//! Decode: from what the store has to the bytes of the object, in the slot that they are served from.
+//! Decode: from what the store has to the bytes of the object, in the slot that they are served
+//! from.
 //!
-//! Objects that the store has as they are pass through. Frames of the others are decoded on threads of
-//! their own (a bounded queue; never on the async runtime), from a staging buffer into the slot, and
-//! each is compared with the digest that its manifest gives, while its bytes are still in the cache of
-//! the core. A frame that belongs to a chunk only in part is decoded beside it, and its part copied.
+//! Objects that the store has as they are pass through. Frames of the others are decoded on threads
+//! of their own (a bounded queue; never on the async runtime), from a staging buffer into the slot,
+//! and each is compared with the digest that its manifest gives, while its bytes are still in the
+//! cache of the core. A frame that belongs to a chunk only in part is decoded beside it, and its
+//! part copied.
 //!
-//! [`RawChunk`] has one constructor, here: every byte of the object is in its place, and what a manifest
-//! says about them holds. Whether it may be served is for [`verify`](crate::verify).
+//! [`RawChunk`] has one constructor, here: every byte of the object is in its place, and what a
+//! manifest says about them holds. Whether it may be served is for [`verify`](crate::verify).
 
 use std::cell::RefCell;
 use std::net::IpAddr;

@@ -1,10 +1,10 @@
 //! The digest of a chunk, taken while its bytes land and are still in the cache of the core.
 //!
-//! AEGIS-128X4 as a MAC (draft-irtf-cfrg-aegis-aead) under a key of this node, 32 bytes: whoever does
-//! not know the key cannot make other bytes fit a digest, and a bit that flips by itself does not
-//! either. It is compared with digests that this node took itself, so nobody else needs the key. The
-//! reason for it is its price: 0.04 CPU seconds per GiB where BLAKE3 takes 0.27 and the kernel's copy
-//! from the socket some 0.3 (one core of an EPYC with AVX2; bytes in the cache).
+//! AEGIS-128X4 as a MAC (draft-irtf-cfrg-aegis-aead) under a key of this node, 32 bytes: whoever
+//! does not know the key cannot make other bytes fit a digest, and a bit that flips by itself does
+//! not either. It is compared with digests that this node took itself, so nobody else needs the
+//! key. The reason for it is its price: 0.04 CPU seconds per GiB where BLAKE3 takes 0.27 and the
+//! kernel's copy from the socket some 0.3 (one core of an EPYC with AVX2; bytes in the cache).
 //!
 //! Extents of a chunk land side by side. Each has a MAC of its own, and the digest of the chunk is
 //! that of their lengths and MACs in order.
@@ -57,8 +57,8 @@ impl DigestKey {
     }
 }
 
-/// Takes the digest of an extent as its bytes land, and the sum that its object is held to, if that is
-/// one of pieces.
+/// Takes the digest of an extent as its bytes land, and the sum that its object is held to, if that
+/// is one of pieces.
 pub(crate) struct ExtentDigest {
     key: DigestKey,
     mac: Aegis128X4Mac<DIGEST_BYTES>,
@@ -155,7 +155,8 @@ mod tests {
     }
 
     proptest! {
-        /// However the bytes arrive, and whatever was there before a restart; any flipped bit shows.
+        /// However the bytes arrive, and whatever was there before a restart; any flipped bit
+        /// shows.
         #[test]
         fn pieces_do_not_matter_and_bits_do(
             bytes in prop::collection::vec(any::<u8>(), 1..5000),

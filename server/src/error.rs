@@ -1,7 +1,7 @@
 //! From the origin's errors to the one vocabulary that leaves the daemon.
 //!
-//! Each stage turns its own error into a [`Failure`] beside its definition; what several stages share
-//! is here. The gRPC side is `rpc`'s, through `forebay-proto`.
+//! Each stage turns its own error into a [`Failure`] beside its definition; what several stages
+//! share is here. The gRPC side is `rpc`'s, through `forebay-proto`.
 
 use forebay_origin::{OriginError, OriginErrorKind};
 use forebay_proto::{Failure, Reason};

@@ -1,15 +1,16 @@
 //! Fetch: runs the parts of a chunk and writes their bytes where they will be served from.
 //!
-//! The caller brings a claimed slot; each part then waits for leave of its origin's endpoint, which is
-//! the one limit on connections. Slot first, connection second, nothing held while waiting for a
+//! The caller brings a claimed slot; each part then waits for leave of its origin's endpoint, which
+//! is the one limit on connections. Slot first, connection second, nothing held while waiting for a
 //! third: the order that cannot dead-lock. Parts of a chunk that holds several objects run side by
 //! side, as many as its share of the endpoint allows. The origin's
 //! [`OriginStore::read`](forebay_origin::OriginStore::read) checks version, range and length, and
-//! is the only place that retries. The digest is taken while the bytes land (see [`crate::digest`]).
+//! is the only place that retries. The digest is taken while the bytes land (see
+//! [`crate::digest`]).
 //!
 //! Of an object that the store has in another form, the frames that the chunk needs go to a staging
-//! buffer instead, as they are: see [`crate::decode`]. Its share of the staging budget comes before the
-//! slot.
+//! buffer instead, as they are: see [`crate::decode`]. Its share of the staging budget comes before
+//! the slot.
 //!
 //! [`FetchedChunk`] has one constructor, here, and exists only when every byte of every extent was
 //! written.
@@ -197,8 +198,8 @@ struct Part {
 }
 
 impl Fetcher {
-    /// A stage that takes digests under a key, with memory for what is to be decoded, and workers for
-    /// what has to be decoded in order.
+    /// A stage that takes digests under a key, with memory for what is to be decoded, and workers
+    /// for what has to be decoded in order.
     pub(crate) fn new(
         origins: Arc<Origins>,
         digest_key: DigestKey,
@@ -224,8 +225,8 @@ impl Fetcher {
         self.staging.lent_and_budget()
     }
 
-    /// Fetches what `slot` is to be filled with, as `spec` says. The spans are those of the part that
-    /// ended last.
+    /// Fetches what `slot` is to be filled with, as `spec` says. The spans are those of the part
+    /// that ended last.
     pub(crate) async fn fetch(
         &self,
         manifest: &Manifest,

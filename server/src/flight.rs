@@ -1,12 +1,12 @@
 //! Single flight: one fetch per chunk, however many loads wait for it.
 //!
-//! A flight is a task that fills one chunk. It belongs to those who wait: each holds a [`Seat`], the
-//! registry only a weak reference. When the last of them leaves, the task is aborted, and with it its
-//! connection, within one turn of the scheduler.
+//! A flight is a task that fills one chunk. It belongs to those who wait: each holds a [`Seat`],
+//! the registry only a weak reference. When the last of them leaves, the task is aborted, and with
+//! it its connection, within one turn of the scheduler.
 //!
 //! What a flight wants of the origin follows from who is on it: it is interactive as long as one of
-//! them is, and its deadline is the latest of theirs. Each who boards or leaves sets the terms of its
-//! reads anew. A waiter that runs out of time leaves, and the others go on.
+//! them is, and its deadline is the latest of theirs. Each who boards or leaves sets the terms of
+//! its reads anew. A waiter that runs out of time leaves, and the others go on.
 //!
 //! A failed flight fails everyone who waits for it; whoever comes later starts a new one. A flight
 //! that succeeded has put its chunk into the RAM tier before its waiters hear of it, so that a
@@ -235,7 +235,8 @@ impl Flights {
         lock(&self.registry).get(key).is_some_and(|flight| flight.strong_count() > 0)
     }
 
-    /// The chunk if `lookup` finds it, else a seat on its flight, started with `fill` if there is none.
+    /// The chunk if `lookup` finds it, else a seat on its flight, started with `fill` if there is
+    /// none.
     pub(crate) fn board<F>(
         &self,
         key: ChunkKey,

@@ -1,6 +1,7 @@
-//! What the fuzz targets of the server run, and its suite replays over their corpora: the configuration
-//! file and the `grpc-timeout` header. Each takes any bytes, must not panic, and asserts what has to
-//! hold of what it accepts. The formats of objects have theirs in `forebay-codec`.
+//! What the fuzz targets of the server run, and its suite replays over their corpora: the
+//! configuration file and the `grpc-timeout` header. Each takes any bytes, must not panic, and
+//! asserts what has to hold of what it accepts. The formats of objects have theirs in
+//! `forebay-codec`.
 
 use std::time::Duration;
 

@@ -167,7 +167,8 @@ impl Session {
         granted
     }
 
-    /// Ends the named leases; those it does not know are ignored, so that a release can be repeated.
+    /// Ends the named leases; those it does not know are ignored, so that a release can be
+    /// repeated.
     pub(crate) fn release(&self, lease_ids: &[u64]) -> Vec<Released> {
         let ended: Vec<Lease> = {
             let mut state = self.lock();

@@ -3,8 +3,9 @@
 //! A load is known by its client-chosen id within its uid. Opening an id again attaches to the same
 //! load: it gets the manifest that the first opening resolved, so the same revision, and takes the
 //! place of a stream that is still open. An id is remembered until its load is answered, so that a
-//! client which lost its stream finds the same revision; a finished load's id is free again, and one
-//! whose revision is gone would only fail for ever. What is remembered is bounded in ids and in size.
+//! client which lost its stream finds the same revision; a finished load's id is free again, and
+//! one whose revision is gone would only fail for ever. What is remembered is bounded in ids and in
+//! size.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -118,8 +119,8 @@ pub(crate) struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    /// This load takes the place of others of its uid and id. Called when it can run: a call that is
-    /// refused must not end the one it would have replaced.
+    /// This load takes the place of others of its uid and id. Called when it can run: a call that
+    /// is refused must not end the one it would have replaced.
     pub(crate) fn supersede_others(&self) {
         let inner = self.loads.lock();
         let same = |(key, other): &(&u64, &Arc<LoadState>)| {
@@ -150,8 +151,8 @@ impl Loads {
         Entry { loads: self, key, state }
     }
 
-    /// How long until one of the `active` loads that run can be over, at least, at the rates that are
-    /// known. Nothing is known while one of them has no plan yet.
+    /// How long until one of the `active` loads that run can be over, at least, at the rates that
+    /// are known. Nothing is known while one of them has no plan yet.
     pub(crate) fn first_end(&self, active: usize) -> Option<Duration> {
         let planned: Vec<Duration> =
             self.running().iter().filter_map(|load| load.needs()).collect();

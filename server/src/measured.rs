@@ -21,8 +21,9 @@ pub enum Sums {
     Md5,
 }
 
-/// Lets bytes land in `slot` as a part's do: `piece` is copied into it until it is full, and each copy
-/// looked at at once, while it is in the cache. Gives a byte of what was taken, so that it is taken.
+/// Lets bytes land in `slot` as a part's do: `piece` is copied into it until it is full, and each
+/// copy looked at at once, while it is in the cache. Gives a byte of what was taken, so that it is
+/// taken.
 pub fn land(piece: &[u8], slot: &mut [u8], sums: Sums) -> u8 {
     let crc = (sums == Sums::Crc64Nvme).then_some(Crc::Crc64Nvme);
     let mut digest = ExtentDigest::with_crc(DigestKey([7; KEY_BYTES]), crc);

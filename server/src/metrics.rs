@@ -1,9 +1,9 @@
 //! Every metric of the daemon, in one table: name, type, unit, labels, meaning.
 //!
 //! [`TABLE`] is what `describe` registers and what the document is compared with. Handles of hot
-//! paths are made once and kept. Gauges are set from the state itself when somebody scrapes, so that
-//! they cannot drift: see [`Metrics::render`]. Labels come from closed sets: never a key, a URI, a
-//! uid or an address.
+//! paths are made once and kept. Gauges are set from the state itself when somebody scrapes, so
+//! that they cannot drift: see [`Metrics::render`]. Labels come from closed sets: never a key, a
+//! URI, a uid or an address.
 
 mod numa;
 mod nvme;

@@ -8,12 +8,13 @@
 //!        disk (io engine, breaker) ── store (files and names) ── extent (the format)
 //! ```
 //!
-//! What is read is only believed once [`verify`](crate::verify) has checked every grain of it. An extent
-//! that is bad is put aside, and the same flight gets its bytes from the origin; they are stored anew
-//! behind that. A disk that fails or hangs costs the loads nothing but the hits: see `breaker`.
+//! What is read is only believed once [`verify`](crate::verify) has checked every grain of it. An
+//! extent that is bad is put aside, and the same flight gets its bytes from the origin; they are
+//! stored anew behind that. A disk that fails or hangs costs the loads nothing but the hits: see
+//! `breaker`.
 //!
-//! What else of a checkpoint is read before a load, the headers of its objects, is kept in `blobs`, so
-//! that after a restart a load asks its origin only whether everything is still as it was.
+//! What else of a checkpoint is read before a load, the headers of its objects, is kept in `blobs`,
+//! so that after a restart a load asks its origin only whether everything is still as it was.
 //!
 //! A chunk whose objects cannot be pinned at the origin is never stored: nobody would ask for it
 //! again.
@@ -72,8 +73,8 @@ pub(crate) use status::NvmeState;
 /// Chunks that are written side by side: each has a buffer of its own.
 const FILL_WORKERS: usize = 2;
 
-/// Bytes that are read side by side: what keeps a fast device busy, and no more than the cache of the
-/// cores holds until it is checked.
+/// Bytes that are read side by side: what keeps a fast device busy, and no more than the cache of
+/// the cores holds until it is checked.
 const READ_BYTES_AT_ONCE: u64 = 32 << 20;
 /// Chunks that are read side by side, at most: each has a thread for as long.
 const READS_MAX: u64 = READERS as u64;
@@ -150,8 +151,8 @@ pub(crate) struct NvmeTier {
     /// Blobs being written, which are tasks too. Closed, so that they can be waited for.
     blobs: TaskTracker,
     stop: CancellationToken,
-    /// Slots that may be with the disk at one time. Should it hang, it keeps those, and as many are left
-    /// to go on with.
+    /// Slots that may be with the disk at one time. Should it hang, it keeps those, and as many are
+    /// left to go on with.
     reads: Arc<Semaphore>,
     reads_allowed: AtomicUsize,
     /// Of them, those that may be for prefetches.
@@ -252,8 +253,8 @@ impl NvmeTier {
         });
     }
 
-    /// Takes no more chunks, and writes those that wait, until `limit` or until there is a hurry; then
-    /// ends.
+    /// Takes no more chunks, and writes those that wait, until `limit` or until there is a hurry;
+    /// then ends.
     pub(crate) async fn close(self: &Arc<Self>, limit: Instant, hurry: impl Future<Output = ()>) {
         self.fills.close();
         let drained = tokio::select! {
@@ -382,9 +383,9 @@ impl NvmeTier {
         drop(moving.await);
     }
 
-    /// While the tier recovers, an extent may be put aside before it is known, and become known by the
-    /// index or by a look that came before. Called when its file is gone; what becomes known after that
-    /// is missed by whoever looks for the file.
+    /// While the tier recovers, an extent may be put aside before it is known, and become known by
+    /// the index or by a look that came before. Called when its file is gone; what becomes known
+    /// after that is missed by whoever looks for the file.
     fn forget_old(&self, key: &ChunkKey) -> Option<Stored> {
         let mut catalog = self.catalog();
         let old = catalog.peek(key).filter(|stored| stored.generation <= self.born)?;
@@ -416,9 +417,9 @@ impl NvmeTier {
         if clock > last { clock } else { self.last_generation.fetch_add(1, Ordering::Relaxed) + 1 }
     }
 
-    /// The generation that an extent has to have: that of one that was written since the start. What the
-    /// index says of older ones may be out of date, since a kill loses its last second, and the extent
-    /// in its place is as good: equal keys mean equal bytes.
+    /// The generation that an extent has to have: that of one that was written since the start.
+    /// What the index says of older ones may be out of date, since a kill loses its last second,
+    /// and the extent in its place is as good: equal keys mean equal bytes.
     fn required(&self, generation: Option<u64>) -> Option<u64> {
         generation.filter(|generation| *generation > self.born)
     }
@@ -467,8 +468,8 @@ pub(crate) struct TierUse {
 }
 
 impl TierUse {
-    /// Everything is handed over: nobody waits for this load any more, however long it keeps what it
-    /// was lent.
+    /// Everything is handed over: nobody waits for this load any more, however long it keeps what
+    /// it was lent.
     pub(crate) fn handed_over(&self) {
         if self.awaited.swap(false, Ordering::Relaxed) {
             self.tier.awaited.fetch_sub(1, Ordering::Relaxed);

@@ -7,15 +7,15 @@
 //!   ─► the manifest, when all are there ─► what is left over is removed
 //! ```
 //!
-//! The manifest comes last: a checkpoint is packed when it is whole, and not before. A pack that ends
-//! early (a deadline, a client that is gone, a kill) leaves whole objects and their entries, and the next
-//! one goes on there. An object that has changed at the source is written over the old one, so between
-//! that and the new manifest a load of that object fails with its digest.
+//! The manifest comes last: a checkpoint is packed when it is whole, and not before. A pack that
+//! ends early (a deadline, a client that is gone, a kill) leaves whole objects and their entries,
+//! and the next one goes on there. An object that has changed at the source is written over the old
+//! one, so between that and the new manifest a load of that object fails with its digest.
 //!
-//! Objects are packed as the store has them: `.zst` objects of the source are copied, and stay what they
-//! are under their own names. Memory is bounded: [`STAGED_BYTES`] of frames for all packs, what uploads
-//! hold of [`OBJECTS_AT_ONCE`] objects each (40 MiB), and a coder per worker. The workers have low
-//! priority: loads go first.
+//! Objects are packed as the store has them: `.zst` objects of the source are copied, and stay what
+//! they are under their own names. Memory is bounded: [`STAGED_BYTES`] of frames for all packs,
+//! what uploads hold of [`OBJECTS_AT_ONCE`] objects each (40 MiB), and a coder per worker. The
+//! workers have low priority: loads go first.
 
 mod digests;
 mod error;
@@ -285,8 +285,8 @@ impl Packing<'_> {
         })
     }
 
-    /// The objects of the source, with their places in its manifest. What an unfinished pack keeps there
-    /// is not part of it.
+    /// The objects of the source, with their places in its manifest. What an unfinished pack keeps
+    /// there is not part of it.
     fn objects(&self) -> Vec<(usize, &Object)> {
         let objects = self.manifest.objects().iter().enumerate();
         objects.filter(|(_, object)| !object.name.starts_with(journal::FOLDER)).collect()
@@ -357,7 +357,8 @@ impl Packing<'_> {
         }
     }
 
-    /// Notes which names are written, before the first one is: after a kill they are known to be ours.
+    /// Notes which names are written, before the first one is: after a kill they are known to be
+    /// ours.
     async fn claim(&self, wanted: &[Wanted]) -> Result<(), PackError> {
         let names = wanted.iter().map(|wanted| wanted.name.clone()).collect();
         let claim = Claim { source: self.mark.clone(), names };
@@ -403,7 +404,8 @@ impl Packing<'_> {
         Ok(bytes)
     }
 
-    /// Removes what is left over, and the entries that this pack wrote; how many objects were removed.
+    /// Removes what is left over, and the entries that this pack wrote; how many objects were
+    /// removed.
     async fn clear(&self, leftovers: Vec<String>, entries: Vec<String>) -> Result<u64, PackError> {
         let place = &self.shop.place;
         let removed = leftovers.iter().filter(|name| !name.starts_with(journal::FOLDER)).count();

@@ -156,8 +156,8 @@ pub(crate) fn own_keys(object: &Object, chunk_bytes: u64) -> Option<Vec<ChunkKey
     has_own.then(|| (0..object.bytes.div_ceil(chunk_bytes)).map(key).collect())
 }
 
-/// The key of a chunk of such extents: whose bytes they are, where they begin there and in the slot,
-/// and how many they are.
+/// The key of a chunk of such extents: whose bytes they are, where they begin there and in the
+/// slot, and how many they are.
 fn key_of<'a>(extents: impl IntoIterator<Item = (&'a [u8; 32], [u64; 3])>) -> ChunkKey {
     let mut hasher = blake3::Hasher::new();
     for (identity, numbers) in extents {
@@ -169,8 +169,9 @@ fn key_of<'a>(extents: impl IntoIterator<Item = (&'a [u8; 32], [u64; 3])>) -> Ch
     ChunkKey(*hasher.finalize().as_bytes())
 }
 
-/// Plans all chunks of some of the `objects` of a load, and leaves out those that hold nothing of any in
-/// `due`. They are those of a plan of the same objects: small ones share chunks in the same way.
+/// Plans all chunks of some of the `objects` of a load, and leaves out those that hold nothing of
+/// any in `due`. They are those of a plan of the same objects: small ones share chunks in the same
+/// way.
 pub(crate) fn plan_whole(
     load: &FetchPlan,
     objects: &BTreeSet<usize>,

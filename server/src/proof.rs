@@ -1,8 +1,8 @@
 //! What is known of a whole object's bytes, and how that is compared with them.
 //!
-//! A store keeps a checksum of an object, a file of digests lies beside it, or the caller has one. CRCs
-//! are taken piece by piece, in any order, while the bytes land, and combined; a SHA-256 or an MD5 has
-//! to see the bytes in order. Nothing here waits or runs by itself: `load` does that.
+//! A store keeps a checksum of an object, a file of digests lies beside it, or the caller has one.
+//! CRCs are taken piece by piece, in any order, while the bytes land, and combined; a SHA-256 or an
+//! MD5 has to see the bytes in order. Nothing here waits or runs by itself: `load` does that.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -111,8 +111,8 @@ pub(crate) struct PieceSum {
 }
 
 impl ObjectDigest {
-    /// The one to hold an object to, of those that its store has: what is cheapest to take and can be
-    /// taken of pieces comes first.
+    /// The one to hold an object to, of those that its store has: what is cheapest to take and can
+    /// be taken of pieces comes first.
     pub(crate) fn best_of(checksums: &Checksums) -> Option<Self> {
         let crc64 = checksums.crc64_nvme.map(Self::Crc64Nvme);
         let crc32 = || checksums.crc32c.map(Self::Crc32c);

@@ -1,12 +1,12 @@
 //! The RAM tier: verified chunks in slots of shared segments, kept until room is needed.
 //!
-//! [`RamTier::claim`] finds a slot to fill: a free one, or one that eviction frees. Who may claim is
-//! admission's decision (a token per slot); that law makes the wait here short: it only bridges the
-//! moment between an abandoned fetch and its slot's return. [`RamTier::insert`] is the only
+//! [`RamTier::claim`] finds a slot to fill: a free one, or one that eviction frees. Who may claim
+//! is admission's decision (a token per slot); that law makes the wait here short: it only bridges
+//! the moment between an abandoned fetch and its slot's return. [`RamTier::insert`] is the only
 //! constructor of a [`PinnedChunk`] and wants a [`VerifiedChunk`]: no unverified byte gets in.
 //!
-//! A pinned chunk is counted. The tier's own reference keeps it cached; every further one (a lease, a
-//! load in progress) makes it ineligible for eviction. Evicted or dropped while leased, it leaves
+//! A pinned chunk is counted. The tier's own reference keeps it cached; every further one (a lease,
+//! a load in progress) makes it ineligible for eviction. Evicted or dropped while leased, it leaves
 //! the index at once and its slot comes free with the last reference.
 
 pub(crate) mod places;
@@ -259,8 +259,8 @@ impl RamTier {
         self.lock().residency.holds(key)
     }
 
-    /// A slot to fill, near a node if one is given and as far as that can be had. The caller holds a
-    /// window token for it.
+    /// A slot to fill, near a node if one is given and as far as that can be had. The caller holds
+    /// a window token for it.
     pub(crate) async fn claim(&self, near: Option<NodeId>) -> Result<ClaimedSlot, ClaimError> {
         loop {
             // Registered before looking, so that a slot that comes free in between is heard.
@@ -279,8 +279,8 @@ impl RamTier {
         }
     }
 
-    /// A free slot. Near a node: one of the node, then one that an idle checkpoint there is given up
-    /// for, then one of another node.
+    /// A free slot. Near a node: one of the node, then one that an idle checkpoint there is given
+    /// up for, then one of another node.
     fn take(&self, near: Option<NodeId>) -> Option<Result<ClaimedSlot, ShmError>> {
         let Some(node) = near else { return self.pool.take() };
         let there = self.pool.take_on(node).or_else(|| self.take_from_idle(node));

@@ -212,7 +212,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) placed: Option<&'a Placed>,
 }
 
-/// Closes the books of a load at `end`. `copies` are the busy stretches of the client's copy engine.
+/// Closes the books of a load at `end`. `copies` are the busy stretches of the client's copy
+/// engine.
 pub(crate) fn close(
     subject: Subject<'_>,
     timeline: &Timeline,

@@ -5,13 +5,13 @@
 //!
 //! Eviction gives up whole revisions before chunks: half a checkpoint saves nobody a download. The
 //! next victim is the least recently used revision that no load is using; all its chunks go, except
-//! those a revision in use refers to. Only when every revision is in use are single chunks given up,
-//! least recently used first. A chunk that is leased is never a victim (`leased` says so), nor is one
-//! of a revision that an operator has pinned.
+//! those a revision in use refers to. Only when every revision is in use are single chunks given
+//! up, least recently used first. A chunk that is leased is never a victim (`leased` says so), nor
+//! is one of a revision that an operator has pinned.
 //!
 //! Where room is wanted by bytes ([`Residency::evict_sized`]), size counts beside age: of the older
-//! half of the idle revisions the smallest goes that is large enough, so that a large checkpoint does
-//! not make room for a small one that a smaller and hardly younger one could make.
+//! half of the idle revisions the smallest goes that is large enough, so that a large checkpoint
+//! does not make room for a small one that a smaller and hardly younger one could make.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -169,8 +169,8 @@ impl<V: Clone> Residency<V> {
         Vec::new()
     }
 
-    /// The chunks of an idle revision, for room of so many bytes: may be less than that, to be asked
-    /// again. Revisions without a name go first: nobody can ask for them.
+    /// The chunks of an idle revision, for room of so many bytes: may be less than that, to be
+    /// asked again. Revisions without a name go first: nobody can ask for them.
     pub(crate) fn evict_sized(&mut self, bytes: u64) -> Vec<V> {
         let mut idle = self.idle();
         let nameless = |revision: &Revision| {
@@ -196,8 +196,8 @@ impl<V: Clone> Residency<V> {
         Vec::new()
     }
 
-    /// Single chunks, least recently used first, until they have so many bytes by `size`; none that a
-    /// pinned revision refers to, or this one.
+    /// Single chunks, least recently used first, until they have so many bytes by `size`; none that
+    /// a pinned revision refers to, or this one.
     pub(crate) fn evict_chunks(
         &mut self,
         bytes: u64,
@@ -249,7 +249,8 @@ impl<V: Clone> Residency<V> {
         oldest.and_then(|key| self.remove(&key))
     }
 
-    /// The chunks of an idle revision that nobody leases and no revision in use, or pinned, refers to.
+    /// The chunks of an idle revision that nobody leases and no revision in use, or pinned, refers
+    /// to.
     fn evictable(&self, revision: Revision, leased: impl Fn(&V) -> bool) -> Vec<ChunkKey> {
         let Some(entry) = self.revisions.get(&revision) else { return Vec::new() };
         let in_use = |other: &Revision| {

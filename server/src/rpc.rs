@@ -1,9 +1,9 @@
 //! The gRPC face: the only place, with its sub-modules, that sees tonic.
 //!
 //! A method checks its input, gives the request a deadline, and hands it to `load` or reads the
-//! state. Deadlines are parsed and enforced here and in `load`: tonic's own handling covers response
-//! heads only. A stream runs as a task of the daemon's tree and ends with it: when the client drops
-//! its response stream, a guard in it cancels the task.
+//! state. Deadlines are parsed and enforced here and in `load`: tonic's own handling covers
+//! response heads only. A stream runs as a task of the daemon's tree and ends with it: when the
+//! client drops its response stream, a guard in it cancels the task.
 
 mod convert;
 mod kept;
@@ -173,8 +173,8 @@ fn canonical(uri: &str) -> Result<String, Failure> {
     shown_uri(uri)
 }
 
-/// A URI that names something, without a query, in its canonical form. What is none is refused before
-/// it waits for anything: waiting does not mend it.
+/// A URI that names something, without a query, in its canonical form. What is none is refused
+/// before it waits for anything: waiting does not mend it.
 fn shown_uri(uri: &str) -> Result<String, Failure> {
     OriginUri::parse(uri)
         .map(|uri| uri.to_string())

@@ -2,8 +2,8 @@
 //!
 //! A budget bounds what all loads together hold. Whoever fetches such parts takes its share of the
 //! budget before it claims a slot and before it asks the origin. So the order is staging, slot,
-//! connection, and whoever holds a share waits for no one who waits for one. Buffers are used again:
-//! fresh pages cost as much as a copy.
+//! connection, and whoever holds a share waits for no one who waits for one. Buffers are used
+//! again: fresh pages cost as much as a copy.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,8 +16,8 @@ use crate::cpu::Stopped;
 /// The budget's unit.
 const UNIT_BYTES: u64 = 64 << 10;
 
-/// What one share may have although the budget is smaller: the largest chunk, a frame of that size at
-/// each of its ends, and as much again.
+/// What one share may have although the budget is smaller: the largest chunk, a frame of that size
+/// at each of its ends, and as much again.
 const SHARE_BYTES_MAX: u64 = 96 << 20;
 
 /// Why there is no memory for what is to be decoded.
@@ -56,8 +56,8 @@ pub(crate) struct Staging {
     idle: Mutex<Vec<Vec<u8>>>,
 }
 
-/// A share of the budget, for the buffers of one chunk. Dropping it gives it back, when its buffers are
-/// gone too.
+/// A share of the budget, for the buffers of one chunk. Dropping it gives it back, when its buffers
+/// are gone too.
 #[derive(Debug, Clone)]
 pub(crate) struct StagingShare {
     staging: Arc<Staging>,
@@ -81,8 +81,9 @@ impl Staging {
         Arc::new(Self { units, units_max, idle: Mutex::default() })
     }
 
-    /// A share for so many bytes, when its turn has come. What is more than the whole budget takes the
-    /// whole budget, so there is one such share at a time; above [`SHARE_BYTES_MAX`] it is refused.
+    /// A share for so many bytes, when its turn has come. What is more than the whole budget takes
+    /// the whole budget, so there is one such share at a time; above [`SHARE_BYTES_MAX`] it is
+    /// refused.
     pub(crate) async fn share(self: &Arc<Self>, bytes: u64) -> Result<StagingShare, StagingError> {
         let most = SHARE_BYTES_MAX.max(u64::from(self.units_max) * UNIT_BYTES);
         if bytes > most {

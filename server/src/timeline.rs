@@ -2,14 +2,15 @@
 //!
 //! Every load owns a [`Timeline`]. The stages' shells write spans into it: load-wide ones (waiting
 //! for admission, resolving, planning) and, per chunk, the chain from waiting for a window slot to
-//! the client's release. A span is either *queue* (handed to a stage, not taken up yet) or *service*
-//! (being worked on). Spans of one chunk never overlap, so sums are honest; chunks do overlap each
-//! other, so stage sums may exceed the wall time, which is why the report also has the critical
-//! path (see [`path`]): the chain of spans that ended last, walked backwards.
+//! the client's release. A span is either *queue* (handed to a stage, not taken up yet) or
+//! *service* (being worked on). Spans of one chunk never overlap, so sums are honest; chunks do
+//! overlap each other, so stage sums may exceed the wall time, which is why the report also has the
+//! critical path (see [`path`]): the chain of spans that ended last, walked backwards.
 //!
 //! Costs are booked when a [`Spending`] ends, so what is cut off or fails is booked too.
 //!
-//! A timeline holds at most one trace per chunk of the plan; the plan is bounded by resolve's limits.
+//! A timeline holds at most one trace per chunk of the plan; the plan is bounded by resolve's
+//! limits.
 
 pub(crate) mod path;
 

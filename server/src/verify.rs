@@ -1,9 +1,10 @@
 //! Verify: the only constructor of a [`VerifiedChunk`].
 //!
 //! Length, version and range were checked while the parts arrived, and the digest was taken (see
-//! [`crate::digest`]). Here it is compared with that of the first fetch (see [`record`]), on a worker
-//! thread, because a new one is written to a file. A difference means that the origin, or the way from
-//! it, gave other bytes for the same version of the same object: nothing of it is kept.
+//! [`crate::digest`]). Here it is compared with that of the first fetch (see [`record`]), on a
+//! worker thread, because a new one is written to a file. A difference means that the origin, or
+//! the way from it, gave other bytes for the same version of the same object: nothing of it is
+//! kept.
 //!
 //! What comes from the NVMe tier is checked here too, every grain of it, and its digest is compared
 //! with the same record.
@@ -135,8 +136,8 @@ impl Verifier {
         Ok((checked?, [queue, service]))
     }
 
-    /// What compares the digest of a chunk, on the thread that has just decoded it. The span is that of
-    /// the check.
+    /// What compares the digest of a chunk, on the thread that has just decoded it. The span is
+    /// that of the check.
     pub(crate) fn of_raw(
         &self,
     ) -> impl FnOnce(RawChunk) -> (Result<VerifiedChunk, VerifyError>, Span) + Send + use<> {
@@ -196,7 +197,8 @@ impl Verifier {
         self.records.known(key)
     }
 
-    /// Whether a chunk in RAM still has the digest that is recorded of it; none if there is no record.
+    /// Whether a chunk in RAM still has the digest that is recorded of it; none if there is no
+    /// record.
     pub(crate) async fn verify_cached(&self, chunk: PinnedChunk) -> Result<Option<bool>, Stopped> {
         let records = Arc::clone(&self.records);
         let checking = self.workers.run(Some(chunk.node()), move || {

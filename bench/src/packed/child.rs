@@ -1,8 +1,9 @@
-//! An S3 origin that tells checksums, in a process of its own, so that its CPU time is nobody else's.
+//! An S3 origin that tells checksums, in a process of its own, so that its CPU time is nobody
+//! else's.
 //!
-//! As with `raw-origin`, the parent starts itself with a hidden verb. The child makes a checkpoint, puts
-//! it under a prefix for each kind of checksum, says on its standard output how a client reaches it, and
-//! ends when its standard input does. The bytes are in memory once.
+//! As with `raw-origin`, the parent starts itself with a hidden verb. The child makes a checkpoint,
+//! puts it under a prefix for each kind of checksum, says on its standard output how a client
+//! reaches it, and ends when its standard input does. The bytes are in memory once.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};

@@ -1,10 +1,11 @@
 //! One worker's decoding against the zstd library's, on frames of a packed checkpoint.
 //!
 //! `FrameDecoder` is what the decode stage runs. It is compared with the library decoding the same
-//! frames in one call each, into scratch memory that was touched before, with a plain undoing of the
-//! planes behind it. One thread, frame after frame, each into a place of its own; the sides take turns
-//! and who begins changes. What counts is the thread's CPU time: a worker's speed is that of a core
-//! that it has for itself. Every byte of both is compared with what was packed, once.
+//! frames in one call each, into scratch memory that was touched before, with a plain undoing of
+//! the planes behind it. One thread, frame after frame, each into a place of its own; the sides
+//! take turns and who begins changes. What counts is the thread's CPU time: a worker's speed is
+//! that of a core that it has for itself. Every byte of both is compared with what was packed,
+//! once.
 
 use forebay_codec::coding::{Coding, Frame, Width};
 use forebay_codec::decode::FrameDecoder;

@@ -1,9 +1,10 @@
 //! Loads over a link that carries 200 MB/s in all, packed against raw.
 //!
 //! An S3 origin that is held to that rate has the checkpoint as it is and packed. One daemon loads
-//! either in turn, each time with nothing of it in RAM and without an NVMe tier. A first packed load
-//! is not counted: every byte of it is compared with what was packed. What the daemon itself says of
-//! decoding is beside that: plain bytes for each second that a worker had a frame, with the digests.
+//! either in turn, each time with nothing of it in RAM and without an NVMe tier. A first packed
+//! load is not counted: every byte of it is compared with what was packed. What the daemon itself
+//! says of decoding is beside that: plain bytes for each second that a worker had a frame, with the
+//! digests.
 
 use forebay_testkit::{LinkOptions, S3Options, S3Origin};
 

@@ -1,7 +1,7 @@
 //! What packed checkpoints take: of bf16 weights, and of what compression does nothing for.
 //!
-//! Bytes are counted at the store, of every object that a pack leaves there, the manifest among them.
-//! Nothing here varies from one run to the next, so each checkpoint is packed once.
+//! Bytes are counted at the store, of every object that a pack leaves there, the manifest among
+//! them. Nothing here varies from one run to the next, so each checkpoint is packed once.
 
 use forebay_testkit::Content;
 
@@ -57,8 +57,8 @@ struct Tiny {
     entry_bytes: f64,
 }
 
-/// Objects of a few bytes each. What the manifest says of one is longer than it is; by itself each is
-/// stored in no more than its bytes.
+/// Objects of a few bytes each. What the manifest says of one is longer than it is; by itself each
+/// is stored in no more than its bytes.
 async fn tiny(ground: &Ground, node: &Node) -> Outcome<Tiny> {
     const COUNT: u64 = 100;
     let object = |n: u64| (format!("{n:03}.bin"), Content::synthetic(n, n * 7));

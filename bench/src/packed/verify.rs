@@ -1,14 +1,14 @@
 //! What digests take of a load's CPU seconds, by what is known of its objects.
 //!
-//! A cold load from an unshaped S3 origin, on a node that has never seen the checkpoint: the CPU time
-//! of daemon and client counts, that of the origin, a process of its own, does not. No daemon goes
-//! without digests, so what they take is not the difference of two loads. It is measured in this
-//! process, on the very code: pieces as long as a receive are copied into a slot and looked at at once,
-//! as they are when they land, and the CPU time of the same copies alone is taken off.
+//! A cold load from an unshaped S3 origin, on a node that has never seen the checkpoint: the CPU
+//! time of daemon and client counts, that of the origin, a process of its own, does not. No daemon
+//! goes without digests, so what they take is not the difference of two loads. It is measured in
+//! this process, on the very code: pieces as long as a receive are copied into a slot and looked at
+//! at once, as they are when they land, and the CPU time of the same copies alone is taken off.
 //!
 //! What a daemon does about digests beside taking them is not seen so. Loads of which more is known
-//! show it: what they take beyond loads of which nothing is known, and the chunk's digest, which those
-//! take too. The larger of the two counts.
+//! show it: what they take beyond loads of which nothing is known, and the chunk's digest, which
+//! those take too. The larger of the two counts.
 
 use std::hint::black_box;
 

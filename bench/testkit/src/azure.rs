@@ -1,8 +1,9 @@
 //! Azure Blob Storage, as far as who reads and writes blobs uses it.
 //!
-//! GET and HEAD of a blob, PUT of one and of its blocks and their list, DELETE in batches, a listing of a container in pages (`comp=list` with `marker`), and an
-//! authorisation that must be there, as a header (Shared Key, bearer) or as a SAS signature in the
-//! query; neither is verified. Blob URLs are `ENDPOINT/CONTAINER/BLOB`.
+//! GET and HEAD of a blob, PUT of one and of its blocks and their list, DELETE in batches, a
+//! listing of a container in pages (`comp=list` with `marker`), and an authorisation that must be
+//! there, as a header (Shared Key, bearer) or as a SAS signature in the query; neither is verified.
+//! Blob URLs are `ENDPOINT/CONTAINER/BLOB`.
 
 use std::fmt::Write;
 use std::ops::Deref;

@@ -28,8 +28,8 @@ pub struct CheckpointSpec {
     pub bytes: u64,
     /// How many safetensors files. One is `model.safetensors`, with no index.
     pub shards: usize,
-    /// Whether weights are normally distributed, with mean 0 and deviation 0.02; they take longer to
-    /// make. They have a bell shape in any case.
+    /// Whether weights are normally distributed, with mean 0 and deviation 0.02; they take longer
+    /// to make. They have a bell shape in any case.
     pub normal: bool,
 }
 

@@ -163,7 +163,8 @@ impl DnsServer {
         self.zone().name(name).delay = delay;
     }
 
-    /// From now on answers about `name` are whole over TCP only: over UDP they are empty and say so.
+    /// From now on answers about `name` are whole over TCP only: over UDP they are empty and say
+    /// so.
     pub fn truncate(&self, name: &str, truncated: bool) {
         self.zone().name(name).truncated = truncated;
     }

@@ -1,7 +1,7 @@
 //! Google Cloud Storage's XML API, as far as who reads and writes objects uses it.
 //!
-//! GET and HEAD of an object, PUT and DELETE, uploads in parts, a listing in pages (`list-type=2`), `generation` in the query, and a
-//! bearer token that must be there; whose it is, is not checked.
+//! GET and HEAD of an object, PUT and DELETE, uploads in parts, a listing in pages (`list-type=2`),
+//! `generation` in the query, and a bearer token that must be there; whose it is, is not checked.
 
 use std::fmt::Write;
 use std::ops::Deref;

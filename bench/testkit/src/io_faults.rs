@@ -1,11 +1,11 @@
 //! An io engine over a disk that lies: it wraps a real engine and commits the faults it is told to.
 //!
 //! The fault model is that of a disk and of the kernel above it. An operation may move fewer bytes
-//! than asked, end late, or never; fail with EIO or ENOSPC; a write may land only up to some sector,
-//! land elsewhere, or change a bit, and be reported as done; a read may bring what lies elsewhere,
-//! or change a bit. What is above must serve no wrong byte for any of these, and must not wait for
-//! what never ends. Memory obeys the seam's law even here: what never ends keeps its memory until
-//! the test lets go of it.
+//! than asked, end late, or never; fail with EIO or ENOSPC; a write may land only up to some
+//! sector, land elsewhere, or change a bit, and be reported as done; a read may bring what lies
+//! elsewhere, or change a bit. What is above must serve no wrong byte for any of these, and must
+//! not wait for what never ends. Memory obeys the seam's law even here: what never ends keeps its
+//! memory until the test lets go of it.
 //!
 //! Which operations are struck follows from their order and a seed, so a run is repeated by
 //! repeating its operations. Everything but waiting happens in `submit`, as with a real engine.

@@ -31,7 +31,8 @@ fn built(name: &str, package: &str) -> PathBuf {
     if !is_fresh(&path) {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.args(["build", "--offline", "--package", package, "--bin", name]);
-        // What cargo says to this test would have build scripts think that their package has changed.
+        // What cargo says to this test would have build scripts think that their package has
+        // changed.
         let of_cargo = std::env::vars_os().filter(|(name, _)| is_of_a_package(name));
         for (name, _) in of_cargo {
             cargo.env_remove(name);

@@ -1,12 +1,13 @@
-//! Bits that flip, wherever bytes of a packed checkpoint are: on the wire, in the packed objects, in their
-//! manifest, in extents of the NVMe tier. Nothing wrong is ever served: a load ends with the right bytes,
-//! or with exit code 6 and nothing.
+//! Bits that flip, wherever bytes of a packed checkpoint are: on the wire, in the packed objects,
+//! in their manifest, in extents of the NVMe tier. Nothing wrong is ever served: a load ends with
+//! the right bytes, or with exit code 6 and nothing.
 //!
-//! What counts as a flip is one bit that is checked by itself. On the wire every chunk of a load comes
-//! with one flipped bit, its own, and right when it is asked for once more; in the NVMe tier every extent
-//! of a load has one. At rest there is one flip for each load. The bulk of 10^5 flips is tried in this
-//! process on the objects that the daemon packed: by the decoder, the digests and the parser of manifests
-//! that the daemon has. `FOREBAY_SLOW_TESTS=1` takes 10^5 in all, some hundreds if not.
+//! What counts as a flip is one bit that is checked by itself. On the wire every chunk of a load
+//! comes with one flipped bit, its own, and right when it is asked for once more; in the NVMe tier
+//! every extent of a load has one. At rest there is one flip for each load. The bulk of 10^5 flips
+//! is tried in this process on the objects that the daemon packed: by the decoder, the digests and
+//! the parser of manifests that the daemon has. `FOREBAY_SLOW_TESTS=1` takes 10^5 in all, some
+//! hundreds if not.
 
 use std::path::Path;
 
@@ -45,7 +46,8 @@ fn flips(slowly: usize, otherwise: usize) -> usize {
     flips
 }
 
-/// Weights and all that lies beside them: frames of planes, of text, and of what is stored as it is.
+/// Weights and all that lies beside them: frames of planes, of text, and of what is stored as it
+/// is.
 fn made(bytes: u64) -> Checkpoint {
     checkpoint(CheckpointSpec::new(51, bytes).shards(2).normal())
 }

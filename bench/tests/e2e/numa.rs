@@ -1,9 +1,9 @@
 //! Places: on this machine, whatever its nodes are, and in a guest that has three, with and without
 //! memory.
 //!
-//! `.ci/numa-guest` boots it under software emulation; the guest runs `guest/init`, which tells what it
-//! finds in lines of its console. Where qemu, the kernel or another tool is missing, the test prints
-//! which and is skipped.
+//! `.ci/numa-guest` boots it under software emulation; the guest runs `guest/init`, which tells
+//! what it finds in lines of its console. Where qemu, the kernel or another tool is missing, the
+//! test prints which and is skipped.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -252,7 +252,8 @@ fn a_cpu_that_leaves_takes_nothing_with_it(told: &Told) {
     assert_eq!(told.all("ended"), ["0"]);
 }
 
-/// It may run on CPU 0 only: memory is where it was asked for, work on it is not, and that is counted.
+/// It may run on CPU 0 only: memory is where it was asked for, work on it is not, and that is
+/// counted.
 fn a_daemon_kept_off_a_node_works_from_elsewhere(told: &Told) {
     let load = told.json("confined");
     assert_eq!(placed(&load, Some(1), 8 * CHUNK, 0), "");

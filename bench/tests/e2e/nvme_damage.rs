@@ -100,8 +100,8 @@ async fn one_bit_in_an_extent_costs_that_extent() {
     let mut rng = seed.prng();
     let stored = Stored::new(40, 500 << 10).await;
     let all = extents(stored.dir.path());
-    // Magic, version, key, revision, generation, payload bytes, digest, content bytes, the first sum,
-    // the header's own; then wherever, in header and payload.
+    // Magic, version, key, revision, generation, payload bytes, digest, content bytes, the first
+    // sum, the header's own; then wherever, in header and payload.
     let fields = [0, 8, 16, 48, 80, 88, 104, 136, 256, 4088].map(|at| Some(8 * at));
     let sample = fields.into_iter().chain([None; 10]);
     for at in sample {

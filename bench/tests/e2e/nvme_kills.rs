@@ -1,13 +1,14 @@
 //! kill -9 at random points of fills and evictions.
 //!
-//! A *life* is one cache directory and a chain of daemons over it. Each is killed while it loads two
-//! checkpoints in turns, in a tier that holds hardly one of them, so that at any moment extents are
-//! written, committed and removed. What it was at when it is killed follows from the seed: so many
-//! requests that the origin has seen, extents that were committed, or milliseconds. Some daemons are
-//! ended as they should be in between, so that the index is there, and out of date after the kill.
+//! A *life* is one cache directory and a chain of daemons over it. Each is killed while it loads
+//! two checkpoints in turns, in a tier that holds hardly one of them, so that at any moment extents
+//! are written, committed and removed. What it was at when it is killed follows from the seed: so
+//! many requests that the origin has seen, extents that were committed, or milliseconds. Some
+//! daemons are ended as they should be in between, so that the index is there, and out of date
+//! after the kill.
 //!
-//! Asserted after every kill, of the extents that lie in `nvme/extents` right after it, which are those
-//! that were committed before it and not evicted since:
+//! Asserted after every kill, of the extents that lie in `nvme/extents` right after it, which are
+//! those that were committed before it and not evicted since:
 //!
 //! - the next daemon begins with all of them, of the same generation, and with nothing else: none is
 //!   put aside, none is missing, and what was half written is gone;

@@ -104,7 +104,8 @@ async fn a_small_disk_holds_what_it_can_and_a_full_one_nothing() {
     node.client.evict(EvictRequest::new(URI).tier(KeepTier::Ram)).await.unwrap();
     let report = node.loads(URI, &files(&made)).await;
     assert_eq!(report.bytes_by_tier.nvme, made.bytes());
-    // More than the disk: what it holds is right, the floor of 5 % stays free, and the rest is said.
+    // More than the disk: what it holds is right, the floor of 5 % stays free, and the rest is
+    // said.
     let request = PrefetchRequest::new(s3_uri("larger/")).tier(KeepTier::Nvme);
     let error = prefetch(&node.client, request).await.unwrap_err();
     assert_eq!(error.reason(), Reason::NvmeExhausted, "{error}");

@@ -278,7 +278,8 @@ async fn folders_are_packed_by_their_paths() {
     node.loads(&format!("file://{to}/"), &expected).await;
 }
 
-/// Uploads in parts, copies in parts, and an object of which all samples lie: it is stored as it is.
+/// Uploads in parts, copies in parts, and an object of which all samples lie: it is stored as it
+/// is.
 #[tokio::test]
 async fn large_objects_come_in_parts() {
     const LIAR_BYTES: usize = 30 << 20;

@@ -1,4 +1,5 @@
-//! Checkpoints of every shape: ten thousand objects, none with bytes, strange keys, hostile headers.
+//! Checkpoints of every shape: ten thousand objects, none with bytes, strange keys, hostile
+//! headers.
 
 use forebay_client::{LoadRequest, Reason};
 use forebay_testkit::{

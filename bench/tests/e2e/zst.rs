@@ -1,5 +1,5 @@
-//! Plain `.zst` objects: they are decoded, whatever they were made with, or refused with the object and
-//! the place.
+//! Plain `.zst` objects: they are decoded, whatever they were made with, or refused with the object
+//! and the place.
 
 use std::process::{Command, Stdio};
 
@@ -89,7 +89,8 @@ async fn every_way_to_lay_frames_out_is_decoded() {
     node.loads(&s3_uri("z/e.txt.zst"), &[("e.txt".to_owned(), whole)]).await;
 }
 
-/// One large frame, as `zstd FILE` makes it, through a pool that is a fraction of it, for two loads.
+/// One large frame, as `zstd FILE` makes it, through a pool that is a fraction of it, for two
+/// loads.
 #[tokio::test]
 async fn a_large_frame_streams_through_a_small_pool() {
     let plain = text(20 << 20);

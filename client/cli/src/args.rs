@@ -115,7 +115,8 @@ pub(crate) struct PrefetchArgs {
 /// Where bytes should lie in host memory. What cannot be had is said in the report.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct NearArgs {
-    /// Near this GPU: its PCI address, as `nvidia-smi --query-gpu=pci.bus_id --format=csv` prints it
+    /// Near this GPU: its PCI address, as `nvidia-smi --query-gpu=pci.bus_id --format=csv` prints
+    /// it
     #[arg(long, value_name = "PCI", conflicts_with = "numa_node")]
     pub(crate) gpu: Option<PciAddress>,
 

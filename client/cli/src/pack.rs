@@ -1,7 +1,7 @@
 //! `forebay pack`: a checkpoint written anew, by the daemon.
 //!
-//! The daemon knows folders as `file:///` URIs only, so a path that is given becomes one here: absolute,
-//! with links resolved as far as the path exists, and percent-encoded.
+//! The daemon knows folders as `file:///` URIs only, so a path that is given becomes one here:
+//! absolute, with links resolved as far as the path exists, and percent-encoded.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -107,7 +107,8 @@ fn located(given: &str) -> Result<String, CliError> {
     Ok(format!("file://{}{slash}", encoded(text)))
 }
 
-/// The path with its links resolved, as far as it exists. What does not exist is left to the daemon.
+/// The path with its links resolved, as far as it exists. What does not exist is left to the
+/// daemon.
 fn resolved(path: &Path) -> PathBuf {
     for parent in path.ancestors() {
         if let (Ok(real), Ok(rest)) = (parent.canonicalize(), path.strip_prefix(parent)) {

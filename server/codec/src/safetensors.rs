@@ -4,9 +4,9 @@
 //! tensor names to `{dtype, shape, data_offsets: [begin, end)}` relative to the data, plus an
 //! optional `__metadata__` of strings. What a hostile header can claim is bounded before anything
 //! is allocated: its length by [`HEADER_BYTES_MAX`] and by the object, the tensors by
-//! [`TENSORS_MAX`], each name and shape by their own limits; offsets have to lie in the object, must
-//! not overlap, and have to match dtype and shape. Gaps between tensors are allowed: the bytes are
-//! served as they are.
+//! [`TENSORS_MAX`], each name and shape by their own limits; offsets have to lie in the object,
+//! must not overlap, and have to match dtype and shape. Gaps between tensors are allowed: the bytes
+//! are served as they are.
 
 use std::collections::BTreeMap;
 use std::fmt;

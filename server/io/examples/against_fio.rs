@@ -4,9 +4,9 @@
 //!
 //! SHAPES is how many of the depths and block sizes to try.
 //!
-//! Needs fio. Prints, for each depth and block size, the median GB/s and CPU seconds per GiB over the
-//! rounds of fio (io_uring, O_DIRECT; CPU of its process), of both engines reading into slots of
-//! registered segments, and their share of the best that fio reached with any of the settings.
+//! Needs fio. Prints, for each depth and block size, the median GB/s and CPU seconds per GiB over
+//! the rounds of fio (io_uring, O_DIRECT; CPU of its process), of both engines reading into slots
+//! of registered segments, and their share of the best that fio reached with any of the settings.
 
 #![expect(clippy::print_stdout, reason = "a report")]
 

@@ -19,8 +19,8 @@ unsafe impl Send for AlignedBuf {}
 unsafe impl Sync for AlignedBuf {}
 
 impl AlignedBuf {
-    /// Zeroes: `bytes`, rounded up to whole multiples of `align_bytes`, at least one. Large ones get
-    /// their pages as they are touched.
+    /// Zeroes: `bytes`, rounded up to whole multiples of `align_bytes`, at least one. Large ones
+    /// get their pages as they are touched.
     pub fn zeroed(bytes: usize, align_bytes: usize) -> Result<Self, IoError> {
         let refused = || IoError::NoMemory { bytes };
         let rounded = bytes.max(1).checked_next_multiple_of(align_bytes.max(1));

@@ -1,8 +1,8 @@
 //! Which engine this kernel allows, found by making it, and the reason in words.
 //!
 //! io_uring is forbidden in many containers (a seccomp filter), on some distributions (a sysctl),
-//! and missing in old kernels. None of that is an error: the engine with threads takes over, and the
-//! reason is a value for the log, the metrics and `forebay doctor`.
+//! and missing in old kernels. None of that is an error: the engine with threads takes over, and
+//! the reason is a value for the log, the metrics and `forebay doctor`.
 
 use std::fmt;
 use std::io;

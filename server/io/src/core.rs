@@ -118,8 +118,8 @@ impl Core {
         (started, is_over)
     }
 
-    /// Takes an operation back and answers its caller. The thread that calls it looks for its next turn
-    /// by itself.
+    /// Takes an operation back and answers its caller. The thread that calls it looks for its next
+    /// turn by itself.
     pub(crate) fn finish(&self, id: OpId, op: Op, result: Result<usize, IoError>) {
         let mut desk = self.desk();
         let answer = desk.finish(id, op, result, clock::now());

@@ -1,13 +1,15 @@
-//! CRCs as a chunk's pieces need them: CRC-64/NVME with carry-less multiplication of 256 bits, and the
-//! sums of two pieces put together in microseconds.
+//! CRCs as a chunk's pieces need them: CRC-64/NVME with carry-less multiplication of 256 bits, and
+//! the sums of two pieces put together in microseconds.
 //!
-//! The usual code multiplies 128 bits at a time, which with AVX2 is half of what a core can; what is
-//! taken here for each GiB falls from 0.09 to 0.05 CPU seconds on such a core. Four registers hold 128
-//! bytes; each step multiplies all of them by x^1024 and adds the next 128 bytes. At the end they are a
-//! message with the same remainder, which a table divides, with the bytes that are left.
+//! The usual code multiplies 128 bits at a time, which with AVX2 is half of what a core can; what
+//! is taken here for each GiB falls from 0.09 to 0.05 CPU seconds on such a core. Four registers
+//! hold 128 bytes; each step multiplies all of them by x^1024 and adds the next 128 bytes. At the
+//! end they are a message with the same remainder, which a table divides, with the bytes that are
+//! left.
 //!
-//! Numbers are reflected, as in the algorithms: the highest bit is the coefficient of x^0. A product of
-//! two of 64 bits has 127 bits, so that in 128 it is multiplied by x once; the constants make up for it.
+//! Numbers are reflected, as in the algorithms: the highest bit is the coefficient of x^0. A
+//! product of two of 64 bits has 127 bits, so that in 128 it is multiplied by x once; the constants
+//! make up for it.
 
 /// A CRC whose register begins and ends inverted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,11 +55,12 @@ impl Polynomial {
         power
     }
 
-    /// The sum of a piece with the sum `first`, and one of `bytes` bytes with the sum `second` behind it.
+    /// The sum of a piece with the sum `first`, and one of `bytes` bytes with the sum `second`
+    /// behind it.
     #[must_use]
     pub const fn combine(self, first: u64, second: u64, bytes: u64) -> u64 {
-        // The powers of x repeat themselves after less than 2^64, so wrapping would be wrong, and no
-        // object is so long.
+        // The powers of x repeat themselves after less than 2^64, so wrapping would be wrong, and
+        // no object is so long.
         self.times(self.power(bytes.saturating_mul(8)), first) ^ second
     }
 }

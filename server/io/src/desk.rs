@@ -156,7 +156,8 @@ impl Desk {
         self.limits.quotas.next(self.load(Lane::Read), self.load(Lane::Write)).is_some()
     }
 
-    /// Hands out the operation whose turn it is. What nobody waits for any more is answered instead.
+    /// Hands out the operation whose turn it is. What nobody waits for any more is answered
+    /// instead.
     pub(crate) fn start(&mut self, now: Instant, answers: &mut Vec<Answer>) -> Option<(OpId, Op)> {
         loop {
             let lane = self.limits.quotas.next(self.load(Lane::Read), self.load(Lane::Write))?;

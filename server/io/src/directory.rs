@@ -1,9 +1,10 @@
 //! A directory that is ours, and what is done in it by name.
 //!
 //! Names are single components and never follow a symbolic link, so nothing here can be led out of
-//! the directory, whoever plants what in it: `openat2` with RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS,
-//! or O_NOFOLLOW on kernels without it, which for one component says the same. What is opened must be
-//! a file or directory of our own user that nobody else may change, with no second name.
+//! the directory, whoever plants what in it: `openat2` with RESOLVE_BENEATH and
+//! RESOLVE_NO_SYMLINKS, or O_NOFOLLOW on kernels without it, which for one component says the same.
+//! What is opened must be a file or directory of our own user that nobody else may change, with no
+//! second name.
 //!
 //! Everything here blocks.
 
@@ -165,8 +166,8 @@ impl Directory {
     }
 
     /// Gives a file of this directory another name, in this directory or another one. Never puts it
-    /// in the place of a file that is there. Some filesystems cannot make sure of that (older NFS and
-    /// FUSE); there it is looked at first, and what comes in between is replaced.
+    /// in the place of a file that is there. Some filesystems cannot make sure of that (older NFS
+    /// and FUSE); there it is looked at first, and what comes in between is replaced.
     pub fn rename(&self, from: &str, into: &Self, to: &str) -> Result<(), FileError> {
         component(from)?;
         component(to)?;
@@ -248,8 +249,8 @@ fn open_beneath(
     let opened =
         rustix::io::retry_on_intr(|| rustix::fs::openat2(directory, name, flags, mode, resolve));
     match opened {
-        // Kernels before 5.6 do not know the call, and some seccomp filters forbid it. A name that is
-        // truly forbidden is refused again.
+        // Kernels before 5.6 do not know the call, and some seccomp filters forbid it. A name that
+        // is truly forbidden is refused again.
         Err(Errno::NOSYS | Errno::PERM) => {
             rustix::io::retry_on_intr(|| rustix::fs::openat(directory, name, flags, mode))
         }

@@ -1,8 +1,9 @@
 //! A file that operations are done on, and whether the page cache is in between.
 //!
-//! With O_DIRECT bytes go from the device to where they are wanted; the page cache would cost a copy
-//! and memory that the RAM tier is for. Some filesystems refuse it, some accept the flag and fail
-//! the first read: so it is tried out, and where it does not work the file is buffered and says so.
+//! With O_DIRECT bytes go from the device to where they are wanted; the page cache would cost a
+//! copy and memory that the RAM tier is for. Some filesystems refuse it, some accept the flag and
+//! fail the first read: so it is tried out, and where it does not work the file is buffered and
+//! says so.
 
 use std::fmt;
 use std::fs::File;
@@ -14,8 +15,8 @@ use rustix::io::Errno;
 use crate::buffer::AlignedBuf;
 use crate::error::FileError;
 
-/// What is assumed where the kernel does not tell (before Linux 6.1): the page size of most machines
-/// and the largest block of most devices.
+/// What is assumed where the kernel does not tell (before Linux 6.1): the page size of most
+/// machines and the largest block of most devices.
 const ALIGN_BYTES: u32 = 4096;
 
 /// Larger than this no device's block is.
@@ -145,8 +146,8 @@ impl DataFile {
             .map_err(|errno| FileError::system("cut a file", errno))
     }
 
-    /// Makes what was written survive a crash. Blocks, for as long as the device likes: from a task,
-    /// use the engine's sync.
+    /// Makes what was written survive a crash. Blocks, for as long as the device likes: from a
+    /// task, use the engine's sync.
     pub fn sync_data(&self) -> Result<(), FileError> {
         rustix::io::retry_on_intr(|| rustix::fs::fdatasync(&self.descriptor))
             .map_err(|errno| FileError::system("sync a file", errno))
@@ -154,8 +155,8 @@ impl DataFile {
 }
 
 impl From<DataFile> for File {
-    /// The file for those who read and write it themselves. It keeps the flags it was opened with: a
-    /// direct one takes only whole blocks.
+    /// The file for those who read and write it themselves. It keeps the flags it was opened with:
+    /// a direct one takes only whole blocks.
     fn from(file: DataFile) -> Self {
         file.descriptor.into()
     }

@@ -26,8 +26,8 @@
 //! Engines have threads of their own and know no runtime: their futures can be awaited anywhere.
 //! Unsafe code lies in `buffer`, `crc`, `numa`, `target`, `tcp` and `uring`.
 //!
-//! Beside that: what the kernel tells of TCP connections ([`tcp_info`]), and memory and threads on NUMA
-//! nodes ([`NumaPlan`]); and CRCs, with what only some processors have ([`WideCrc64Nvme`]).
+//! Beside that: what the kernel tells of TCP connections ([`tcp_info`]), and memory and threads on
+//! NUMA nodes ([`NumaPlan`]); and CRCs, with what only some processors have ([`WideCrc64Nvme`]).
 
 mod buffer;
 mod call;

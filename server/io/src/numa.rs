@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Nothing here is essential. A kernel without NUMA, a container whose seccomp profile forbids the
-//! calls, a cpuset that leaves one node: each is a typed reason, and memory and threads stay where the
-//! kernel puts them.
+//! calls, a cpuset that leaves one node: each is a typed reason, and memory and threads stay where
+//! the kernel puts them.
 
 mod list;
 mod memory;

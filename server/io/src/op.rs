@@ -255,7 +255,8 @@ pub struct OpTimes {
 /// How an operation ended, without the type of its memory.
 #[derive(Debug)]
 pub struct Outcome {
-    /// How many bytes were moved. A read that ends before its range does has met the end of the file.
+    /// How many bytes were moved. A read that ends before its range does has met the end of the
+    /// file.
     pub result: Result<usize, IoError>,
     /// The memory; none while the engine has to keep it.
     pub payload: Option<Payload>,
@@ -292,7 +293,8 @@ impl Outcome {
 /// An operation that was done.
 #[derive(Debug)]
 pub struct Done<T> {
-    /// How many bytes were moved. A read that ends before its range does has met the end of the file.
+    /// How many bytes were moved. A read that ends before its range does has met the end of the
+    /// file.
     pub bytes: usize,
     /// The memory that was given.
     pub target: T,

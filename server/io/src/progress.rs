@@ -2,9 +2,9 @@
 //! ask it.
 //!
 //! The kernel may move fewer bytes than asked, or be interrupted. What is left is asked for again
-//! until all is there, a read meets the end of its file, or nothing moves any more. On a direct file
-//! what is left has to begin at a whole block: a read that stops inside one has met the end, and a
-//! write that does is taken up again where that block begins.
+//! until all is there, a read meets the end of its file, or nothing moves any more. On a direct
+//! file what is left has to begin at a whole block: a read that stops inside one has met the end,
+//! and a write that does is taken up again where that block begins.
 
 use crate::error::IoError;
 use crate::op::{Op, OpKind};

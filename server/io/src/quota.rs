@@ -1,8 +1,8 @@
 //! How many operations of each lane the device may have at once. Pure.
 //!
-//! Reads first: somebody waits for them. While one waits or runs, writes have a quarter of the depth
-//! at most, and otherwise three quarters, so that a read that comes meets a device with room. One
-//! place is kept for the writes that wait, so that reads do not starve them either.
+//! Reads first: somebody waits for them. While one waits or runs, writes have a quarter of the
+//! depth at most, and otherwise three quarters, so that a read that comes meets a device with room.
+//! One place is kept for the writes that wait, so that reads do not starve them either.
 
 use crate::op::Lane;
 

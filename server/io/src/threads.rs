@@ -1,11 +1,11 @@
 //! The engine that works everywhere: named threads, each with one blocking call at a time.
 //!
 //! As many operations are with the device as there are threads, so 8 to 16 of them come close to
-//! what io_uring gets from a disk. A thread that the kernel does not let go keeps its operation; the
-//! watch tells the caller, and the others go on.
+//! what io_uring gets from a disk. A thread that the kernel does not let go keeps its operation;
+//! the watch tells the caller, and the others go on.
 //!
-//! They are not pinned to a NUMA node, and neither is the thread of the ring: with O_DIRECT the device
-//! writes to the memory itself, and the CPU that asked touches no byte of it.
+//! They are not pinned to a NUMA node, and neither is the thread of the ring: with O_DIRECT the
+//! device writes to the memory itself, and the CPU that asked touches no byte of it.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};

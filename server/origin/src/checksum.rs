@@ -142,8 +142,8 @@ impl<'a> HeadText<'a> {
     }
 
     fn amazon(&self, found: &mut Checksums) {
-        // Composite ones are of the parts' checksums. Stores from before the type was told write the
-        // number of parts behind such a one, which makes it no base64.
+        // Composite ones are of the parts' checksums. Stores from before the type was told write
+        // the number of parts behind such a one, which makes it no base64.
         let kind = self.text("x-amz-checksum-type");
         if kind.is_some_and(|kind| !kind.eq_ignore_ascii_case("FULL_OBJECT")) {
             return;

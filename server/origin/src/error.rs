@@ -1,8 +1,8 @@
 //! The error of this layer, and how foreign texts are made safe to show.
 //!
-//! An [`OriginError`] says in one sentence what was asked of whom and what came back, and carries the
-//! facts apart from it. Texts of libraries below may quote URLs: [`redact`] cuts every query and user
-//! name out of them before they become part of an error.
+//! An [`OriginError`] says in one sentence what was asked of whom and what came back, and carries
+//! the facts apart from it. Texts of libraries below may quote URLs: [`redact`] cuts every query
+//! and user name out of them before they become part of an error.
 
 use std::error::Error;
 use std::fmt;
@@ -146,7 +146,8 @@ pub struct OriginFailure {
     pub source: Option<Box<dyn Error + Send + Sync>>,
 }
 
-/// A failed call. Its fields are those of [`OriginFailure`]; its text is one sentence without secrets.
+/// A failed call. Its fields are those of [`OriginFailure`]; its text is one sentence without
+/// secrets.
 #[derive(Debug)]
 pub struct OriginError(Box<OriginFailure>);
 

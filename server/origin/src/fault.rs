@@ -1,4 +1,5 @@
-//! One failed attempt, classified: from what the transport saw first, from object_store's error last.
+//! One failed attempt, classified: from what the transport saw first, from object_store's error
+//! last.
 //!
 //! object_store's public error tells a few statuses apart and hides the rest, so the status in the
 //! [`Seen`] decides wherever there is one.

@@ -1,4 +1,5 @@
-//! Files, for `file` origins: a few named threads that read pieces of them, and do whatever else blocks.
+//! Files, for `file` origins: a few named threads that read pieces of them, and do whatever else
+//! blocks.
 //!
 //! Reading a file blocks, and object_store's own stream hops to a blocking thread for every 8 KiB.
 //! Here a read asks for pieces of 1 MiB, one ahead of the one in use, in buffers that go round. A
@@ -75,7 +76,8 @@ impl FileThreads {
         }
     }
 
-    /// Whether a path is a regular file, or a link to one. Opening anything else can block for ever.
+    /// Whether a path is a regular file, or a link to one. Opening anything else can block for
+    /// ever.
     pub(crate) async fn is_regular(&self, path: PathBuf) -> io::Result<bool> {
         self.run(move || Ok(std::fs::metadata(path)?.is_file())).await
     }

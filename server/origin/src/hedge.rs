@@ -1,10 +1,10 @@
 //! A second copy of a read that takes unusually long.
 //!
-//! Once an attempt has taken longer than 95 % of its size do, and will not be done in a moment, what
-//! is missing of it is asked for again: over a new connection, at another address, into a buffer of
-//! its own. Whichever is complete first counts and the other is dropped, which closes its connection.
-//! The endpoint says whether a copy is in order at all: it has to be paid for, and is not made while
-//! the endpoint throttles.
+//! Once an attempt has taken longer than 95 % of its size do, and will not be done in a moment,
+//! what is missing of it is asked for again: over a new connection, at another address, into a
+//! buffer of its own. Whichever is complete first counts and the other is dropped, which closes its
+//! connection. The endpoint says whether a copy is in order at all: it has to be paid for, and is
+//! not made while the endpoint throttles.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,4 +1,5 @@
-//! Reads and writes object stores: S3, Google Cloud Storage, Azure Blob Storage, web servers and files.
+//! Reads and writes object stores: S3, Google Cloud Storage, Azure Blob Storage, web servers and
+//! files.
 //!
 //! ```text
 //! Origins --open--> OriginStore (object.rs: attempts, resume, checks)

@@ -82,8 +82,8 @@ impl ObjectOrigin {
         }
     }
 
-    /// object_store cuts the trailing slash off the key of a folder marker, which makes it look like
-    /// an empty object. There are few of either, so each is asked for: a marker is not there.
+    /// object_store cuts the trailing slash off the key of a folder marker, which makes it look
+    /// like an empty object. There are few of either, so each is asked for: a marker is not there.
     async fn without_markers(
         &self,
         found: Vec<ObjectMeta>,

@@ -1,9 +1,9 @@
 //! The one implementation of [`OriginStore`]: attempts around object_store, and the body's way into
 //! the destination.
 //!
-//! A read keeps what has arrived: an attempt that broke is followed by one for the missing tail only.
-//! Nothing is written outside the destination whatever the origin sends, and nothing counts before
-//! ETag, size and range of the answer are those that were asked for.
+//! A read keeps what has arrived: an attempt that broke is followed by one for the missing tail
+//! only. Nothing is written outside the destination whatever the origin sends, and nothing counts
+//! before ETag, size and range of the answer are those that were asked for.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! The door to all origins: builds a store for a URI once, and keeps it.
 //!
-//! Stores are kept per origin, settings block and signed target; connections per set of certificates,
-//! so that stores share them; counters per origin. All three are bounded: the store that was opened
-//! longest ago makes room, and origins beyond the bound share one set of counters.
+//! Stores are kept per origin, settings block and signed target; connections per set of
+//! certificates, so that stores share them; counters per origin. All three are bounded: the store
+//! that was opened longest ago makes room, and origins beyond the bound share one set of counters.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -119,7 +119,8 @@ impl Origins {
         sink::open(origin, uri, Ground { strays: Arc::clone(&self.strays), writers })
     }
 
-    /// Waits until what uploads that were dropped had sent is cleared away. For who is about to end.
+    /// Waits until what uploads that were dropped had sent is cleared away. For who is about to
+    /// end.
     pub async fn cleared(&self) {
         self.strays.gone().await;
         let writers = self.lock().writers.0.clone();

@@ -1,8 +1,8 @@
 //! Version pins: what makes one version of an object recognisable, and whether an answer shows it.
 //!
 //! A strong ETag is sent as `If-Match`. A weak one, which RFC 9110 forbids there, or none at all is
-//! replaced by `If-Unmodified-Since`. Because servers exist that ignore both, every answer's own ETag
-//! and time are compared too, and the size always is.
+//! replaced by `If-Unmodified-Since`. Because servers exist that ignore both, every answer's own
+//! ETag and time are compared too, and the size always is.
 
 use std::time::{Duration, SystemTime};
 

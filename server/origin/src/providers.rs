@@ -1,9 +1,9 @@
 //! Builds object_store's stores: which setting and which variable goes where.
 //!
 //! A block of the settings wins over the environment. Variables keep the names of the clouds' own
-//! tools; those that object_store spells differently are translated here. Retries are off everywhere:
-//! this crate has the only ones. Credentials are ours ([`crate::credentials`]), so that they can be
-//! had anew when an origin refuses them.
+//! tools; those that object_store spells differently are translated here. Retries are off
+//! everywhere: this crate has the only ones. Credentials are ours ([`crate::credentials`]), so that
+//! they can be had anew when an origin refuses them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Numbers and texts a person may set for origins, and which block applies to a URI.
 //!
-//! The environment comes in as a snapshot taken by the daemon's configuration: nothing here reads it.
-//! A block of the configuration wins over the environment; of several blocks the one with the longest
-//! prefix applies, whole: blocks are not merged.
+//! The environment comes in as a snapshot taken by the daemon's configuration: nothing here reads
+//! it. A block of the configuration wins over the environment; of several blocks the one with the
+//! longest prefix applies, whole: blocks are not merged.
 
 use std::collections::BTreeMap;
 use std::fmt;

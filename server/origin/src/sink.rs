@@ -37,23 +37,24 @@ use strays::Strays;
 
 /// An object store, or a bucket or folder of it, that objects are written to.
 ///
-/// Every call retries transient failures itself and is safe to drop at any point: an object that was
-/// being written is then either as it was before or, if its last request was under way, complete.
+/// Every call retries transient failures itself and is safe to drop at any point: an object that
+/// was being written is then either as it was before or, if its last request was under way,
+/// complete.
 #[async_trait]
 pub trait OriginSink: Send + Sync + Debug {
     /// Writes an object whole, in place of the one that was there.
     async fn put(&self, key: &ObjectKey, bytes: Bytes) -> Result<Pin, OriginError>;
 
-    /// Begins an object whose bytes come in pieces, about so many of them. More than that is fine as
-    /// long as the store takes so many parts.
+    /// Begins an object whose bytes come in pieces, about so many of them. More than that is fine
+    /// as long as the store takes so many parts.
     async fn upload(&self, key: &ObjectKey, bytes: u64) -> Result<Box<dyn Upload>, OriginError>;
 
     /// Removes an object. One that is not there is removed already.
     async fn delete(&self, key: &ObjectKey) -> Result<(), OriginError>;
 }
 
-/// An object on its way to a sink. It is not there before it is finished, and never will be if it is
-/// dropped: then what was sent is cleared away, as far as the store has a way to do that.
+/// An object on its way to a sink. It is not there before it is finished, and never will be if it
+/// is dropped: then what was sent is cleared away, as far as the store has a way to do that.
 #[async_trait]
 pub trait Upload: Send + Debug {
     /// The next bytes. Waits while enough of those before are under way. An upload that failed here

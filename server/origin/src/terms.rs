@@ -3,8 +3,8 @@
 //!
 //! Clones of a [`ReadTerms`] are the same terms. Who waits for a read may change while it is under
 //! way, and with that its lane and its deadline: [`ReadTerms::set`] tells the read, wherever it
-//! waits. The other way, the read counts what it does as it does it, so that a read that fails or is
-//! dropped is accounted for like one that succeeds. Several reads may share terms; they count
+//! waits. The other way, the read counts what it does as it does it, so that a read that fails or
+//! is dropped is accounted for like one that succeeds. Several reads may share terms; they count
 //! together.
 
 use std::net::IpAddr;
@@ -75,8 +75,8 @@ impl Default for ReadTerms {
 }
 
 impl ReadTerms {
-    /// Terms for reads in this lane. No attempt begins that is to end after the deadline, and a read
-    /// that has one may have more attempts; it is not cut off.
+    /// Terms for reads in this lane. No attempt begins that is to end after the deadline, and a
+    /// read that has one may have more attempts; it is not cut off.
     #[must_use]
     pub fn new(lane: Lane, deadline: Option<Instant>) -> Self {
         Self(Arc::new(Shared {
@@ -135,8 +135,8 @@ impl ReadTerms {
         asked.then(|| self.0.epoch + moved)
     }
 
-    /// What was read had wrong bytes: the next reads go over new connections, and to another address
-    /// than this if there is one.
+    /// What was read had wrong bytes: the next reads go over new connections, and to another
+    /// address than this if there is one.
     pub fn distrust(&self, address: Option<IpAddr>) {
         *self.distrusting() = Some(Distrust(address));
     }

@@ -1,8 +1,9 @@
 //! Origin URIs: scheme, bucket or host, key, and for http a query that stays secret.
 //!
-//! s3, gs and az URIs are not URLs: what follows the bucket is the key, byte for byte, as the clouds'
-//! own tools read it. http(s) and file URIs are URLs: their paths are decoded once, here. A query may
-//! carry a signature, so it is shown by nothing: not by `Display`, not by `Debug`, not by errors.
+//! s3, gs and az URIs are not URLs: what follows the bucket is the key, byte for byte, as the
+//! clouds' own tools read it. http(s) and file URIs are URLs: their paths are decoded once, here. A
+//! query may carry a signature, so it is shown by nothing: not by `Display`, not by `Debug`, not by
+//! errors.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,8 +1,8 @@
 //! Listing on a web server that has no listing.
 //!
-//! A checkpoint says itself what belongs to it: `model.safetensors.index.json` names the shards, and
-//! a few companions have fixed names. Without an index a single `model.safetensors` will do, and last
-//! a WebDAV server is asked. What was tried is in the error if nothing was there.
+//! A checkpoint says itself what belongs to it: `model.safetensors.index.json` names the shards,
+//! and a few companions have fixed names. Without an index a single `model.safetensors` will do,
+//! and last a WebDAV server is asked. What was tried is in the error if nothing was there.
 
 use std::collections::{BTreeMap, BTreeSet};
 

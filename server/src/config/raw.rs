@@ -204,12 +204,13 @@ impl Raw {
         Ok(())
     }
 
-    /// Adds what `FOREBAY_…` variables say. `FOREBAY_CONFIG` and `FOREBAY_ENDPOINT` are no settings.
+    /// Adds what `FOREBAY_…` variables say. `FOREBAY_CONFIG` and `FOREBAY_ENDPOINT` are no
+    /// settings.
     pub(crate) fn read_env(&mut self, env: &BTreeMap<String, String>) -> Result<(), ConfigError> {
         for (name, value) in env {
             let Some(rest) = name.strip_prefix(ENV_PREFIX) else { continue };
-            // Kubernetes gives every pod FOREBAY_SERVICE_HOST, FOREBAY_PORT_9464_TCP and the like when
-            // a Service is named `forebay`.
+            // Kubernetes gives every pod FOREBAY_SERVICE_HOST, FOREBAY_PORT_9464_TCP and the like
+            // when a Service is named `forebay`.
             let of_kubernetes =
                 rest == "PORT" || rest.starts_with("PORT_") || rest.starts_with("SERVICE_");
             if of_kubernetes || matches!(rest, "CONFIG" | "ENDPOINT") {

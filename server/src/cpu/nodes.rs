@@ -1,16 +1,17 @@
 //! Workers by NUMA node: work on a slot is done by CPUs of the node that the slot lies on.
 //!
 //! Each node whose CPUs this process may use has threads of its own, one per physical core less two
-//! (at least one), with a queue of its own; they may run on any of the node's CPUs and on no other. Work
-//! for memory of a node without usable CPUs goes to the nearest that has some. A machine with one node
-//! has one queue, and its threads are not pinned: they are where they should be, and a cpuset that
-//! grows later is theirs too.
+//! (at least one), with a queue of its own; they may run on any of the node's CPUs and on no other.
+//! Work for memory of a node without usable CPUs goes to the nearest that has some. A machine with
+//! one node has one queue, and its threads are not pinned: they are where they should be, and a
+//! cpuset that grows later is theirs too.
 //!
-//! Threads of others that touch a slot, as those that read the NVMe tier, [`sit`](NodeWorkers::sit) down
-//! at its node for as long as they work on it.
+//! Threads of others that touch a slot, as those that read the NVMe tier, [`sit`](NodeWorkers::sit)
+//! down at its node for as long as they work on it.
 //!
-//! Pinning is asked for and not relied on: it may be forbidden, and a CPU may be unplugged. So each job
-//! looks, when it is done, on which node it ran, and what was done far from its memory is counted.
+//! Pinning is asked for and not relied on: it may be forbidden, and a CPU may be unplugged. So each
+//! job looks, when it is done, on which node it ran, and what was done far from its memory is
+//! counted.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -118,9 +119,9 @@ impl NodeWorkers {
         Ok(Self { plan, pools, next: AtomicUsize::new(0), calls })
     }
 
-    /// Runs `work` on a worker of the node that the memory it works on lies on; on any, if that is the
-    /// same or not known. Waits while the node's queue is full. Dropped before it ran, the work is
-    /// still run, and its result dropped there.
+    /// Runs `work` on a worker of the node that the memory it works on lies on; on any, if that is
+    /// the same or not known. Waits while the node's queue is full. Dropped before it ran, the work
+    /// is still run, and its result dropped there.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         memory: Option<NodeId>,
@@ -138,8 +139,8 @@ impl NodeWorkers {
         pool.workers.run(watched).await
     }
 
-    /// Has the calling thread run on the node of some memory from now on, or on the nearest with CPUs,
-    /// if it may. With one node nothing changes.
+    /// Has the calling thread run on the node of some memory from now on, or on the nearest with
+    /// CPUs, if it may. With one node nothing changes.
     pub(crate) fn sit(&self, memory: NodeId) {
         let node = self.plan.workers_for(memory);
         let Some(pool) = self.pools.iter().find(|pool| Some(pool.node) == node) else { return };

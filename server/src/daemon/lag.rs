@@ -1,14 +1,15 @@
 //! How late the runtime is: work on its threads that does not let go delays every socket.
 //!
-//! A task asks to be woken at a fixed pace and looks how long after its time it runs. What it finds is
-//! what any task finds whose turn has come: the queue before it, and whoever holds the threads. The
-//! runtime's own clock has steps of a millisecond, so less than that is nothing.
+//! A task asks to be woken at a fixed pace and looks how long after its time it runs. What it finds
+//! is what any task finds whose turn has come: the queue before it, and whoever holds the threads.
+//! The runtime's own clock has steps of a millisecond, so less than that is nothing.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Ten looks a second cost nothing, and a stall of the runtime lasts longer than that or hurts nobody.
+/// Ten looks a second cost nothing, and a stall of the runtime lasts longer than that or hurts
+/// nobody.
 const PACE: Duration = Duration::from_millis(100);
 
 /// Tells `late` of every wake-up by how much it came too late, for ever.

@@ -1,9 +1,9 @@
 //! The daemon's places in the file system: socket folders, their locks, the cache directory.
 //!
 //! A socket folder is made with mode 0750, the sockets get 0660; where other uids than the daemon's
-//! own and root may call, 0755 and 0666, and the peer's credentials alone decide. Who may serve there is decided by
-//! a lock on `.forebay.lock` in the folder, which the kernel drops with the process: a socket that
-//! a killed daemon left behind is replaced, one of a living daemon never is.
+//! own and root may call, 0755 and 0666, and the peer's credentials alone decide. Who may serve
+//! there is decided by a lock on `.forebay.lock` in the folder, which the kernel drops with the
+//! process: a socket that a killed daemon left behind is replaced, one of a living daemon never is.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
@@ -245,8 +245,8 @@ fn cache_dir(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Raises the soft limit on open files to the hard one, as every segment takes a descriptor; returns
-/// what it is then.
+/// Raises the soft limit on open files to the hard one, as every segment takes a descriptor;
+/// returns what it is then.
 pub(super) fn raise_descriptor_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);

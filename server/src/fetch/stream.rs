@@ -1,15 +1,16 @@
-//! Objects that can only be decoded from their beginning: one decoder each, which several chunks use in
-//! turn.
+//! Objects that can only be decoded from their beginning: one decoder each, which several chunks
+//! use in turn.
 //!
-//! A decoder stands somewhere in its object. Of those who want a chunk, the one whose chunk comes next
-//! after that place has the turn. Plans are in the order of the bytes, so that is nearly everybody. For a
-//! chunk behind every decoder another one begins, up to [`DECODERS_OF_ONE`]; then one that nobody ahead
-//! wants begins anew, and after [`TURNS_AHEAD_MAX`] turns of others any does. Whoever has the turn owns
-//! the decoder: one that is dropped while a worker has it is lost, and the next one begins anew.
+//! A decoder stands somewhere in its object. Of those who want a chunk, the one whose chunk comes
+//! next after that place has the turn. Plans are in the order of the bytes, so that is nearly
+//! everybody. For a chunk behind every decoder another one begins, up to [`DECODERS_OF_ONE`]; then
+//! one that nobody ahead wants begins anew, and after [`TURNS_AHEAD_MAX`] turns of others any does.
+//! Whoever has the turn owns the decoder: one that is dropped while a worker has it is lost, and
+//! the next one begins anew.
 //!
-//! At most [`STREAMS_MAX`] objects have decoders. Those that nobody waits for make room, longest unused
-//! first; if there are none, a newcomer waits. Beyond the last [`IDLE_MAX`] they go by themselves, and a
-//! decoder goes when it has come to the end of its object.
+//! At most [`STREAMS_MAX`] objects have decoders. Those that nobody waits for make room, longest
+//! unused first; if there are none, a newcomer waits. Beyond the last [`IDLE_MAX`] they go by
+//! themselves, and a decoder goes when it has come to the end of its object.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -180,8 +181,8 @@ impl Decoder {
         Ok(Self { stream, plain_at: 0, stored_at: 0, rest: Vec::new(), between_frames: true })
     }
 
-    /// Decodes what was read into `out`, which begins at `begin` of the object. What comes before is
-    /// decoded and forgotten. It pauses after [`JOB_BYTES`].
+    /// Decodes what was read into `out`, which begins at `begin` of the object. What comes before
+    /// is decoded and forgotten. It pauses after [`JOB_BYTES`].
     fn advance(
         &mut self,
         begin: u64,

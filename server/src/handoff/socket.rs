@@ -1,9 +1,10 @@
 //! `handoff.sock`: descriptors go out, releases come in, and a close ends the session.
 //!
 //! The socket is a `SOCK_SEQPACKET` one, so a packet is a message. tokio has no type for these; its
-//! stream types serve, since only readiness and the descriptor are taken from them. A connection begins with `Hello`
-//! and the session's token within [`HELLO_WITHIN`]; the peer's uid has to be the one that opened the
-//! session. One connection per session. Each connection is a task of the daemon's tree.
+//! stream types serve, since only readiness and the descriptor are taken from them. A connection
+//! begins with `Hello` and the session's token within [`HELLO_WITHIN`]; the peer's uid has to be
+//! the one that opened the session. One connection per session. Each connection is a task of the
+//! daemon's tree.
 
 use std::io;
 use std::os::fd::AsFd;

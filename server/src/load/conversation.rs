@@ -2,8 +2,8 @@
 //!
 //! The daemon grants chunks as they become ready and listens for releases in between; when every
 //! chunk is granted it only listens, until the client is done. Events that the client has not taken
-//! wait in a queue that the window bounds: each grant in it holds a token. So neither side can block
-//! the other for good.
+//! wait in a queue that the window bounds: each grant in it holds a token. So neither side can
+//! block the other for good.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,9 +1,9 @@
 //! Whether a deadline can be met: what cannot is refused before it costs anybody anything.
 //!
-//! Only what is certain is refused. The rate is the best that the endpoint sustained lately, while it
-//! was asked for all it could (nothing is known before enough was measured), and only bytes count that
-//! no tier holds and no flight brings. A load that has to wait for a place waits at least until the
-//! first of those that run can be over. What is in RAM is never refused.
+//! Only what is certain is refused. The rate is the best that the endpoint sustained lately, while
+//! it was asked for all it could (nothing is known before enough was measured), and only bytes
+//! count that no tier holds and no flight brings. A load that has to wait for a place waits at
+//! least until the first of those that run can be over. What is in RAM is never refused.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,8 +80,8 @@ pub(super) fn check_queue(stages: &Stages, deadline: Deadline) -> Result<(), Fai
     Err(refused(message, wait, left))
 }
 
-/// Refuses a load whose plan cannot be carried out in time; else how much of it is missing. `queued`
-/// is a load that has no place yet.
+/// Refuses a load whose plan cannot be carried out in time; else how much of it is missing.
+/// `queued` is a load that has no place yet.
 pub(super) fn check_plan(
     stages: &Arc<Stages>,
     plan: &FetchPlan,

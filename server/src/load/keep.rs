@@ -1,10 +1,10 @@
 //! Fetching a checkpoint to keep it in a tier, without lending it.
 //!
-//! *In RAM*: every chunk is brought in and has to be there in the end; where there is an NVMe tier, the
-//! answer waits until it has them too, so that what was fetched survives a restart. *On NVMe*: what is
-//! not stored yet is brought through RAM, chunk by chunk; a chunk keeps its slot, and its token of the
-//! window, until it is stored. A pin is set before the first byte is written, so that nothing written
-//! is evicted again, and taken back if that is all that comes of it.
+//! *In RAM*: every chunk is brought in and has to be there in the end; where there is an NVMe tier,
+//! the answer waits until it has them too, so that what was fetched survives a restart. *On NVMe*:
+//! what is not stored yet is brought through RAM, chunk by chunk; a chunk keeps its slot, and its
+//! token of the window, until it is stored. A pin is set before the first byte is written, so that
+//! nothing written is evicted again, and taken back if that is all that comes of it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -155,8 +155,8 @@ impl Keeping<'_> {
         proofs::verified_by(self.stages, plan, expected, filler.proven())
     }
 
-    /// Waits until the chunks are stored as well. Without a need for that, what is not stored is as it
-    /// is: the checkpoint is in RAM.
+    /// Waits until the chunks are stored as well. Without a need for that, what is not stored is as
+    /// it is: the checkpoint is in RAM.
     async fn stored_too(&self, nvme: &Arc<NvmeTier>, needed: bool) -> Result<(), Failure> {
         if !nvme.known().await && !needed {
             return Ok(());

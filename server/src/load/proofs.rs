@@ -1,13 +1,13 @@
 //! Holds the objects of one load to what is known of all their bytes.
 //!
 //! A chunk that has come is looked at once more, beside its hand-over: its sums were taken while it
-//! landed, or are taken now, on a worker; where the bytes have to be seen in order, it waits until those
-//! before it were. Until then it keeps its slot, and the token of the window that pays for it. Plans are
-//! in the order of the bytes, so what it waits for has its token already.
+//! landed, or are taken now, on a worker; where the bytes have to be seen in order, it waits until
+//! those before it were. Until then it keeps its slot, and the token of the window that pays for
+//! it. Plans are in the order of the bytes, so what it waits for has its token already.
 //!
 //! An object whose every byte was seen has the digests that are known of it, or the load fails and
-//! nothing of it is kept. What an object was held to is recorded with the digests of its chunks, and
-//! stands as long as they do, so that it is done once.
+//! nothing of it is kept. What an object was held to is recorded with the digests of its chunks,
+//! and stands as long as they do, so that it is done once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -58,7 +58,8 @@ struct Object {
     next_byte: u64,
     waiting: BTreeMap<u64, Held>,
     bytes: u64,
-    /// The chunks that it lies in, by where in it they begin, with the digests that they were seen with.
+    /// The chunks that it lies in, by where in it they begin, with the digests that they were seen
+    /// with.
     chunks: BTreeMap<u64, (ChunkKey, ChunkDigest)>,
     /// Whether any of them came from the origin, for this load.
     fresh: bool,
@@ -150,8 +151,8 @@ impl Proofs {
         }
     }
 
-    /// Goes on with what can be done now; waits for the next step if there is nothing. An object that
-    /// has another digest is an error, this time and ever after. Cancel-safe.
+    /// Goes on with what can be done now; waits for the next step if there is nothing. An object
+    /// that has another digest is an error, this time and ever after. Cancel-safe.
     pub(super) async fn go_on(&mut self) -> Result<(), Failure> {
         self.advance();
         if self.failed.is_none()
@@ -213,8 +214,8 @@ impl Proofs {
         }
     }
 
-    /// It is over. Nothing of the object is kept, unless the caller alone says that it is another one,
-    /// and either somebody who should know says that it is not, or it was here before.
+    /// It is over. Nothing of the object is kept, unless the caller alone says that it is another
+    /// one, and either somebody who should know says that it is not, or it was here before.
     fn fail(&mut self, mismatch: &Mismatch) {
         let Mismatch { object: index, expected, found, fresh } = *mismatch;
         metrics::digest_mismatch();
@@ -350,7 +351,8 @@ pub(super) fn give_up(
     stages.nvme.as_ref().map(|nvme| nvme.give_up(plan.manifest().revision(), keys))
 }
 
-/// The chunks that an object lies in, in order; none if the plan does not have it and it shares one.
+/// The chunks that an object lies in, in order; none if the plan does not have it and it shares
+/// one.
 fn chunks_of(stages: &Stages, plan: &FetchPlan, index: usize) -> Option<Vec<ChunkKey>> {
     let object = plan.manifest().objects().get(index)?;
     if object.bytes == 0 {
@@ -395,8 +397,8 @@ pub(super) fn due(
     due
 }
 
-/// Objects of a load by what their bytes were held to, when it has succeeded: now, or before, and that
-/// stands.
+/// Objects of a load by what their bytes were held to, when it has succeeded: now, or before, and
+/// that stands.
 pub(super) fn verified_by(
     stages: &Stages,
     plan: &FetchPlan,

@@ -1,9 +1,9 @@
 //! What origins, their endpoints and their addresses add to the exposition: read from their own
 //! counts when somebody asks.
 //!
-//! An endpoint is called by its alias, the prefix of its block of the settings or its scheme, so that
-//! there are as many names as somebody configured; endpoints of one name are added up. Addresses and
-//! hosts have no name here.
+//! An endpoint is called by its alias, the prefix of its block of the settings or its scheme, so
+//! that there are as many names as somebody configured; endpoints of one name are added up.
+//! Addresses and hosts have no name here.
 
 use std::collections::BTreeMap;
 

@@ -1,10 +1,10 @@
-//! Small things that a load reads before its first chunk, kept over restarts: headers and indexes of
-//! objects, under the digests of the objects' identities.
+//! Small things that a load reads before its first chunk, kept over restarts: headers and indexes
+//! of objects, under the digests of the objects' identities.
 //!
 //! A blob is a file of bytes and the BLAKE3 of its name and its bytes. One that does not fit its
-//! digest is removed, and is a blob that is missing. A load does not wait for one to be
-//! written; a prefetch does, at its end. All of them together are bounded in number and bytes; they lie
-//! beside the budget of the extents.
+//! digest is removed, and is a blob that is missing. A load does not wait for one to be written; a
+//! prefetch does, at its end. All of them together are bounded in number and bytes; they lie beside
+//! the budget of the extents.
 
 use std::io;
 use std::sync::Arc;

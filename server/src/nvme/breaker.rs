@@ -8,10 +8,10 @@
 //!      └──── 60 clean ops in a row ───┘  └────────── 60 clean ops in a row ───────┘
 //! ```
 //!
-//! *Normal*: everything. *Unstable*: a few reads at a time, no fills. *Down*: nothing but probes. In
-//! both of the latter a probe is made every 500 ms, so that a disk that is well again is found to be
-//! so without a restart. An operation that hangs takes the disk down at once: whoever waits for the
-//! next one would wait as long. Figures: reliability.md, table B.3.
+//! *Normal*: everything. *Unstable*: a few reads at a time, no fills. *Down*: nothing but probes.
+//! In both of the latter a probe is made every 500 ms, so that a disk that is well again is found
+//! to be so without a restart. An operation that hangs takes the disk down at once: whoever waits
+//! for the next one would wait as long. Figures: reliability.md, table B.3.
 //!
 //! Owned by the tier, under its lock.
 

@@ -1,14 +1,14 @@
 //! What the tier holds, what it is about to hold, and what has to go for that. No files here.
 //!
 //! *Room.* Every byte of the budget is either stored, reserved by a fill that is under way, or
-//! leaving (evicted, and its file not removed yet). A fill reserves before it writes, under the lock,
-//! so fills side by side cannot overshoot. Beside the budget a floor of the filesystem's free space
-//! is kept. At either limit room is made down to a low mark, by whole revisions first (see
-//! [`Residency`]); what the revision that is being filled holds itself is never given up for it, since
-//! a checkpoint larger than the tier would then only chase its own tail.
+//! leaving (evicted, and its file not removed yet). A fill reserves before it writes, under the
+//! lock, so fills side by side cannot overshoot. Beside the budget a floor of the filesystem's free
+//! space is kept. At either limit room is made down to a low mark, by whole revisions first (see
+//! [`Residency`]); what the revision that is being filled holds itself is never given up for it,
+//! since a checkpoint larger than the tier would then only chase its own tail.
 //!
-//! *One at a time.* A key that is being written or removed is busy, and nobody else writes or removes
-//! it meanwhile.
+//! *One at a time.* A key that is being written or removed is busy, and nobody else writes or
+//! removes it meanwhile.
 //!
 //! Owned by the tier, under its lock; times come in as arguments.
 
@@ -116,8 +116,8 @@ pub(super) struct Use {
 pub(super) struct Catalog {
     residency: Residency<Stored>,
     last_used: BTreeMap<Revision, u64>,
-    /// What an operator keeps, and what a prefetch pins until it knows how it ends. Only the former is
-    /// remembered and shown.
+    /// What an operator keeps, and what a prefetch pins until it knows how it ends. Only the former
+    /// is remembered and shown.
     kept: HashSet<Revision>,
     kept_for_now: HashMap<Revision, usize>,
     /// Changes with everything that may make room, and when a search for it last found none.
@@ -160,8 +160,8 @@ impl Catalog {
         self.stored + self.leaving
     }
 
-    /// Takes in the revisions that an index knows, in the order of their last use. They count as in use
-    /// until [`Catalog::revisions_known`]: their chunks follow.
+    /// Takes in the revisions that an index knows, in the order of their last use. They count as in
+    /// use until [`Catalog::revisions_known`]: their chunks follow.
     pub(super) fn take_in_revisions(&mut self, revisions: &mut [(Revision, RevisionRow)]) {
         revisions.sort_by_key(|(revision, row)| (row.last_used, *revision));
         for (revision, row) in revisions {
@@ -179,8 +179,8 @@ impl Catalog {
         revisions.iter().for_each(|(revision, row)| self.end(*revision, row.last_used));
     }
 
-    /// Takes in chunks that an index knows; how many were new. What is known already, or busy, is left
-    /// as it is.
+    /// Takes in chunks that an index knows; how many were new. What is known already, or busy, is
+    /// left as it is.
     pub(super) fn take_in(&mut self, chunks: &[(ChunkKey, ChunkRow)]) -> usize {
         chunks.iter().filter(|(key, row)| self.take_in_one(*key, row)).count()
     }
@@ -217,8 +217,9 @@ impl Catalog {
         self.residency.holds(key) || self.busy.contains(key) || self.filling.contains(key)
     }
 
-    /// A chunk of a revision that is known waits to be written: as good as a load that uses it, or its
-    /// name would be forgotten before the first chunk is stored. Ends with [`Catalog::release`].
+    /// A chunk of a revision that is known waits to be written: as good as a load that uses it, or
+    /// its name would be forgotten before the first chunk is stored. Ends with
+    /// [`Catalog::release`].
     pub(super) fn hold(&mut self, revision: Revision) -> bool {
         self.residency.hold(revision)
     }
@@ -341,8 +342,8 @@ impl Catalog {
         self.evict((surplus, low), None)
     }
 
-    /// The filesystem takes no more although it says that it has room: a tenth of what is stored is to
-    /// be removed.
+    /// The filesystem takes no more although it says that it has room: a tenth of what is stored is
+    /// to be removed.
     pub(super) fn make_room(&mut self) -> Vec<Stored> {
         let bytes = self.stored / 10;
         self.evict((bytes, bytes), None)
@@ -365,8 +366,8 @@ impl Catalog {
         (surplus, low)
     }
 
-    /// Gives up whole revisions down to the low mark, and if that is not enough, as many single chunks
-    /// as are needed and no more.
+    /// Gives up whole revisions down to the low mark, and if that is not enough, as many single
+    /// chunks as are needed and no more.
     fn evict(&mut self, (needed, low): (u64, u64), own: Option<Revision>) -> Vec<Stored> {
         let mut victims = Vec::new();
         let mut freed = self.leaving;
@@ -401,8 +402,8 @@ impl Catalog {
         self.busy.remove(&stored.key);
     }
 
-    /// A chunk for which room was reserved is written. If nobody wants it any more, its file is to be
-    /// removed, and [`Catalog::left`] to be called then.
+    /// A chunk for which room was reserved is written. If nobody wants it any more, its file is to
+    /// be removed, and [`Catalog::left`] to be called then.
     pub(super) fn written(&mut self, stored: Stored, wanted: bool) {
         self.given_up(&stored.key, stored.payload_bytes as usize);
         self.adopt(stored);
@@ -427,8 +428,8 @@ impl Catalog {
         Some(stored)
     }
 
-    /// Gives up what the revisions at or under a URI refer to alone, except what is pinned. What waits
-    /// or is being written for them is for the caller to forget.
+    /// Gives up what the revisions at or under a URI refer to alone, except what is pinned. What
+    /// waits or is being written for them is for the caller to forget.
     pub(super) fn drop_uri(&mut self, under: impl Fn(&str) -> bool) -> Dropped {
         let found = self.residency.revisions().filter(|(_, entry)| under(&entry.uri));
         let (mut revisions, mut checkpoints, mut pinned) = (Vec::new(), 0, 0);

@@ -224,8 +224,8 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
-    /// Whatever happens: what is stored, reserved and leaving never exceeds the budget, a pinned chunk
-    /// stays, and the sums agree with a model that only counts.
+    /// Whatever happens: what is stored, reserved and leaving never exceeds the budget, a pinned
+    /// chunk stays, and the sums agree with a model that only counts.
     #[test]
     fn the_budget_holds_and_pins_hold(
         budget in 1..12u64,

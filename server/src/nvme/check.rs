@@ -1,9 +1,9 @@
-//! Reading again what is stored, to see whether it is still right: when somebody asks (`verify`), and
-//! all the time, slowly (the scrub).
+//! Reading again what is stored, to see whether it is still right: when somebody asks (`verify`),
+//! and all the time, slowly (the scrub).
 //!
 //! The scrub reads every extent about once a day, at its rate and no faster, and not while somebody
-//! waits for a load, unless that is always so. A bad extent that it finds is put aside before a load
-//! would have found it.
+//! waits for a load, unless that is always so. A bad extent that it finds is put aside before a
+//! load would have found it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -51,8 +51,8 @@ enum One {
 }
 
 impl NvmeTier {
-    /// Reads what is stored at or under a URI again; `on_step` hears of the bytes so far. What is bad is
-    /// put aside.
+    /// Reads what is stored at or under a URI again; `on_step` hears of the bytes so far. What is
+    /// bad is put aside.
     pub(crate) async fn check(
         self: &Arc<Self>,
         under: impl Fn(&str) -> bool,

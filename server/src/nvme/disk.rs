@@ -1,10 +1,10 @@
 //! The disk under the tier: every call to it passes here, is timed, and is counted by the breaker.
 //!
-//! Reads and writes of extents go through the io engine, which bounds them and tells when one hangs.
-//! Opening, renaming and removing go through a few threads of their own, since a disk that hangs
-//! hangs those as well; whoever waits for them gives up after the same limit. A task watches over the
-//! disk ([`Disk::keep_watch`]): it tells the breaker of calls and operations that hang although nobody
-//! waits for them any more, and probes a disk that is not trusted.
+//! Reads and writes of extents go through the io engine, which bounds them and tells when one
+//! hangs. Opening, renaming and removing go through a few threads of their own, since a disk that
+//! hangs hangs those as well; whoever waits for them gives up after the same limit. A task watches
+//! over the disk ([`Disk::keep_watch`]): it tells the breaker of calls and operations that hang
+//! although nobody waits for them any more, and probes a disk that is not trusted.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -13,16 +13,17 @@
 //! ```
 //!
 //! Numbers are little-endian. The header is one block and describes all of the file, so an index is
-//! never needed to trust or find it; its sum is a CRC-64/NVME. A grain's sum is the first half of its
-//! AEGIS-128X4 MAC of 16 bytes, with the key's first 16 bytes for a key, and generation, number of the
-//! grain and the version of the format for a nonce: bytes that a disk brings from another extent,
-//! another generation or another place of this one do not fit, whatever they are. It is no secret
-//! and keeps nobody out; it was chosen for its price, 0.04 CPU seconds per GiB in the cache and 0.075
-//! from memory, where CRC-64 took 0.12 (an EPYC with AES and AVX2, and no AVX-512). A part of the
-//! payload can be read and checked by whole grains, without the rest. The payload is what the chunk's
-//! slot held, up to the end of its last object; the gaps between small objects count as payload, and
-//! not as content. The digest is the one that was checked before the chunk was served first (see
-//! [`crate::digest`]); whoever reads the extent compares it with what is recorded of the chunk.
+//! never needed to trust or find it; its sum is a CRC-64/NVME. A grain's sum is the first half of
+//! its AEGIS-128X4 MAC of 16 bytes, with the key's first 16 bytes for a key, and generation, number
+//! of the grain and the version of the format for a nonce: bytes that a disk brings from another
+//! extent, another generation or another place of this one do not fit, whatever they are. It is no
+//! secret and keeps nobody out; it was chosen for its price, 0.04 CPU seconds per GiB in the cache
+//! and 0.075 from memory, where CRC-64 took 0.12 (an EPYC with AES and AVX2, and no AVX-512). A
+//! part of the payload can be read and checked by whole grains, without the rest. The payload is
+//! what the chunk's slot held, up to the end of its last object; the gaps between small objects
+//! count as payload, and not as content. The digest is the one that was checked before the chunk
+//! was served first (see [`crate::digest`]); whoever reads the extent compares it with what is
+//! recorded of the chunk.
 //!
 //! Pure: bytes in, bytes out. Whoever reads a file decides what to do with a bad one.
 
@@ -239,8 +240,8 @@ impl ExtentHeader {
         if same { Ok(()) } else { Err(BadExtent::Other) }
     }
 
-    /// Checks a run of payload that begins at a grain: every byte of it, up to the end of the run or
-    /// of the payload. Bytes behind the payload are not looked at.
+    /// Checks a run of payload that begins at a grain: every byte of it, up to the end of the run
+    /// or of the payload. Bytes behind the payload are not looked at.
     pub(crate) fn check(&self, first_grain: usize, run: &[u8]) -> Result<(), BadExtent> {
         let rest = first_grain.checked_mul(GRAIN_BYTES);
         let rest = rest.and_then(|start| self.payload_bytes.checked_sub(start)).unwrap_or(0);

@@ -141,7 +141,8 @@ proptest! {
         }
     }
 
-    // Over what the disk held before: nothing, the same file of an older generation, another extent.
+    // Over what the disk held before: nothing, the same file of an older generation, another
+    // extent.
     #[test]
     fn a_torn_write_serves_the_old_or_the_new_or_nothing(
         seed: u64,

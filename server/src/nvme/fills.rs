@@ -4,9 +4,9 @@
 //! to be evicted there. Only their names wait here, so that waiting holds no slot; a chunk that is
 //! evicted from RAM before its turn is not written.
 //!
-//! *Behind the hand-over.* While somebody waits for a load, a chunk is written only if waiting longer
-//! could lose it: when fewer slots of the RAM tier are free than chunks wait, eviction may reach them.
-//! Whoever waits for a chunk to be stored ([`Fills::settled`]) hurries it.
+//! *Behind the hand-over.* While somebody waits for a load, a chunk is written only if waiting
+//! longer could lose it: when fewer slots of the RAM tier are free than chunks wait, eviction may
+//! reach them. Whoever waits for a chunk to be stored ([`Fills::settled`]) hurries it.
 //!
 //! Owned by the tier; workers take from it with [`Fills::next`].
 
@@ -49,8 +49,8 @@ struct Known {
 }
 
 impl Known {
-    /// Some revisions do not want it any more. It is wanted, and theirs, by whoever else does. What is
-    /// dropped here is returned.
+    /// Some revisions do not want it any more. It is wanted, and theirs, by whoever else does. What
+    /// is dropped here is returned.
     fn forget(&mut self, unwanted: impl Fn(&Revision) -> bool) -> Vec<(Revision, Option<Hold>)> {
         let gone = self.also.extract_if(.., |(revision, _)| unwanted(revision)).collect();
         self.own &= !unwanted(&self.revision);
@@ -95,8 +95,8 @@ pub(super) struct Fills {
 }
 
 impl Fills {
-    /// Takes a chunk in; false if too many wait. One that is known already is not taken twice, but for
-    /// another revision as well.
+    /// Takes a chunk in; false if too many wait. One that is known already is not taken twice, but
+    /// for another revision as well.
     pub(super) fn offer(&self, fill: Fill) -> bool {
         let mut state = self.lock();
         if let Some(known) = state.known.get_mut(&fill.spec.key) {
@@ -124,8 +124,8 @@ impl Fills {
         self.lock().waiting.len()
     }
 
-    /// The next chunk to write; none when nothing will come any more. `patient` says for a number of
-    /// waiting chunks whether they can wait. What is returned is over with [`Fills::done`].
+    /// The next chunk to write; none when nothing will come any more. `patient` says for a number
+    /// of waiting chunks whether they can wait. What is returned is over with [`Fills::done`].
     pub(super) async fn next(&self, patient: impl Fn(usize) -> bool) -> Option<Fill> {
         loop {
             let came = self.came.notified();
@@ -150,7 +150,8 @@ impl Fills {
         self.lock().known.get(key).is_some_and(Known::is_wanted)
     }
 
-    /// A chunk that was taken is written, or given up for a reason: the other revisions that want it.
+    /// A chunk that was taken is written, or given up for a reason: the other revisions that want
+    /// it.
     pub(super) fn done(
         &self,
         key: &ChunkKey,
@@ -203,8 +204,8 @@ impl Fills {
         self.came.notify_one();
     }
 
-    /// Forgets what waits for these revisions; what is being written for them is not wanted any more.
-    /// What is forgotten is to be dropped without a lock.
+    /// Forgets what waits for these revisions; what is being written for them is not wanted any
+    /// more. What is forgotten is to be dropped without a lock.
     pub(super) fn forget(&self, revisions: &[Revision]) -> Forgotten {
         self.forget_where(|revision| revisions.contains(revision))
     }

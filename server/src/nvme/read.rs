@@ -1,5 +1,5 @@
-//! From an extent into a slot, without a copy: two operations side by side, one for the header into a
-//! small buffer, one for the payload into the slot itself.
+//! From an extent into a slot, without a copy: two operations side by side, one for the header into
+//! a small buffer, one for the payload into the slot itself.
 //!
 //! What comes out is a [`StoredChunk`], which says what the disk said and nothing more: only
 //! [`verify`](crate::verify) makes something of it that may be served.
@@ -39,8 +39,8 @@ pub(crate) struct Found {
     turn: Turn,
 }
 
-/// A place among the reads. It goes to the disk with the slot, so that a disk that hangs keeps it as
-/// long as the slot, and no more slots than there are places.
+/// A place among the reads. It goes to the disk with the slot, so that a disk that hangs keeps it
+/// as long as the slot, and no more slots than there are places.
 #[derive(Debug)]
 struct Turn {
     _leave: ReadLeave,
@@ -88,9 +88,9 @@ impl StoredChunk {
 pub(crate) type Read<T> = Result<(T, [Span; 2]), Option<ClaimedSlot>>;
 
 impl NvmeTier {
-    /// The chunk, if it is stored or may be, and the disk is trusted, when it is its turn to be read.
-    /// `revision` uses it; `lane` may change meanwhile. The turn comes before the slot, and whoever has
-    /// it waits for a slot and for nothing else.
+    /// The chunk, if it is stored or may be, and the disk is trusted, when it is its turn to be
+    /// read. `revision` uses it; `lane` may change meanwhile. The turn comes before the slot, and
+    /// whoever has it waits for a slot and for nothing else.
     pub(crate) async fn find(
         &self,
         key: &ChunkKey,
@@ -141,9 +141,9 @@ impl NvmeTier {
         }
     }
 
-    /// Reads the chunk into the slot and has it checked, both on one thread of the tier: handing a chunk
-    /// from thread to thread costs as much as reading it. Dropped, the read goes on to its end, and its
-    /// slot and its turn come back then.
+    /// Reads the chunk into the slot and has it checked, both on one thread of the tier: handing a
+    /// chunk from thread to thread costs as much as reading it. Dropped, the read goes on to its
+    /// end, and its slot and its turn come back then.
     pub(crate) async fn read<T: Send + 'static>(
         self: &Arc<Self>,
         found: Found,
@@ -249,8 +249,8 @@ impl NvmeTier {
         }
     }
 
-    /// Counts an extent that could not be read; whether it is to be put aside. An error says nothing of
-    /// an extent, a second one says that it is of no use.
+    /// Counts an extent that could not be read; whether it is to be put aside. An error says
+    /// nothing of an extent, a second one says that it is of no use.
     fn cannot_read(&self, key: &ChunkKey, error: &DiskError) -> Option<BadExtent> {
         self.meters.bypassed();
         tracing::debug!(?key, %error, "an extent cannot be read");

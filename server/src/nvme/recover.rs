@@ -1,13 +1,13 @@
 //! The start: from what the index remembers and what lies in the folders to what is stored.
 //!
 //! The index is read first, and believed as far as it goes: reading it takes a fraction of a second
-//! for a terabyte of extents, and every extent is checked anyway before it is served. Then the names
-//! in the folders are compared with it. An extent that the index does not know (its second was not
-//! written when the daemon was killed, or the index was lost) says itself what it is: its header is
-//! read. One that the index knows and that is not there is forgotten.
+//! for a terabyte of extents, and every extent is checked anyway before it is served. Then the
+//! names in the folders are compared with it. An extent that the index does not know (its second
+//! was not written when the daemon was killed, or the index was lost) says itself what it is: its
+//! header is read. One that the index knows and that is not there is forgotten.
 //!
-//! All of that runs on threads, while the daemon serves: until it is done, a chunk that is not known is
-//! looked for under its name, and nothing is written.
+//! All of that runs on threads, while the daemon serves: until it is done, a chunk that is not
+//! known is looked for under its name, and nothing is written.
 
 use std::collections::HashMap;
 use std::io;
@@ -82,8 +82,8 @@ fn recover(tier: &NvmeTier, rows: Rows) {
     {
         let mut catalog = tier.catalog();
         catalog.revisions_known(&revisions);
-        // Of those whose last chunk was evicted, a row may be left; and a load that began before they
-        // were known may have had its own remembered, without their pins.
+        // Of those whose last chunk was evicted, a row may be left; and a load that began before
+        // they were known may have had its own remembered, without their pins.
         tier.remember(&catalog, [], revisions.iter().map(|(revision, _)| *revision));
     }
     let mut by_shard: HashMap<u8, Vec<Stored>> = HashMap::new();

@@ -1,7 +1,7 @@
 //! Room: how much the tier may take, what goes when there is none, and the removal of files.
 //!
-//! Files are removed by tasks of their own, so that whoever asked may be dropped; what leaves counts
-//! until its file is gone (see `catalog`).
+//! Files are removed by tasks of their own, so that whoever asked may be dropped; what leaves
+//! counts until its file is gone (see `catalog`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,8 +36,8 @@ impl NvmeTier {
         drop(removing.await);
     }
 
-    /// Takes the file of a chunk that was given up out of the way. Its bytes count until that is done:
-    /// if it cannot be, it is tried again (see [`NvmeTier::keep_room`]).
+    /// Takes the file of a chunk that was given up out of the way. Its bytes count until that is
+    /// done: if it cannot be, it is tried again (see [`NvmeTier::keep_room`]).
     pub(super) async fn take_away(
         self: &Arc<Self>,
         stored: Stored,
@@ -136,8 +136,8 @@ impl NvmeTier {
         lock(&self.full_until).is_some_and(|until| now < until)
     }
 
-    /// If the disk was full although it says that it has room (a quota, no inodes): nothing is written
-    /// for a while, and some of what is stored goes.
+    /// If the disk was full although it says that it has room (a quota, no inodes): nothing is
+    /// written for a while, and some of what is stored goes.
     pub(super) async fn make_room_if(self: &Arc<Self>, full: bool) {
         if !full {
             return;

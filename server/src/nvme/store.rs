@@ -13,11 +13,11 @@
 //! header that describes it. Then the file is renamed into `extents`. So whoever is killed, at any
 //! point, leaves a whole extent or a file that is removed at the next start.
 //!
-//! *Nothing here is synced.* A process that is killed loses nothing that the kernel has. A power cut
-//! may leave a name without its bytes, or an extent torn: every grain has a sum and is checked before
-//! anyone sees it, so what is lost is a download, never the truth. A flush per extent would cost the
-//! reads that share the device milliseconds each, to save what can be fetched again. Of the index, redb
-//! syncs its one file with each commit, once a second at most.
+//! *Nothing here is synced.* A process that is killed loses nothing that the kernel has. A power
+//! cut may leave a name without its bytes, or an extent torn: every grain has a sum and is checked
+//! before anyone sees it, so what is lost is a download, never the truth. A flush per extent would
+//! cost the reads that share the device milliseconds each, to save what can be fetched again. Of
+//! the index, redb syncs its one file with each commit, once a second at most.
 //!
 //! Everything here blocks.
 
@@ -87,8 +87,8 @@ impl Store {
         Ok(Self { mode: store.probe()?, ..store })
     }
 
-    /// How files of this filesystem reach the device. A file that cannot be made, renamed or removed
-    /// here ends the tier before it begins.
+    /// How files of this filesystem reach the device. A file that cannot be made, renamed or
+    /// removed here ends the tier before it begins.
     fn probe(&self) -> Result<FileMode, FileError> {
         const NAME: &str = "probe";
         let probe = self.filling.file(NAME, OpenHow::NEW)?;
@@ -203,8 +203,8 @@ impl Store {
         }
     }
 
-    /// A new file for a blob; it counts once it is committed. `mark` tells it from others of this name,
-    /// which may be written side by side.
+    /// A new file for a blob; it counts once it is committed. `mark` tells it from others of this
+    /// name, which may be written side by side.
     pub(super) fn new_blob(&self, name: &[u8; 32], mark: u64) -> Result<DataFile, FileError> {
         let how = OpenHow { direct: false, ..OpenHow::NEW };
         self.filling.file(&marked(name, mark), how)
@@ -215,8 +215,8 @@ impl Store {
         self.filling.remove(&marked(name, mark)).map(drop)
     }
 
-    /// Puts a written blob in its place, and removes others for which there is no more room. Which ones
-    /// is left to the order of the folder.
+    /// Puts a written blob in its place, and removes others for which there is no more room. Which
+    /// ones is left to the order of the folder.
     pub(super) fn commit_blob(
         &self,
         name: &[u8; 32],

@@ -1,5 +1,5 @@
-//! Any history of loads, pins, evictions, damage, faults and restarts, against a model that knows only
-//! what was stored well and what must stay: in a tier that holds half of what is loaded.
+//! Any history of loads, pins, evictions, damage, faults and restarts, against a model that knows
+//! only what was stored well and what must stay: in a tier that holds half of what is loaded.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! The tier as a whole, over real files, with disks that lie: whatever happens, what is read is right
-//! or is not there.
+//! The tier as a whole, over real files, with disks that lie: whatever happens, what is read is
+//! right or is not there.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -501,8 +501,8 @@ async fn a_check_finds_what_is_bad() {
     node.stop().await;
 }
 
-/// Kills at moments that the seed says, in the middle of fills and evictions, and with an index that is
-/// behind: no wrong byte, and every extent that was committed before is there.
+/// Kills at moments that the seed says, in the middle of fills and evictions, and with an index
+/// that is behind: no wrong byte, and every extent that was committed before is there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_at_any_point_loses_nothing_that_was_committed() {
     let slow = std::env::var_os("FOREBAY_SLOW_TESTS").is_some_and(|value| value == "1");

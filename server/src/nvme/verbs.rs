@@ -54,8 +54,8 @@ impl Drop for Pin {
 }
 
 impl NvmeTier {
-    /// Waits until every extent is known: before that, whoever asks what is stored hears too little.
-    /// False if that takes too long, as it does where the disk hangs.
+    /// Waits until every extent is known: before that, whoever asks what is stored hears too
+    /// little. False if that takes too long, as it does where the disk hangs.
     pub(crate) async fn known(&self) -> bool {
         tokio::time::timeout(RECOVERY_PATIENCE, self.recovered()).await.is_ok()
     }

@@ -1,9 +1,9 @@
 //! From a slot into an extent, behind the hand-over.
 //!
-//! A worker takes a chunk that waits, has room reserved for it, copies it out of its slot, and writes
-//! the copy. The copy is what keeps the loads safe from the disk: a slot is held for the milliseconds
-//! that copying takes, whatever the disk does, and the sums are taken in the same pass, while the
-//! bytes are in the cache of the core. Each worker has one buffer, which it keeps.
+//! A worker takes a chunk that waits, has room reserved for it, copies it out of its slot, and
+//! writes the copy. The copy is what keeps the loads safe from the disk: a slot is held for the
+//! milliseconds that copying takes, whatever the disk does, and the sums are taken in the same
+//! pass, while the bytes are in the cache of the core. Each worker has one buffer, which it keeps.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -270,8 +270,8 @@ impl NvmeTier {
         copying.await?
     }
 
-    /// Payload, then header: a file whose header is whole has all of its payload. The buffer comes back
-    /// unless the disk keeps it.
+    /// Payload, then header: a file whose header is whole has all of its payload. The buffer comes
+    /// back unless the disk keeps it.
     async fn written(
         &self,
         file: &Arc<DataFile>,

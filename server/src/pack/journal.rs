@@ -6,8 +6,8 @@
 //!                             and what the store says of what is stored
 //! ```
 //!
-//! Each is two lines, as the manifest is: JSON, then the BLAKE3 of that line. What is damaged is as good
-//! as not there. They are removed once the manifest is in place.
+//! Each is two lines, as the manifest is: JSON, then the BLAKE3 of that line. What is damaged is as
+//! good as not there. They are removed once the manifest is in place.
 
 use forebay_codec::manifest::{PackManifest, PackedObject, PackedSource};
 use serde::de::DeserializeOwned;

@@ -1,9 +1,9 @@
-//! What has to be done for each object: decided from what the source has, what lies at the destination,
-//! and what earlier packs wrote there. No clock, no I/O.
+//! What has to be done for each object: decided from what the source has, what lies at the
+//! destination, and what earlier packs wrote there. No clock, no I/O.
 //!
-//! An object is kept as it is if it was packed with the same parameters from the same version, and what
-//! is stored of it is still what was written. A name that is in the way is written over only if a pack
-//! of the same source had it.
+//! An object is kept as it is if it was packed with the same parameters from the same version, and
+//! what is stored of it is still what was written. A name that is in the way is written over only
+//! if a pack of the same source had it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::SystemTime;
@@ -139,8 +139,8 @@ impl Known {
         (is_there && is_same(&packed.source, &wanted.source)).then_some(packed)
     }
 
-    /// What packs of the same source have left here and `manifest` does not need: removed once that is in
-    /// place.
+    /// What packs of the same source have left here and `manifest` does not need: removed once that
+    /// is in place.
     pub(super) fn leftovers(&self, manifest: &PackManifest) -> Vec<String> {
         let needed: HashSet<&str> =
             manifest.objects.iter().map(|packed| packed.stored_name.as_str()).collect();

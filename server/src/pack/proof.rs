@@ -1,5 +1,5 @@
-//! What was written, read again: an object counts only once every frame of it came back from its store
-//! and decoded to the bytes whose digest was taken when they came from the source.
+//! What was written, read again: an object counts only once every frame of it came back from its
+//! store and decoded to the bytes whose digest was taken when they came from the source.
 
 use std::sync::Arc;
 

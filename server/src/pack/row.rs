@@ -1,9 +1,9 @@
-//! Work on the frames of an object, several at a time, in a row: each gets its share of memory before it
-//! begins, one after the other, and what comes of it comes out in order.
+//! Work on the frames of an object, several at a time, in a row: each gets its share of memory
+//! before it begins, one after the other, and what comes of it comes out in order.
 //!
-//! So the frame that is next has its share before those behind it. Whoever takes what comes out does the
-//! rest of its work within [`Row::meanwhile`]: what is under way holds places in queues and at endpoints,
-//! and would keep them for ever if nobody polled it, from that very work too.
+//! So the frame that is next has its share before those behind it. Whoever takes what comes out
+//! does the rest of its work within [`Row::meanwhile`]: what is under way holds places in queues
+//! and at endpoints, and would keep them for ever if nobody polled it, from that very work too.
 
 use std::collections::VecDeque;
 use std::future::Future;

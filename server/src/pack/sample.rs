@@ -1,9 +1,9 @@
 //! What to do with an object's bytes, measured on samples of them: which tensors are stored as byte
 //! planes, and whether compression pays at all.
 //!
-//! A sample is as long as a tile, so that its planes are coded as those of a frame are. A tensor has up
-//! to three, at its beginning, in its middle and at its end. Of very many tensors only the largest are
-//! measured; the others do as those of their type did together.
+//! A sample is as long as a tile, so that its planes are coded as those of a frame are. A tensor
+//! has up to three, at its beginning, in its middle and at its end. Of very many tensors only the
+//! largest are measured; the others do as those of their type did together.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -162,14 +162,14 @@ pub(super) fn shrinks<'a>(
     Ok(pays(stored, plain))
 }
 
-/// Whether storing so many bytes instead of so many pays: at least a fiftieth has to be saved, for what
-/// decoding costs every load.
+/// Whether storing so many bytes instead of so many pays: at least a fiftieth has to be saved, for
+/// what decoding costs every load.
 pub(super) fn pays(stored_bytes: u64, plain_bytes: u64) -> bool {
     u128::from(stored_bytes) * 50 < u128::from(plain_bytes) * 49
 }
 
-/// At most so many spots of a run of bytes, spread evenly from its beginning to its end: all of it, if
-/// that is no more than they have together.
+/// At most so many spots of a run of bytes, spread evenly from its beginning to its end: all of it,
+/// if that is no more than they have together.
 fn spots(bytes: u64, count: u64, align: u64) -> Vec<Range<u64>> {
     if bytes <= SAMPLE_BYTES * count {
         let starts = (0..bytes).step_by(usize::try_from(SAMPLE_BYTES).unwrap_or(usize::MAX));

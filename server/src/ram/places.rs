@@ -1,9 +1,9 @@
-//! Which NUMA node slots lie on: how the budget is split over nodes, how memory is asked for on one,
-//! and where it came to lie.
+//! Which NUMA node slots lie on: how the budget is split over nodes, how memory is asked for on
+//! one, and where it came to lie.
 //!
 //! The kernel is asked before a segment has memory and looked at when it has: a slot counts for the
-//! node that most of its pages lie on, wherever it was asked for. With one node nothing is asked, and
-//! every slot lies there. A kernel that forbids the calls, or does not tell, is said once.
+//! node that most of its pages lie on, wherever it was asked for. With one node nothing is asked,
+//! and every slot lies there. A kernel that forbids the calls, or does not tell, is said once.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,8 @@ use super::pool::PoolSpec;
 /// A segment's file, at most: larger registrations with a GPU driver fail in practice.
 pub(super) const SEGMENT_BYTES_MAX: u64 = 256 << 20;
 
-/// The first segments of all nodes together: enough to start, populated in some tens of milliseconds.
+/// The first segments of all nodes together: enough to start, populated in some tens of
+/// milliseconds.
 pub(super) const FIRST_SEGMENTS_BYTES: u64 = 64 << 20;
 
 /// What a segment holds beside its slots, at most: its header, and the hole that aligns the slots.
@@ -95,7 +96,8 @@ impl Places {
         Self::with(Vec::new(), PlaceCalls::KERNEL)
     }
 
-    /// The segments to make: the first of each node, then by turns. And how many are the first ones.
+    /// The segments to make: the first of each node, then by turns. And how many are the first
+    /// ones.
     pub(super) fn segments(&self, spec: PoolSpec) -> (Vec<SegmentPlan>, usize) {
         let nodes = self.nodes.len() as u64;
         let shares = self.shares(spec.budget_bytes / spec.chunk_bytes);

@@ -5,11 +5,13 @@
 //! never copied; dropping an owner puts the slot on the free list. `forebay-shm` keeps the same
 //! law a second time in its per-slot state word, which is what makes writing safe.
 //!
-//! Every slot lies on a NUMA node, and the free list is one per node; see [`places`](super::places).
+//! Every slot lies on a NUMA node, and the free list is one per node; see
+//! [`places`](super::places).
 //!
-//! The first segment (of each node) is made before the daemon is ready and is small; a thread makes the
-//! others up to the budget, because populating pages runs at some GB/s and must delay neither the start nor
-//! a load. A segment that cannot be had ends the growth: the tier is smaller, and says so.
+//! The first segment (of each node) is made before the daemon is ready and is small; a thread makes
+//! the others up to the budget, because populating pages runs at some GB/s and must delay neither
+//! the start nor a load. A segment that cannot be had ends the growth: the tier is smaller, and
+//! says so.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -300,8 +302,8 @@ impl ClaimedSlot {
         self.writer.as_slice()
     }
 
-    /// As what a read of a file fills, with something that lasts as long. Whoever has it has the slot:
-    /// it is free again when the last of it is dropped, which a disk that hangs may put off.
+    /// As what a read of a file fills, with something that lasts as long. Whoever has it has the
+    /// slot: it is free again when the last of it is dropped, which a disk that hangs may put off.
     pub(crate) fn into_target<T>(self, with: T) -> Carried<SlotWriter, (Home, T)> {
         Carried { bytes: self.writer, with: (self.home, with) }
     }

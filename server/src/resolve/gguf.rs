@@ -1,9 +1,9 @@
 //! The tensors of GGUF objects.
 //!
 //! The header says nowhere how long it is, so it is read in steps: the parser says how much of the
-//! object's beginning it needs, at least twice as much each time, up to its own bound. Loading needs
-//! none of this: an object that the parser does not understand (an old version, another byte order) is a
-//! plain object, as it would be under another name.
+//! object's beginning it needs, at least twice as much each time, up to its own bound. Loading
+//! needs none of this: an object that the parser does not understand (an old version, another byte
+//! order) is a plain object, as it would be under another name.
 
 use forebay_codec::gguf::{self, GgufError, Parsed};
 use forebay_codec::tensor::TensorEntry;

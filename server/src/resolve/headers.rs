@@ -1,12 +1,12 @@
 //! Headers and indexes of objects: read into bounded memory, parsed, and kept for the next time.
 //!
-//! *Kept is what made sense.* Only bytes that were parsed are kept, and what was kept is parsed again
-//! when it is used: if that fails it is forgotten, and the origin is asked as if nothing had been
-//! kept. So a bit that was flipped on the way cannot make an object unreadable for good.
+//! *Kept is what made sense.* Only bytes that were parsed are kept, and what was kept is parsed
+//! again when it is used: if that fails it is forgotten, and the origin is asked as if nothing had
+//! been kept. So a bit that was flipped on the way cannot make an object unreadable for good.
 //!
-//! *Room.* Whatever is read takes its room in [`Headers::room`] first, whether it comes from the origin
-//! or from what was kept. What waits to be written has a bound of its own, and beyond that is not kept:
-//! nobody waits for a disk here.
+//! *Room.* Whatever is read takes its room in [`Headers::room`] first, whether it comes from the
+//! origin or from what was kept. What waits to be written has a bound of its own, and beyond that
+//! is not kept: nobody waits for a disk here.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use super::manifest::Object;
 use crate::cpu::{Stopped, Workers};
 
-/// Mebibytes being read at one time, over all loads: what hostile ones can make the daemon hold. The
-/// largest header fits once.
+/// Mebibytes being read at one time, over all loads: what hostile ones can make the daemon hold.
+/// The largest header fits once.
 const READ_MIB_AT_ONCE: usize = 128;
 
 /// Mebibytes that may wait to be written: the headers of a few large checkpoints.
@@ -27,8 +27,8 @@ const KEEP_MIB_AT_ONCE: usize = 64;
 /// JSON from this size on is parsed on the workers.
 const PARSE_ON_WORKER_BYTES: usize = 256 << 10;
 
-/// Where headers and indexes of objects are kept over restarts, under the objects' identities. What it
-/// gives is what it was given, or nothing.
+/// Where headers and indexes of objects are kept over restarts, under the objects' identities. What
+/// it gives is what it was given, or nothing.
 pub(crate) trait HeaderCache: std::fmt::Debug + Send + Sync {
     /// How many bytes are kept under a name, if any are.
     fn bytes_of(&self, name: [u8; 32]) -> BoxFuture<'_, Option<u64>>;
@@ -36,7 +36,8 @@ pub(crate) trait HeaderCache: std::fmt::Debug + Send + Sync {
     /// What is kept under a name, if it is so many bytes.
     fn get(&self, name: [u8; 32], bytes: u64) -> BoxFuture<'_, Option<Vec<u8>>>;
 
-    /// Keeps bytes under a name, some time later, if that can be done. The room is theirs until then.
+    /// Keeps bytes under a name, some time later, if that can be done. The room is theirs until
+    /// then.
     fn put(&self, name: [u8; 32], bytes: Vec<u8>, room: OwnedSemaphorePermit);
 
     /// Keeps nothing under a name any more, if that can be done.
@@ -78,7 +79,8 @@ impl Headers {
         self.cpu.run(move || (parse(&bytes), bytes)).await
     }
 
-    /// Runs a decoder, which may have much to do for few bytes: on the workers. The bytes come back.
+    /// Runs a decoder, which may have much to do for few bytes: on the workers. The bytes come
+    /// back.
     pub(super) async fn decoded<T: Send + 'static>(
         &self,
         bytes: Vec<u8>,
@@ -87,8 +89,8 @@ impl Headers {
         self.cpu.run(move || (decode(&bytes), bytes)).await
     }
 
-    /// What `parse` makes of what was kept of an object, if anything was. Only what is pinned is the
-    /// same again.
+    /// What `parse` makes of what was kept of an object, if anything was. Only what is pinned is
+    /// the same again.
     pub(super) async fn kept<T: Send + 'static, E: Display + Send + 'static>(
         &self,
         object: &Object,

@@ -3,8 +3,8 @@
 //! Built only by [`Resolver`](super::Resolver). Its digest is the *revision*: BLAKE3 over the
 //! identities of its objects. An identity binds origin, key, size and the store's ETag, version or
 //! time of change: never a name and a size alone. A store that gives none of them cannot be pinned,
-//! nor can an object whose query may select it unless an ETag or version names it: such objects get an
-//! identity of their own each time, so nothing of them is shared or recorded.
+//! nor can an object whose query may select it unless an ETag or version names it: such objects get
+//! an identity of their own each time, so nothing of them is shared or recorded.
 
 use std::fmt;
 use std::sync::Arc;
@@ -218,9 +218,10 @@ pub(super) fn object_of(
     Ok(Object { key, name, bytes, pin, identity, pinned, content: Content::Plain, checksum })
 }
 
-/// Makes an object whose store has it in another form: `name`, its size and its content are those of
-/// what it decodes to. Where the digests of all its bytes are known, they are its identity, wherever it
-/// lies in its origin: other bytes do not fit them. Another origin's manifest does not name them.
+/// Makes an object whose store has it in another form: `name`, its size and its content are those
+/// of what it decodes to. Where the digests of all its bytes are known, they are its identity,
+/// wherever it lies in its origin: other bytes do not fit them. Another origin's manifest does not
+/// name them.
 pub(super) fn coded_object(
     origin: &str,
     stored: Object,

@@ -1,16 +1,17 @@
 //! Objects that the store has in another form: packed checkpoints, and plain `.zst` objects.
 //!
-//! A checkpoint is packed if there is a manifest at its root ([`MANIFEST_NAME`], written by `forebay
-//! pack`). It is then what the manifest says, under the original names: what else lies there is not part
-//! of it. A manifest proves itself by a digest of its own; one that does not is read once more, another
-//! way, and then refused. Naming one packed object, by its original name or by its stored one, gives
-//! that one, or an index and its shards; naming a folder in the checkpoint gives what lies under it. For
-//! these the manifest is looked for in the folder and up to [`FOLDERS_MAX`] above it, where something
-//! compressed, or nothing, is named; next to an object that is stored as it is, in its folder only.
-//! What is found there by looking and is no manifest (some web servers answer everything) is none.
+//! A checkpoint is packed if there is a manifest at its root ([`MANIFEST_NAME`], written by
+//! `forebay pack`). It is then what the manifest says, under the original names: what else lies
+//! there is not part of it. A manifest proves itself by a digest of its own; one that does not is
+//! read once more, another way, and then refused. Naming one packed object, by its original name or
+//! by its stored one, gives that one, or an index and its shards; naming a folder in the checkpoint
+//! gives what lies under it. For these the manifest is looked for in the folder and up to
+//! [`FOLDERS_MAX`] above it, where something compressed, or nothing, is named; next to an object
+//! that is stored as it is, in its folder only. What is found there by looking and is no manifest
+//! (some web servers answer everything) is none.
 //!
-//! An object whose name ends in `.zst` is decoded, and loses that ending, unless another object has that
-//! name already. How its frames lie is found out by [`scan`](super::scan).
+//! An object whose name ends in `.zst` is decoded, and loses that ending, unless another object has
+//! that name already. How its frames lie is found out by [`scan`](super::scan).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -49,8 +50,8 @@ pub(super) struct Packed {
 }
 
 impl Packed {
-    /// What the tensor index of these objects is kept under. Manifests may name the same bytes and other
-    /// tensors.
+    /// What the tensor index of these objects is kept under. Manifests may name the same bytes and
+    /// other tensors.
     pub(super) fn place(&self, revision: Revision) -> Revision {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&revision.0).update(&self.identity);
@@ -125,8 +126,8 @@ impl Listing<'_> {
         Ok(Some(Listed { objects, packed: Some(packed) }))
     }
 
-    /// The packed checkpoint of a manifest that was named itself. Its objects are looked up one by one:
-    /// web servers have no listing.
+    /// The packed checkpoint of a manifest that was named itself. Its objects are looked up one by
+    /// one: web servers have no listing.
     pub(super) async fn packed_at(&self, manifest: ObjectMeta) -> Result<Listed, ResolveError> {
         let folder = manifest.key.parent();
         let (manifest, identity) = self.manifest(manifest).await?;
@@ -135,8 +136,8 @@ impl Listing<'_> {
         Ok(Listed { objects, packed: Some(packed) })
     }
 
-    /// One object of a packed checkpoint, named by `key`, as it is called or as it is stored, with its
-    /// shards if it is an index. The manifest is looked for in so many folders.
+    /// One object of a packed checkpoint, named by `key`, as it is called or as it is stored, with
+    /// its shards if it is an index. The manifest is looked for in so many folders.
     pub(super) async fn one_packed(
         &self,
         key: &ObjectKey,
@@ -164,8 +165,8 @@ impl Listing<'_> {
         Ok(Some(Listed { objects, packed: Some(packed) }))
     }
 
-    /// The nearest packed checkpoint whose root is this folder or one above it, and that `names_it`;
-    /// `inner` is the folder that is meant.
+    /// The nearest packed checkpoint whose root is this folder or one above it, and that
+    /// `names_it`; `inner` is the folder that is meant.
     async fn above(
         &self,
         folder: &ObjectKey,
@@ -265,8 +266,8 @@ impl Listing<'_> {
         Ok(coded_object(&self.uri.origin(), stored, name, (packed.bytes, content)))
     }
 
-    /// Reads and checks a manifest, and what the store's one is known by. A damaged one may have been
-    /// damaged on its way.
+    /// Reads and checks a manifest, and what the store's one is known by. A damaged one may have
+    /// been damaged on its way.
     async fn manifest(
         &self,
         meta: ObjectMeta,

@@ -1,15 +1,16 @@
 //! Objects whose name ends in `.zst`, and of which no manifest says anything.
 //!
-//! Their size has to be known before they are planned, so it has to be declared: by a seek table at the
-//! end, or by the frames. Objects up to [`SCANNED_BYTES_MAX`] are read whole for that, which finds every
-//! frame; of larger ones without a seek table the first frame counts, and another one behind it is an
-//! error when it is met. Frames up to [`FRAME_BYTES_MAX`] are decoded one by one, larger ones as streams,
-//! and so are frames that take more room where they are stored than compression makes them take: what is
-//! read to decode a chunk is bounded by the chunk.
+//! Their size has to be known before they are planned, so it has to be declared: by a seek table at
+//! the end, or by the frames. Objects up to [`SCANNED_BYTES_MAX`] are read whole for that, which
+//! finds every frame; of larger ones without a seek table the first frame counts, and another one
+//! behind it is an error when it is met. Frames up to [`FRAME_BYTES_MAX`] are decoded one by one,
+//! larger ones as streams, and so are frames that take more room where they are stored than
+//! compression makes them take: what is read to decode a chunk is bounded by the chunk.
 //!
-//! What is no zstd, declares no size or needs a dictionary is served as it is, under its own name. What
-//! was packed and has byte planes is refused: only its manifest tells how to undo them. What was found out
-//! is kept for the last objects by their identity, so that they are not read again for it.
+//! What is no zstd, declares no size or needs a dictionary is served as it is, under its own name.
+//! What was packed and has byte planes is refused: only its manifest tells how to undo them. What
+//! was found out is kept for the last objects by their identity, so that they are not read again
+//! for it.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -188,8 +189,8 @@ impl Listing<'_> {
         table.map(Some).map_err(bad)
     }
 
-    /// Room to read a range of what an object decodes to, and what that is decoded from. Whoever has
-    /// some asks for no more.
+    /// Room to read a range of what an object decodes to, and what that is decoded from. Whoever
+    /// has some asks for no more.
     pub(super) async fn room_for(
         &self,
         object: &Object,
@@ -215,8 +216,8 @@ impl Listing<'_> {
         Ok(self.resolver.headers.room(bytes).await?)
     }
 
-    /// A range of what an object decodes to: of its beginning, where it can only be decoded from there.
-    /// The caller has [room](Self::room_for) for it.
+    /// A range of what an object decodes to: of its beginning, where it can only be decoded from
+    /// there. The caller has [room](Self::room_for) for it.
     pub(super) async fn read_decoded(
         &self,
         object: &Object,
@@ -249,8 +250,8 @@ impl Listing<'_> {
         }
     }
 
-    /// The first bytes that a stream decodes to, as many as there are. A stream that is longer than what
-    /// it decodes to is not read for ever.
+    /// The first bytes that a stream decodes to, as many as there are. A stream that is longer than
+    /// what it decodes to is not read for ever.
     async fn read_beginning(
         &self,
         object: &Object,

@@ -299,8 +299,8 @@ pub(super) fn checkpoints(
     checkpoints.into_values().filter(shown).collect()
 }
 
-/// What is cached of a whole. What is in no tier is at the origin: what is in both counts once, as far
-/// as sums can tell.
+/// What is cached of a whole. What is in no tier is at the origin: what is in both counts once, as
+/// far as sums can tell.
 pub(super) fn in_tiers(ram: u64, nvme: u64, whole: u64) -> pb::BytesByTier {
     pb::BytesByTier { ram, nvme, origin: whole.saturating_sub(ram.max(nvme)) }
 }

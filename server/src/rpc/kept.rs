@@ -132,8 +132,8 @@ pub(super) async fn verify(
     out.send(Ok(last)).await.map_err(|_closed| client_gone())
 }
 
-/// Reads these chunks in RAM again. Only the one that is being checked is kept from being evicted: loads
-/// need the slots. One that is gone by then counts as nothing.
+/// Reads these chunks in RAM again. Only the one that is being checked is kept from being evicted:
+/// loads need the slots. One that is gone by then counts as nothing.
 async fn check_ram(
     (ram, verifier): (&RamTier, &Verifier),
     chunks: &BTreeMap<ChunkKey, u64>,

@@ -13,8 +13,8 @@ use super::{Context, Shared, client_gone};
 use crate::deadline::{Deadline, parse_grpc_timeout};
 use crate::pack::{self, PackProgress, PackReport, PackRequest};
 
-/// A pack takes as long as its checkpoint is large, and holds nothing that others wait for: so it may
-/// take longer than loads may. It ends with its client in any case.
+/// A pack takes as long as its checkpoint is large, and holds nothing that others wait for: so it
+/// may take longer than loads may. It ends with its client in any case.
 const DEADLINE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// When a pack has to be over: when the client says so, whatever loads may have.

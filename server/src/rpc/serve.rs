@@ -1,9 +1,9 @@
 //! The gRPC socket: accepts, learns who is there, and serves HTTP/2.
 //!
-//! tonic's own server would apply its timeout handling; here its routes run directly on hyper. Every
-//! connection is a task of the daemon's tree. The peer's credentials are those the kernel recorded
-//! at connect; a uid that is not allowed gets PERMISSION_DENIED for every call and learns nothing
-//! else.
+//! tonic's own server would apply its timeout handling; here its routes run directly on hyper.
+//! Every connection is a task of the daemon's tree. The peer's credentials are those the kernel
+//! recorded at connect; a uid that is not allowed gets PERMISSION_DENIED for every call and learns
+//! nothing else.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -55,8 +55,8 @@ impl<T> Stream for GuardedStream<T> {
     }
 }
 
-/// A stream: the task's half, the connection's half, and the token that is set when the connection's
-/// half is dropped or the daemon stops.
+/// A stream: the task's half, the connection's half, and the token that is set when the
+/// connection's half is dropped or the daemon stops.
 pub(super) fn open<T>(
     depth: usize,
     stop: &CancellationToken,

@@ -1,10 +1,11 @@
 //! The digest found on first fetch, recorded and enforced ever after.
 //!
 //! One append-only file, `first-fetch`, in the cache directory: the key under which the digests are
-//! taken (see [`crate::digest`]), then fixed records of chunk key, digest and a check word. A chunk's
-//! key is a digest of origin, object, version and range, so the file holds no name a caller chose. Appends go through the page cache and are not synced: what a power cut
-//! loses is a record, never a byte that is served. A torn or foreign record fails its check word and
-//! is skipped. At [`RECORDS_MAX`] the older half is dropped when the file is next read.
+//! taken (see [`crate::digest`]), then fixed records of chunk key, digest and a check word. A
+//! chunk's key is a digest of origin, object, version and range, so the file holds no name a caller
+//! chose. Appends go through the page cache and are not synced: what a power cut loses is a record,
+//! never a byte that is served. A torn or foreign record fails its check word and is skipped. At
+//! [`RECORDS_MAX`] the older half is dropped when the file is next read.
 //!
 //! Without a cache directory the records live as long as the daemon.
 
@@ -123,8 +124,8 @@ impl Records {
         self.set(proof_of(identity, by), *seal.finalize().as_bytes());
     }
 
-    /// Whether an object whose bytes lie in these chunks, in order, was held to this digest, and the
-    /// digests of the chunks that were compared then are those that are recorded now.
+    /// Whether an object whose bytes lie in these chunks, in order, was held to this digest, and
+    /// the digests of the chunks that were compared then are those that are recorded now.
     pub(crate) fn stands(
         &self,
         identity: &[u8; 32],
@@ -272,7 +273,8 @@ fn read(path: &Path) -> std::io::Result<(Option<DigestKey>, Vec<Record>)> {
     Ok((Some(key), standing(records.iter().filter_map(decode).collect())))
 }
 
-/// Those that were not taken back later, in order. A key that was recorded anew counts from then on.
+/// Those that were not taken back later, in order. A key that was recorded anew counts from then
+/// on.
 fn standing(records: Vec<Record>) -> Vec<Record> {
     let taken_back: HashMap<ChunkKey, usize> = records
         .iter()

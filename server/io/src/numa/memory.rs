@@ -26,9 +26,9 @@ pub fn bind_memory(memory: *const [u8], node: NodeId) -> Result<(), NumaError> {
         return Err(NumaError::NotAllowed { call: "mbind", what: what() });
     };
     *word = 1 << (bit % WORD_BITS);
-    // SAFETY: mbind reads the mask, which is MASK_BITS long, and changes how pages of the range will
-    // be made; it reads and writes no byte of the range, and refuses one that is not mapped. The
-    // kernel counts one bit less than it is told.
+    // SAFETY: mbind reads the mask, which is MASK_BITS long, and changes how pages of the range
+    // will be made; it reads and writes no byte of the range, and refuses one that is not mapped.
+    // The kernel counts one bit less than it is told.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mbind,

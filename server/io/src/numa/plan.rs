@@ -34,8 +34,8 @@ pub struct PlannedNode {
     pub memory_bytes: u64,
     /// Whether slots are put there.
     pub has_slots: bool,
-    /// Its CPUs that this process may use. Empty where none may be, and on the one node of a machine
-    /// whose CPUs are not known.
+    /// Its CPUs that this process may use. Empty where none may be, and on the one node of a
+    /// machine whose CPUs are not known.
     pub cpus: CpuList,
     /// How many physical cores they are of.
     pub cores: usize,

@@ -1,5 +1,5 @@
-//! The memory that is registered with the ring: where it lies, and which entry of the kernel's table
-//! it has.
+//! The memory that is registered with the ring: where it lies, and which entry of the kernel's
+//! table it has.
 //!
 //! Registered pages are looked up and pinned once instead of with every operation. A region is one
 //! segment; one entry of the table holds 1 GiB at most, so a larger one takes several. The table

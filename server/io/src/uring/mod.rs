@@ -62,8 +62,8 @@ impl Mailbox {
     /// Wakes the thread if it sleeps.
     ///
     /// The thread says that it sleeps before it looks at the desk and the commands for the last
-    /// time, under their locks. So whoever changed one of them since then, under the same lock, sees
-    /// it sleeping here.
+    /// time, under their locks. So whoever changed one of them since then, under the same lock,
+    /// sees it sleeping here.
     fn ring(&self) {
         if self.asleep.swap(false, Ordering::AcqRel) {
             let written =

@@ -1,5 +1,5 @@
-//! The fake disk does what it is told: each fault is seen through the seam, and what was on the disk
-//! before or after it is right.
+//! The fake disk does what it is told: each fault is seen through the seam, and what was on the
+//! disk before or after it is right.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Nodes of written machines and of this one, memory and threads on them, and what happens where the
-//! kernel forbids the calls.
+//! Nodes of written machines and of this one, memory and threads on them, and what happens where
+//! the kernel forbids the calls.
 
 use forebay_io::{
     NodeId, NumaPlan, PciAddress, SysfsTopology, Topology, TopologyError, bind_memory,

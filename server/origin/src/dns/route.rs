@@ -1,6 +1,7 @@
 //! Addresses this machine has no route to are left out, as getaddrinfo puts them last (RFC 6724).
 //!
-//! A machine without IPv6 would otherwise spend half of its dials of a dual-stack origin on nothing.
+//! A machine without IPv6 would otherwise spend half of its dials of a dual-stack origin on
+//! nothing.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 

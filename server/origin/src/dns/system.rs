@@ -1,4 +1,5 @@
-//! Lookups by the system's own configuration: hosts file, then the search list over the name servers.
+//! Lookups by the system's own configuration: hosts file, then the search list over the name
+//! servers.
 //!
 //! The files are parsed by hickory, which also speaks DNS (CNAME chains, TCP after a truncated
 //! answer); the walk is ours, because it must be that of the C library: the hosts file answers

@@ -8,9 +8,9 @@
 //!                    +------------------ failed <--------------------------------------+
 //! ```
 //!
-//! A fresh or stale name is looked up again, with its addresses served meanwhile. Which names are in
-//! flight is known here, so nobody looks up a name twice at once. A lookup whose end is never told
-//! counts as lost after twice its time limit.
+//! A fresh or stale name is looked up again, with its addresses served meanwhile. Which names are
+//! in flight is known here, so nobody looks up a name twice at once. A lookup whose end is never
+//! told counts as lost after twice its time limit.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -275,7 +275,8 @@ impl Entry {
         }
     }
 
-    /// While DNS works, addresses it did not confirm for long are not handed out before it is asked.
+    /// While DNS works, addresses it did not confirm for long are not handed out before it is
+    /// asked.
     fn may_serve_stale(&self, settings: &DnsSettings, now: Instant) -> bool {
         let kept = self.good.is_some_and(|good| now < good.at + settings.address_kept);
         kept || self.failures > 0

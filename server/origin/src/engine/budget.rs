@@ -75,7 +75,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the mix: retries that failed are at most what the bucket and the good calls pay.
+        /// Whatever the mix: retries that failed are at most what the bucket and the good calls
+        /// pay.
         #[test]
         fn failed_retries_are_paid_for(steps in prop::collection::vec((0_u8..4, any::<bool>()), 0..2000)) {
             let mut budget = Budget::new();

@@ -1,10 +1,10 @@
 //! One endpoint: a lock over its budget, breaker, limiter and model, and the line before them.
 //!
-//! A request waits in its lane until the limiter has room, and goes as a [`Permit`]; what the permit
-//! is settled with teaches all four. A permit that is dropped unsettled was cancelled by its caller,
-//! which says nothing. The line is the only wait: retries beyond a fifth of the calls under way wait
-//! in it too, as does everyone when the endpoint's bytes per second are used up. When the breaker
-//! opens, all who wait are told at once.
+//! A request waits in its lane until the limiter has room, and goes as a [`Permit`]; what the
+//! permit is settled with teaches all four. A permit that is dropped unsettled was cancelled by its
+//! caller, which says nothing. The line is the only wait: retries beyond a fifth of the calls under
+//! way wait in it too, as does everyone when the endpoint's bytes per second are used up. When the
+//! breaker opens, all who wait are told at once.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -131,8 +131,8 @@ impl Endpoint {
     /// are at each moment. Dropping the future gives the place in the line up.
     ///
     /// A request that could not be answered before the deadline is not sent. It stays, out of the
-    /// line, until the deadline: who waits for it has one of its own, and someone with more time may
-    /// join them.
+    /// line, until the deadline: who waits for it has one of its own, and someone with more time
+    /// may join them.
     pub(crate) async fn admit(self: &Arc<Self>, want: Want, terms: &ReadTerms) -> Admitted {
         let mut news = terms.news();
         let (since, ticket) = (Instant::now(), self.lock().ticket());

@@ -3,10 +3,11 @@
 //! A throttle or a timeout takes a tenth off the limit, once per round trip: what was sent before
 //! the last change says nothing about it. Otherwise the limit climbs by trial. A window of good
 //! requests gives an index of throughput: requests at a time, times how fast each was against what
-//! its size should have taken (so a window of small parts is comparable with one of large parts, and
-//! a handful of requests is enough). A step up that raised the index by 2 % is kept and followed by
-//! the next; one that did not is taken back, and the next trial waits longer. The first steps, until
-//! one fails, are of half the limit: a load must not be over before the limit is found.
+//! its size should have taken (so a window of small parts is comparable with one of large parts,
+//! and a handful of requests is enough). A step up that raised the index by 2 % is kept and
+//! followed by the next; one that did not is taken back, and the next trial waits longer. The first
+//! steps, until one fails, are of half the limit: a load must not be over before the limit is
+//! found.
 //!
 //! Times come in as arguments; owned by the endpoint, under its lock.
 

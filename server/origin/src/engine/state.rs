@@ -1,4 +1,5 @@
-//! What an endpoint knows, under its lock: budget, breaker, limiter, model, and the line before them.
+//! What an endpoint knows, under its lock: budget, breaker, limiter, model, and the line before
+//! them.
 //!
 //! A request joins the line of its lane, and [`State::look`] lets in who may go: as many as the
 //! limiter has room for, interactive ones first, no more retries than a fifth of the calls, no more

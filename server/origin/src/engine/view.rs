@@ -1,4 +1,5 @@
-//! An endpoint as those see it who plan what to ask of it: what it takes now, and their part of that.
+//! An endpoint as those see it who plan what to ask of it: what it takes now, and their part of
+//! that.
 //!
 //! Who has a [`Share`] keeps as many requests on their way as it says: together they are twice what
 //! may be under way, so that each connection has its next part ready and a limit that grows finds

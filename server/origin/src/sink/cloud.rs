@@ -1,8 +1,8 @@
 //! Objects in a bucket or container, through object_store.
 //!
 //! Each request is one attempt or several, in the terms of the endpoint: what it lets in, what its
-//! retries may cost and when its breaker is open. Bytes that are sent do not count against the limit
-//! on bytes that it brings.
+//! retries may cost and when its breaker is open. Bytes that are sent do not count against the
+//! limit on bytes that it brings.
 
 use std::fmt;
 use std::future::Future;

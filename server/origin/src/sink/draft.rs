@@ -1,10 +1,10 @@
 //! Files that have not their names yet, and what is left of those whose process was killed.
 //!
-//! A draft has a name that nobody else has, and is locked (`flock`) as long as its process lives: the
-//! lock goes with the process, however that ends. So one that is not locked is nobody's any more.
-//! Where locks are known to one machine only, or between the making of a file and its lock, that is
-//! not so: one that was written to lately is left alone in any case. How late it is, the file system
-//! says, with the time of a file that was just made. Listings leave out all drafts.
+//! A draft has a name that nobody else has, and is locked (`flock`) as long as its process lives:
+//! the lock goes with the process, however that ends. So one that is not locked is nobody's any
+//! more. Where locks are known to one machine only, or between the making of a file and its lock,
+//! that is not so: one that was written to lately is left alone in any case. How late it is, the
+//! file system says, with the time of a file that was just made. Listings leave out all drafts.
 
 use std::fs::File;
 use std::io;

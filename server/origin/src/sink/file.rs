@@ -1,12 +1,12 @@
 //! Objects as files of a folder.
 //!
-//! The bytes go to a file beside the place of the object, under a name that nobody else has; synced,
-//! it is renamed, and then the folder is synced ([`super::draft`]). Whoever drops an upload leaves
-//! nothing behind; what a killed process left goes when a sink first writes into its folder.
+//! The bytes go to a file beside the place of the object, under a name that nobody else has;
+//! synced, it is renamed, and then the folder is synced ([`super::draft`]). Whoever drops an upload
+//! leaves nothing behind; what a killed process left goes when a sink first writes into its folder.
 //!
-//! Below the folder that the sink was opened for no link is followed: one that leads elsewhere would
-//! have bytes written where nobody asked for them. Folders that are missing are made. Modes are
-//! those of files that a person makes: 0644 and 0755, less the umask.
+//! Below the folder that the sink was opened for no link is followed: one that leads elsewhere
+//! would have bytes written where nobody asked for them. Folders that are missing are made. Modes
+//! are those of files that a person makes: 0644 and 0755, less the umask.
 
 use std::collections::BTreeSet;
 use std::io;

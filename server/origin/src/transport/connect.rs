@@ -1,9 +1,9 @@
 //! The connector: name, TCP and TLS, each with its limit and its time.
 //!
-//! Addresses are dialled one after another within the connect limit, each with an equal share of what
-//! is left of it, in the order of the address book: so a retry, which makes a new connection and names
-//! the address to avoid, meets another machine. What the phases took is kept with the connection and
-//! is taken by the first response on it.
+//! Addresses are dialled one after another within the connect limit, each with an equal share of
+//! what is left of it, in the order of the address book: so a retry, which makes a new connection
+//! and names the address to avoid, meets another machine. What the phases took is kept with the
+//! connection and is taken by the first response on it.
 
 use std::future::Future;
 use std::io;

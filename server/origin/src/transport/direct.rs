@@ -1,8 +1,8 @@
 //! Direct receive: the body of a part goes from the socket to where it belongs.
 //!
 //! object_store signs the request and checks the head of the answer; the body it gets is empty. The
-//! real one waits in the request's [`Direct`], from which the read takes it and fills its slot: over
-//! plain HTTP the kernel's copy is the only one, over TLS there is the decryption beside it.
+//! real one waits in the request's [`Direct`], from which the read takes it and fills its slot:
+//! over plain HTTP the kernel's copy is the only one, over TLS there is the decryption beside it.
 //!
 //! Two clocks run: for silence while a byte is waited for (time the reader takes to use what it got
 //! is not the origin's), and for the whole attempt, which a body that only drips runs into.
@@ -155,8 +155,8 @@ impl DirectBody {
         Ok(())
     }
 
-    /// The start of a body that is not wanted: of an error. At most so many bytes, and what comes of
-    /// them within the limit on silence.
+    /// The start of a body that is not wanted: of an error. At most so many bytes, and what comes
+    /// of them within the limit on silence.
     pub(crate) async fn start(mut self, bytes_max: usize) -> Vec<u8> {
         self.patience.until = Some(Instant::now() + self.terms.idle);
         let mut start = vec![0; bytes_max];

@@ -44,8 +44,8 @@ impl Transport {
             }
             let head = match answered {
                 Ok(Ok(head)) => head,
-                // Closed by its server while it was idle, most likely: the request was not seen. Once,
-                // for it may have been, and then repeating it is for the schedule to decide.
+                // Closed by its server while it was idle, most likely: the request was not seen.
+                // Once, for it may have been, and then repeating it is for the schedule to decide.
                 Ok(Err(WireError::Unanswered(_))) if reused => {
                     fresh = true;
                     continue;

@@ -1,8 +1,8 @@
 //! The body of a request on its way out, in pieces: so that it is known how far it got.
 //!
-//! hyper asks for a piece when it has room for one, which it has when the socket takes bytes. A body
-//! of which nothing was asked for in a while is stalled: its origin takes nothing. Once the last
-//! piece is given, it is the answer that is waited for.
+//! hyper asks for a piece when it has room for one, which it has when the socket takes bytes. A
+//! body of which nothing was asked for in a while is stalled: its origin takes nothing. Once the
+//! last piece is given, it is the answer that is waited for.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! The `HttpService` that object_store sends its requests through.
 //!
-//! One transport is shared by all origins with the same certificates; each store has a clone with its
-//! own counters and, for a URI with a query, the exact target that was signed. The query goes into the
-//! request here and nowhere earlier: object_store, whose errors quote URLs, never has it.
+//! One transport is shared by all origins with the same certificates; each store has a clone with
+//! its own counters and, for a URI with a query, the exact target that was signed. The query goes
+//! into the request here and nowhere earlier: object_store, whose errors quote URLs, never has it.
 
 use std::error::Error;
 use std::pin::pin;

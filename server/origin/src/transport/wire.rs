@@ -13,8 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::stream::Stream;
 
-/// What is read at a time while a head is awaited. Heads have some 500 bytes; what comes of the body
-/// with one is copied from here.
+/// What is read at a time while a head is awaited. Heads have some 500 bytes; what comes of the
+/// body with one is copied from here.
 const HEAD_READ: usize = 4096;
 /// The longest head.
 const HEAD_BYTES_MAX: usize = 64 << 10;

@@ -40,8 +40,8 @@ fn chunked(first: usize, chunk: &[u8]) -> Vec<u8> {
     response(206, &headers, &body)
 }
 
-/// The first half of a body came, the rest was asked for again, and then what had come turned out to
-/// be no answer at all: the copy has only the other half.
+/// The first half of a body came, the rest was asked for again, and then what had come turned out
+/// to be no answer at all: the copy has only the other half.
 #[tokio::test]
 async fn a_copy_does_not_complete_bytes_that_were_taken_back() {
     const WARM: usize = 130;

@@ -264,7 +264,8 @@ async fn the_search_list_is_walked_as_the_c_library_does() {
         site.server.addresses(name, [ip(&format!("127.0.0.{last}"))], 60);
     }
     let resolver = site.resolver();
-    // Fewer dots than ndots: the list first. At least as many: the name itself. A final dot: no list.
+    // Fewer dots than ndots: the list first. At least as many: the name itself. A final dot: no
+    // list.
     for (name, last) in [("s3", 2), ("s3.a.b", 3), ("s3.full", 4), ("s3.two.test.", 2)] {
         let found = resolver.resolve(name).await.unwrap();
         assert_eq!(found, [ip(&format!("127.0.0.{last}"))], "{name}");
