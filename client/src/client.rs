@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use forebay_device::{Device, HostDevice};
+use forebay_device::Device;
 use forebay_proto::pb::forebay_client::ForebayClient;
 use tokio::time::Instant;
 use tonic::Status;
@@ -30,7 +30,7 @@ pub struct Client {
 /// the last stays.
 #[derive(Debug)]
 struct Handoff {
-    device: Arc<dyn Device>,
+    device: Option<Arc<dyn Device>>,
     session: Mutex<Option<Arc<Session>>>,
 }
 
@@ -41,7 +41,7 @@ impl Client {
         Ok(Self {
             endpoint: Arc::new(endpoint),
             grpc,
-            handoff: Handoff::on(Arc::new(HostDevice)),
+            handoff: Handoff::on(None),
             options: CallOptions::default(),
         })
     }
@@ -52,11 +52,11 @@ impl Client {
         Self { options, ..self.clone() }
     }
 
-    /// The same connection for loads to another device, with which segments are registered as they
-    /// come. The default is [`HostDevice`]: bytes are used where they are lent.
+    /// The same connection for loads to a device, with which segments are registered as they come.
+    /// Without one, bytes are used where they are lent.
     #[must_use]
     pub fn with_device(&self, device: Arc<dyn Device>) -> Self {
-        Self { handoff: Handoff::on(device), ..self.clone() }
+        Self { handoff: Handoff::on(Some(device)), ..self.clone() }
     }
 
     /// Where it is connected to.
@@ -76,8 +76,8 @@ impl Client {
         self.grpc.clone()
     }
 
-    pub(crate) fn device(&self) -> Arc<dyn Device> {
-        Arc::clone(&self.handoff.device)
+    pub(crate) fn device(&self) -> Option<Arc<dyn Device>> {
+        self.handoff.device.clone()
     }
 
     pub(crate) fn trace_parent(&self) -> Option<&TraceParent> {
@@ -110,7 +110,7 @@ impl Client {
 }
 
 impl Handoff {
-    fn on(device: Arc<dyn Device>) -> Arc<Self> {
+    fn on(device: Option<Arc<dyn Device>>) -> Arc<Self> {
         Arc::new(Self { device, session: Mutex::default() })
     }
 

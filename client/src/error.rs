@@ -133,7 +133,7 @@ impl From<ShmError> for ClientError {
 impl From<DeviceError> for ClientError {
     fn from(error: DeviceError) -> Self {
         let reason = match error {
-            DeviceError::BadSpec { .. } | DeviceError::NotInBuild(_) => Reason::BadRequest,
+            DeviceError::BadSpec { .. } | DeviceError::Unavailable { .. } => Reason::BadRequest,
             _ => Reason::Internal,
         };
         Self(Box::new(Failure::new(reason, error.to_string()).at_stage("dma")))

@@ -59,7 +59,8 @@ pub use endpoint::Endpoint;
 pub use error::ClientError;
 pub use forebay_device::{Device, DeviceError, DeviceSpec, HostDevice};
 pub use forebay_proto::{
-    BadPciAddress, ErrorKind, Failure, PciAddress, Placement, Reason, StageSeconds, model,
+    BadPciAddress, BadShard, ErrorKind, Failure, PciAddress, Placement, Reason, Shard, Slice,
+    StageSeconds, model,
 };
 pub use load::Load;
 pub use options::{

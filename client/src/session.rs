@@ -48,7 +48,7 @@ struct Received {
 #[derive(Debug)]
 struct Mapped {
     /// Ends before the mapping does.
-    _registration: Registration,
+    _registration: Option<Registration>,
     map: Arc<SegmentMap>,
 }
 
@@ -76,7 +76,7 @@ impl Session {
     pub(crate) async fn connect(
         path: &Path,
         token: SessionToken,
-        device: Arc<dyn Device>,
+        device: Option<Arc<dyn Device>>,
     ) -> Result<Arc<Self>, ClientError> {
         let unreachable = |error: io::Error| ClientError::unreachable(&error, &path.display());
         let socket = connect(path).await.map_err(unreachable)?;
@@ -199,7 +199,7 @@ impl Link {
 /// The task: receives until the connection ends, and says why it did.
 async fn serve(
     link: Arc<Link>,
-    device: Arc<dyn Device>,
+    device: Option<Arc<dyn Device>>,
     received: watch::Sender<Received>,
     path: String,
 ) {
@@ -212,7 +212,7 @@ async fn serve(
             },
         };
         let mapped = match packet {
-            Ok((message, descriptor)) => map(message, descriptor, device.as_ref()),
+            Ok((message, descriptor)) => map(message, descriptor, device.as_deref()),
             Err(error) => Err(ClientError::unreachable(&error, &path)),
         };
         match mapped {
@@ -229,7 +229,7 @@ async fn serve(
 fn map(
     message: Event,
     descriptor: Option<OwnedFd>,
-    device: &dyn Device,
+    device: Option<&dyn Device>,
 ) -> Result<Mapped, ClientError> {
     const MESSAGE: &str = "HandoffMessage";
     let segment = match message {
@@ -250,7 +250,8 @@ fn map(
             format!("segment {} of {} bytes is another one", segment.segment_id, segment.bytes);
         return Err(Malformed::new(MESSAGE, what).into());
     }
-    Ok(Mapped { _registration: device.register(&map)?, map })
+    let registration = device.map(|device| device.register(&map)).transpose()?;
+    Ok(Mapped { _registration: registration, map })
 }
 
 /// A connection that never blocks.

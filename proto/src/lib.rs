@@ -13,9 +13,11 @@ pub mod failure;
 pub mod handoff;
 pub mod model;
 mod placement;
+mod shard;
 
 pub use failure::{ErrorKind, Failure, Reason, StageSeconds};
 pub use placement::{BadPciAddress, PciAddress, Placement};
+pub use shard::{BadShard, Shard, Slice, SlicePart};
 
 /// Types generated from `forebay/v1/forebay.proto`; the comments are in that file.
 #[allow(missing_docs, reason = "generated; documented in the .proto")]

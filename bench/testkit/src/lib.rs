@@ -28,7 +28,6 @@ mod claims;
 mod content;
 mod contents;
 pub mod contract;
-mod device;
 mod disk;
 mod dns;
 mod dns_server;
@@ -65,7 +64,6 @@ pub use checkpoint::{CHECKPOINT_BYTES_MIN, Checkpoint, CheckpointSpec, Tensor, c
 pub use claims::checksums;
 pub use content::{Concat, Content, sha256, sha256_of};
 pub use contents::Contents;
-pub use device::FakeDevice;
 pub use disk::{temp_dir, write_checkpoint, write_content};
 pub use dns::FakeDns;
 pub use dns_server::{DnsAnswer, DnsQueries, DnsServer};

@@ -1,123 +1,145 @@
-//! The device of a process that uses the bytes where they are lent: the mapping itself is the
-//! destination. Nothing is copied, so a copy is done at the instant it starts; its span has no
-//! length but says when, and how many bytes became usable.
+//! The device of a process that wants the bytes in memory of its own: the CPU copies, on the calling
+//! thread, before the call returns. Who only reads the bytes needs no device: they are lent in place.
+//!
+//! Memory is allocated zeroed, so that a copy that never came shows no other process's bytes.
 
-use std::ops::Range;
-use std::sync::Arc;
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use forebay_shm::{SegmentMap, SlotView};
+use forebay_shm::SegmentMap;
 
 use crate::error::DeviceError;
-use crate::seam::{CopySpan, CopyState, CopyTicket, Device, Registration};
+use crate::seam::{
+    CopyJob, CopySource, CopySpan, CopyState, CopyStream, CopyTicket, Device, DeviceInfo,
+    DeviceMemory, MemoryPath, Registration,
+};
+use crate::spec::DeviceSpec;
 
-/// Host memory, in place.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct HostDevice;
+/// What the memory of every device is aligned to.
+const ALIGN: usize = 256;
+
+/// Host memory.
+#[derive(Debug)]
+pub struct HostDevice(DeviceInfo);
 
 impl HostDevice {
-    fn span(ticket: &CopyTicket) -> CopySpan {
-        let at = ticket.submitted();
-        CopySpan { started: at, finished: at, bytes: ticket.bytes().len() as u64 }
+    /// The host.
+    #[must_use]
+    pub fn new() -> Self {
+        let (spec, name) = (DeviceSpec::Host, "host memory".to_owned());
+        Self(DeviceInfo { spec, name, pci: None, path: MemoryPath::Cpu })
+    }
+}
+
+impl Default for HostDevice {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
 impl Device for HostDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.0
+    }
+
     /// Host memory needs no preparation.
     fn register(&self, segment: &Arc<SegmentMap>) -> Result<Registration, DeviceError> {
-        Ok(Registration::of(segment))
+        Ok(Registration::of(segment, MemoryPath::Cpu))
     }
 
-    /// Done at once: the bytes stay where they are, so the offset means nothing.
-    fn copy(
-        &self,
-        source: &SlotView,
-        range: Range<usize>,
-        _destination_offset: u64,
-        now: Instant,
-    ) -> Result<CopyTicket, DeviceError> {
-        CopyTicket::new(0, source, range, now)
+    fn allocate(&self, bytes: u64) -> Result<DeviceMemory, DeviceError> {
+        let refused = || DeviceError::OutOfMemory {
+            device: self.0.spec.to_string(),
+            bytes,
+            reason: "the system has no such memory".to_owned(),
+        };
+        let size = usize::try_from(bytes).map_err(|_| refused())?;
+        let layout = Layout::from_size_align(size.max(1), ALIGN).map_err(|_| refused())?;
+        // SAFETY: the layout has a size above zero.
+        let memory = unsafe { alloc_zeroed(layout) };
+        if memory.is_null() {
+            return Err(refused());
+        }
+        let address = memory.expose_provenance();
+        let free = move || {
+            let memory = std::ptr::with_exposed_provenance_mut::<u8>(address);
+            // SAFETY: allocated above with this layout; `DeviceMemory` calls this once, when no copy
+            // holds it any more.
+            unsafe { dealloc(memory, layout) };
+        };
+        Ok(DeviceMemory::allocated(self.0.spec, address as u64, bytes, free))
     }
 
-    fn query(&self, ticket: &CopyTicket, _now: Instant) -> Result<CopyState, DeviceError> {
-        Ok(CopyState::Done(Self::span(ticket)))
-    }
-
-    fn wait(&self, ticket: CopyTicket) -> Result<CopySpan, DeviceError> {
-        Ok(Self::span(&ticket))
+    fn stream(&self) -> Result<Box<dyn CopyStream>, DeviceError> {
+        Ok(Box::new(HostStream::default()))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+/// Copies at once; what is left of a copy is its span, until it is asked for.
+#[derive(Debug, Default)]
+struct HostStream {
+    next: AtomicU64,
+    done: Mutex<BTreeMap<u64, CopySpan>>,
+}
 
-    use forebay_shm::{Segment, SegmentId, SegmentSpec, SlotIndex};
-
-    use super::*;
-
-    const SLOT_BYTES: usize = 16 << 10;
-
-    /// A slot with bytes that differ, as a client sees it. No lease is needed: nobody takes it.
-    fn lent() -> SlotView {
-        let id = SegmentId(4);
-        let spec = SegmentSpec { id, domain: 0, slot_bytes: SLOT_BYTES, slots: 1, lock: false };
-        let segment = Segment::create(&spec).expect("a segment");
-        let mut writer = segment.writer(SlotIndex(0)).expect("free");
-        let pattern: Vec<u8> = (0..251).cycle().take(SLOT_BYTES).collect();
-        writer.as_mut_slice().copy_from_slice(&pattern);
-        let reader = writer.publish();
-        let descriptor = segment.descriptor().try_clone_to_owned().expect("a copy");
-        let map = SegmentMap::open(descriptor).expect("a segment");
-        map.view(reader.slot(), reader.generation(), SLOT_BYTES).expect("granted")
+impl HostStream {
+    fn done(&self) -> MutexGuard<'_, BTreeMap<u64, CopySpan>> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    #[expect(clippy::disallowed_methods, reason = "any instant will do, and there is no other way")]
-    fn some_instant() -> Instant {
-        Instant::now()
-    }
-
-    #[test]
-    fn a_copy_is_done_where_and_when_it_starts() {
-        let (view, now) = (lent(), some_instant());
-        let _registration = HostDevice.register(view.segment()).expect("nothing to prepare");
-        let ticket = HostDevice.copy(&view, 100..400, 1 << 40, now).expect("in the view");
-        assert_eq!(ticket.bytes().as_ptr(), view.bytes()[100..].as_ptr(), "no byte moved");
-        assert_eq!(ticket.bytes(), &view.bytes()[100..400]);
-        let span = CopySpan { started: now, finished: now, bytes: 300 };
-        let later = now + std::time::Duration::from_secs(1);
-        assert_eq!(HostDevice.query(&ticket, later), Ok(CopyState::Done(span)));
-        drop(view);
-        assert_eq!(HostDevice.wait(ticket), Ok(span), "the ticket keeps the mapping");
-    }
-
-    #[test]
-    fn a_copy_stays_inside_its_view() {
-        let (view, now) = (lent(), some_instant());
-        let (len, beyond) = (SLOT_BYTES, SLOT_BYTES + 1);
-        for whole in [0..len, len..len] {
-            let ticket = HostDevice.copy(&view, whole.clone(), 0, now).expect("inside");
-            assert_eq!(ticket.bytes().len(), whole.len());
-        }
-        for (start, end) in [(0, beyond), (beyond, beyond), (5, 4), (0, usize::MAX)] {
-            let refused = HostDevice.copy(&view, start..end, 0, now).expect_err("outside");
-            assert_eq!(refused, DeviceError::OutOfRange { start, end, len });
+    fn forgotten(ticket: &CopyTicket) -> DeviceError {
+        DeviceError::CopyFailed {
+            device: DeviceSpec::Host.to_string(),
+            bytes: ticket.bytes(),
+            reason: "the stream did not start this copy".to_owned(),
         }
     }
+}
 
-    #[test]
-    fn a_registration_is_undone_once_while_its_segment_is_mapped() {
-        let view = lent();
-        let undone = Arc::new(AtomicU32::new(0));
-        let (count, segment) = (Arc::clone(&undone), Arc::downgrade(view.segment()));
-        let registration = Registration::with_release(view.segment(), move || {
-            assert!(segment.upgrade().is_some(), "the segment is still mapped");
-            count.fetch_add(1, Ordering::Relaxed);
-        });
-        drop(view);
-        assert_eq!(registration.segment().id(), SegmentId(4));
-        assert_eq!(undone.load(Ordering::Relaxed), 0);
-        drop(registration);
-        assert_eq!(undone.load(Ordering::Relaxed), 1);
+impl CopyStream for HostStream {
+    fn copy(&self, job: CopyJob<'_>, now: Instant) -> Result<CopyTicket, DeviceError> {
+        let memory = job.destination();
+        if memory.device() != DeviceSpec::Host {
+            return Err(DeviceError::WrongDevice {
+                memory: memory.device().to_string(),
+                device: DeviceSpec::Host.to_string(),
+            });
+        }
+        let source = match job.source() {
+            CopySource::Slot { view, .. } => view.bytes(),
+            CopySource::Private(bytes) => bytes,
+        };
+        let rows = job.rows();
+        let address = usize::try_from(memory.address()).unwrap_or_default();
+        for row in 0..rows.rows {
+            let from = rows.source_start + row * rows.source_pitch;
+            let source = source.get(from..from + rows.row_bytes).unwrap_or_default();
+            let offset = rows.destination_start as usize + row * rows.destination_pitch;
+            let target = std::ptr::with_exposed_provenance_mut::<u8>(address + offset);
+            // SAFETY: `CopyJob::new` checked that every row lies in the destination, which is memory
+            // of this process that can be written and, being an `Arc`, is still there. What is
+            // lent cannot be written through, so the two do not overlap.
+            unsafe { target.copy_from_nonoverlapping(source.as_ptr(), source.len()) };
+        }
+        let ticket = CopyTicket::new(self.next.fetch_add(1, Ordering::Relaxed), &job, now);
+        let span = CopySpan {
+            started: now,
+            finished: crate::clock::now().max(now),
+            bytes: ticket.bytes(),
+        };
+        self.done().insert(ticket.id(), span);
+        Ok(ticket)
+    }
+
+    fn query(&self, ticket: &CopyTicket, _now: Instant) -> Result<CopyState, DeviceError> {
+        let span = self.done().get(&ticket.id()).copied();
+        span.map(CopyState::Done).ok_or_else(|| Self::forgotten(ticket))
+    }
+
+    fn wait(&self, ticket: CopyTicket) -> Result<CopySpan, DeviceError> {
+        self.done().remove(&ticket.id()).ok_or_else(|| Self::forgotten(&ticket))
     }
 }

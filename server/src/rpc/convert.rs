@@ -241,6 +241,7 @@ pub(super) fn report(report: &Report) -> pb::LoadReport {
             far_bytes: tally.near.far,
             degraded: placed.degraded.clone().unwrap_or_default(),
         }),
+        device: None,
     }
 }
 

@@ -3,14 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use forebay_device::HostDevice;
 use forebay_origin::{
     Checksums, ObjectKey, OriginErrorKind, OriginSettings, OriginStore, OriginUri, Origins,
     ReadRequest,
 };
-use forebay_testkit::contract::{
-    DeviceSubject, OriginSubject, SinkSubject, device, origin_sink, origin_store,
-};
+use forebay_testkit::contract::{OriginSubject, SinkSubject, origin_sink, origin_store};
 use forebay_testkit::{
     AzureOptions, AzureOrigin, Content, EntityTag, FakeDevice, FakeDns, GcsOptions, GcsOrigin,
     HttpOptions, HttpOrigin, Origin, S3Options, S3Origin, temp_dir, write_content,
@@ -187,14 +184,4 @@ async fn s3_tells_a_wrong_key_from_a_right_one() {
     let mut into = [0; 7];
     store.read(&request, &mut into).await.unwrap();
     assert_eq!(&into, b"content");
-}
-
-#[test]
-fn devices_keep_the_contract() {
-    device(DeviceSubject { device: &HostDevice, memory: None });
-    let fake = FakeDevice::new(100.0, 256 << 10);
-    let memory = |range| fake.memory(range);
-    device(DeviceSubject { device: &fake, memory: Some(&memory) });
-    assert_eq!(fake.registrations(), 0, "registrations end with their handles");
-    assert!(fake.copies() >= 9);
 }
