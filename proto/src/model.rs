@@ -33,8 +33,8 @@ pub use manifest::{Manifest, ManifestBuilder, ObjectEntry, ObjectIndex, TensorEn
 pub use numa::{NodeStatus, NumaStatus};
 pub use pack::{PackEvent, PackProgress, PackReport};
 pub use report::{
-    IdleTime, PathStep, PlacementReport, PrefetchEvent, PrefetchProgress, Report, StageTime,
-    VerifiedObjects,
+    DeviceUse, IdleTime, PathStep, PlacementReport, PrefetchEvent, PrefetchProgress, Report,
+    StageTime, VerifiedObjects,
 };
 pub use status::{
     AddressStatus, DaemonStatus, EndpointStatus, LoadStatus, NameStatus, NvmeStatus, OriginStatus,

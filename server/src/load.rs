@@ -41,7 +41,7 @@ use crate::nvme::{NvmeTier, TierUse};
 use crate::plan::{ChunkSpec, FetchPlan, PlanError, Selection, plan};
 use crate::ram::pool::ClaimedSlot;
 use crate::ram::{PinnedChunk, RamTier, RevisionUse};
-use crate::report::{Report, Subject, Tally, Tier, close};
+use crate::report::{DeviceUse, Report, Subject, Tally, Tier, close};
 use crate::resolve::{Manifest, Resolver, Revision};
 use crate::timeline::{Kind, Stage, Timeline};
 use crate::verify::{Decayed, VerifiedChunk, Verifier, VerifyError};
@@ -101,6 +101,8 @@ pub(crate) struct LoadRequest {
     pub(crate) selection: Selection,
     /// Where its slots should lie, if it says so.
     pub(crate) placed: Option<Placed>,
+    /// What it copies the bytes to, if it does.
+    pub(crate) device: Option<DeviceUse>,
     /// Who asks.
     pub(crate) peer: Peer,
     /// When everything has to be handed over.
@@ -305,7 +307,10 @@ impl From<PlanError> for Failure {
     fn from(error: PlanError) -> Self {
         let message = error.to_string();
         match error {
-            PlanError::UnknownTensor => Self::new(Reason::UnknownTensor, message),
+            PlanError::UnknownTensor | PlanError::NoTensors => {
+                Self::new(Reason::UnknownTensor, message)
+            }
+            PlanError::Slice(_) => Self::new(Reason::BadRequest, message),
             PlanError::UnknownObject => Self::new(Reason::ObjectNotFound, message),
             PlanError::TooManyChunks { .. } => {
                 Self::new(Reason::LimitExceeded, &message).with_quota(message)
@@ -349,6 +354,7 @@ fn report(
         revision: &revision,
         lane: request.lane.as_str(),
         placed: request.placed.as_ref(),
+        device: request.device.as_ref(),
     };
     let tally = Tally { cost: timeline.cost(), ..tally };
     close(subject, timeline, tally, copies, Instant::now())

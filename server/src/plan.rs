@@ -16,6 +16,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
+use forebay_proto::{BadShard, Shard, Slice};
 use glob_match::glob_match;
 
 use crate::resolve::{Manifest, Object};
@@ -108,14 +109,25 @@ pub(crate) struct Selection {
     pub(crate) tensors: Vec<String>,
     /// Globs over object names.
     pub(crate) objects: Vec<String>,
+    /// Only this slice of every tensor.
+    pub(crate) shard: Option<Shard>,
 }
 
 /// Nothing matches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PlanError {
     /// No tensor matches the globs.
     #[error("no tensor of the checkpoint matches the filter")]
     UnknownTensor,
+    /// Slices are asked for, and there is nothing to slice.
+    #[error(
+        "no tensors were found in the checkpoint, so a rank has no slices of them: load it without a \
+         rank"
+    )]
+    NoTensors,
+    /// A tensor has no such slice.
+    #[error(transparent)]
+    Slice(#[from] BadShard),
     /// No object matches the globs.
     #[error("no object of the checkpoint matches the filter")]
     UnknownObject,
@@ -204,8 +216,24 @@ pub(crate) fn plan_whole(
 /// Which objects are wanted, and of which only some ranges.
 struct Wanted {
     objects: Vec<bool>,
-    /// With a tensor filter: byte ranges per object, in order.
-    ranges: Option<Vec<Vec<(u64, u64)>>>,
+    /// With a filter of tensors, or slices of them: what is wanted of each object, in order.
+    ranges: Option<Vec<Vec<WantedRange>>>,
+}
+
+/// Bytes of an object that a tensor has, and what of them is wanted.
+struct WantedRange {
+    begin: u64,
+    end: u64,
+    /// None: all.
+    slice: Option<Slice>,
+}
+
+impl WantedRange {
+    fn touches(&self, begin: u64, end: u64) -> bool {
+        let (from, to) = (begin.max(self.begin), end.min(self.end));
+        let within = || from - self.begin..to - self.begin;
+        from < to && self.slice.as_ref().is_none_or(|slice| slice.touches(within()))
+    }
 }
 
 impl Wanted {
@@ -220,20 +248,29 @@ impl Wanted {
         if !objects.contains(&true) && !objects.is_empty() {
             return Err(PlanError::UnknownObject);
         }
-        if selection.tensors.is_empty() {
+        if selection.tensors.is_empty() && selection.shard.is_none() {
             return Ok(Self { objects, ranges: None });
         }
-        let mut ranges = vec![Vec::new(); objects.len()];
+        let mut ranges: Vec<Vec<WantedRange>> = objects.iter().map(|_| Vec::new()).collect();
         let mut found = false;
         for tensor in manifest.tensors() {
-            if objects[tensor.object] && tensor_globs.match_any(&tensor.entry.name) {
-                let begin = tensor.entry.offset;
-                ranges[tensor.object].push((begin, begin + tensor.entry.bytes));
-                found = true;
+            let entry = &tensor.entry;
+            let named = selection.tensors.is_empty() || tensor_globs.match_any(&entry.name);
+            if !objects[tensor.object] || !named {
+                continue;
             }
+            let slice =
+                |shard: &Shard| shard.slice(&entry.name, &entry.dtype, &entry.shape, entry.bytes);
+            let slice = selection.shard.as_ref().map(slice).transpose()?;
+            let (begin, end) = (entry.offset, entry.offset + entry.bytes);
+            ranges[tensor.object].push(WantedRange { begin, end, slice });
+            found = true;
         }
         if !found {
-            return Err(PlanError::UnknownTensor);
+            return Err(match selection.tensors.is_empty() {
+                true => PlanError::NoTensors,
+                false => PlanError::UnknownTensor,
+            });
         }
         for (wanted, ranges) in objects.iter_mut().zip(&ranges) {
             *wanted = !ranges.is_empty();
@@ -245,8 +282,9 @@ impl Wanted {
     fn touches(&self, object: usize, begin: u64, end: u64) -> bool {
         let Some(ranges) = &self.ranges else { return true };
         // Ranges of one object are in order and do not overlap: so are their ends.
-        let first = ranges[object].partition_point(|(_, range_end)| *range_end <= begin);
-        ranges[object].get(first).is_some_and(|(range_begin, _)| *range_begin < end)
+        let first = ranges[object].partition_point(|range| range.end <= begin);
+        let overlapping = ranges[object][first..].iter().take_while(|range| range.begin < end);
+        overlapping.into_iter().any(|range| range.touches(begin, end))
     }
 }
 
@@ -391,7 +429,7 @@ mod tests {
             &[("head", 1, CHUNK / 2, CHUNK), ("body.0", 1, 4 * CHUNK, CHUNK), ("tiny", 0, 10, 5)],
         );
         let chosen = |glob: &str| {
-            let selection = Selection { tensors: vec![glob.into()], objects: vec![] };
+            let selection = Selection { tensors: vec![glob.into()], ..all() };
             plan(&manifest, &selection, CHUNK).map(|plan| {
                 plan.chunks()
                     .iter()
@@ -404,8 +442,32 @@ mod tests {
         assert_eq!(chosen("t*").unwrap(), [(0, 0)]);
         assert_eq!(chosen("tiny").unwrap(), [(0, 0)]);
         assert_eq!(chosen("nothing"), Err(PlanError::UnknownTensor));
-        let none = Selection { tensors: vec![], objects: vec!["x*".into()] };
+        let none = Selection { objects: vec!["x*".into()], ..all() };
         assert_eq!(plan(&manifest, &none, CHUNK).unwrap_err(), PlanError::UnknownObject);
+    }
+
+    #[test]
+    fn a_rank_plans_only_the_chunks_of_its_slices() {
+        let manifest = manifest_for_tests(
+            &[("config", 100), ("m", 10 * CHUNK)],
+            &[("head", 1, CHUNK / 2, CHUNK), ("body", 1, 2 * CHUNK, 4 * CHUNK)],
+        );
+        let chosen = |rank, ranks, tensors: &[&str]| {
+            let shard = Shard::new(rank, ranks).unwrap().along("**", 0).unwrap();
+            let tensors = tensors.iter().map(|glob| (*glob).into()).collect();
+            let selection = Selection { tensors, shard: Some(shard), ..all() };
+            let plan = plan(&manifest, &selection, CHUNK).unwrap();
+            let place = |chunk: &Arc<ChunkSpec>| chunk.extents[0].object_offset / CHUNK;
+            plan.chunks().iter().map(place).collect::<Vec<_>>()
+        };
+        assert_eq!(chosen(0, 1, &[]), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(chosen(0, 2, &[]), [0, 2, 3]);
+        assert_eq!(chosen(1, 2, &[]), [1, 4, 5]);
+        assert_eq!(chosen(3, 4, &["body"]), [5]);
+        let shard = Shard::new(0, 2).unwrap().along("**", 0).unwrap();
+        let selection = Selection { shard: Some(shard), ..all() };
+        let none = manifest_for_tests(&[("config", 100)], &[]);
+        assert_eq!(plan(&none, &selection, CHUNK).unwrap_err(), PlanError::NoTensors);
     }
 
     #[test]

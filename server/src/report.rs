@@ -120,6 +120,8 @@ pub(crate) struct Report {
     pub(crate) device_idle: Vec<(Cause, Duration)>,
     /// Where its slots should lie, if it asked for that.
     pub(crate) placed: Option<Placed>,
+    /// What the client copied to, if it did.
+    pub(crate) device: Option<DeviceUse>,
 }
 
 /// What the copy engine waited for. Names as in metrics.
@@ -197,6 +199,41 @@ impl Cause {
     }
 }
 
+/// The device that a client copies to, as it says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DeviceUse {
+    /// What kind it is.
+    pub(crate) kind: DeviceKind,
+    /// What its driver calls it.
+    pub(crate) name: String,
+    /// How bytes of segments get there.
+    pub(crate) path: String,
+    /// Why not straight from the segments; empty if they do.
+    pub(crate) why: String,
+}
+
+/// Kinds of devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DeviceKind {
+    /// Memory of the client's own.
+    Host,
+    /// One that only takes the time.
+    Fake,
+    /// A GPU.
+    Cuda,
+}
+
+impl DeviceKind {
+    /// Its name.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Fake => "fake",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
 /// Who and what a report is about.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Subject<'a> {
@@ -210,6 +247,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) lane: &'static str,
     /// Where its slots should lie, if it asked for that.
     pub(crate) placed: Option<&'a Placed>,
+    /// What the client copied to, if it did.
+    pub(crate) device: Option<&'a DeviceUse>,
 }
 
 /// Closes the books of a load at `end`. `copies` are the busy stretches of the client's copy
@@ -224,6 +263,9 @@ pub(crate) fn close(
     let opened = timeline.opened();
     let path = timeline.critical_path(end);
     let wall = end - opened;
+    // A device that has its bytes does not wait for what the client still does.
+    let last_copy = copies.iter().map(|(_, stop)| (*stop).min(end)).max();
+    let idle_until = subject.device.and(last_copy).unwrap_or(end);
     Report {
         load_id: subject.load_id.to_owned(),
         uri: subject.uri.to_owned(),
@@ -235,8 +277,9 @@ pub(crate) fn close(
         stages: timeline.stages(),
         critical_path: path.steps(),
         unattributed: path.unattributed,
-        device_idle: idle_causes(&gaps(opened, end, copies), &path),
+        device_idle: idle_causes(&gaps(opened, idle_until, copies), &path),
         placed: subject.placed.cloned(),
+        device: subject.device.cloned(),
     }
 }
 
@@ -299,8 +342,14 @@ mod tests {
                 Span::new(Stage::ClientAck, Kind::Service, at(60), at(100)),
             ],
         );
-        let subject =
-            Subject { load_id: "l", uri: "u", revision: "r", lane: "interactive", placed: None };
+        let subject = Subject {
+            load_id: "l",
+            uri: "u",
+            revision: "r",
+            lane: "interactive",
+            placed: None,
+            device: None,
+        };
         let copies = [(at(70), at(80)), (at(75), at(90))];
         let report = close(subject, &timeline, Tally::default(), &copies, at(100));
         let idle: Vec<_> =
@@ -311,6 +360,36 @@ mod tests {
         let path: Duration = report.critical_path.iter().map(|(.., time)| *time).sum();
         assert_eq!(path + report.unattributed, report.wall);
         assert_eq!(report.first_chunk, Duration::from_millis(60));
+    }
+
+    #[test]
+    fn a_device_that_has_its_bytes_waits_for_nothing() {
+        let zero = Instant::now();
+        let at = |ms| zero + Duration::from_millis(ms);
+        let timeline = Timeline::new(zero);
+        timeline.load_span(Span::new(Stage::Admission, Kind::Queue, at(0), at(10)));
+        let device = DeviceUse {
+            kind: DeviceKind::Fake,
+            name: "fake:1".into(),
+            path: "registered_read_only".into(),
+            why: String::new(),
+        };
+        let subject = Subject {
+            load_id: "l",
+            uri: "u",
+            revision: "r",
+            lane: "interactive",
+            placed: None,
+            device: Some(&device),
+        };
+        let copies = [(at(10), at(30)), (at(40), at(60))];
+        let report = close(subject, &timeline, Tally::default(), &copies, at(100));
+        let idle: Duration = report.device_idle.iter().map(|(_, time)| *time).sum();
+        assert_eq!(idle, Duration::from_millis(20), "10 before the first copy, 10 between two");
+        let in_place = Subject { device: None, ..subject };
+        let report = close(in_place, &timeline, Tally::default(), &copies, at(100));
+        let idle: Duration = report.device_idle.iter().map(|(_, time)| *time).sum();
+        assert_eq!(idle, Duration::from_millis(60));
     }
 
     #[test]

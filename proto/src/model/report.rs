@@ -89,6 +89,8 @@ pub struct Report {
     pub verified: VerifiedObjects,
     /// What became of the placement that was asked for, if one was.
     pub placement: Option<PlacementReport>,
+    /// What the client copied the bytes to, if it did.
+    pub device: Option<DeviceUse>,
 }
 
 /// Objects of a load by what their bytes were held to, now or when they were first fetched.
@@ -100,6 +102,26 @@ pub struct VerifiedObjects {
     pub object_digest: u64,
     /// The digest of the first fetch: nothing was known before.
     pub first_fetch: u64,
+}
+
+/// The device that a client copied to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceUse {
+    /// `host`, `fake` or `cuda`.
+    pub kind: String,
+    /// What its driver calls it.
+    pub name: String,
+    /// How bytes of segments got there: `registered_read_only`, `registered`, `staged` or `cpu`.
+    pub path: String,
+    /// Why copies were staged, if they were.
+    pub why: Option<String>,
+}
+
+impl DeviceUse {
+    fn receive(device: pb::DeviceUse) -> Self {
+        let pb::DeviceUse { kind, name, path, why } = device;
+        Self { kind, name, path, why: Some(why).filter(|why| !why.is_empty()) }
+    }
 }
 
 /// What became of a placement.
@@ -176,6 +198,7 @@ impl Report {
                 first_fetch: verified.first_fetch,
             },
             placement: report.placement.map(PlacementReport::receive),
+            device: report.device.map(DeviceUse::receive),
         })
     }
 }

@@ -223,7 +223,9 @@ fn place(
         let until = ends.next().unwrap_or(data_bytes);
         let checked = size(&tensor, until, alignment);
         let bytes = checked.map_err(|problem| bad(&tensor.name, problem))?;
-        let RawTensor { name, shape, kind, offset } = tensor;
+        let RawTensor { name, mut shape, kind, offset } = tensor;
+        // GGUF writes the innermost dimension first.
+        shape.reverse();
         if bytes > 0 && offset < end {
             return Err(bad(&name, "overlaps another tensor"));
         }

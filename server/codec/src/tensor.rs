@@ -21,7 +21,7 @@ pub struct TensorEntry {
     pub name: String,
     /// As its format writes it: `BF16`, `F32`, `Q4_K`, …
     pub dtype: String,
-    /// Its dimensions, in the order of its format.
+    /// Its dimensions, outermost first, whatever the order of its format.
     pub shape: Vec<u64>,
     /// First byte in the object.
     pub offset: u64,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use forebay_proto::model::is_load_id;
-use forebay_proto::{Failure, Reason, StageSeconds, pb};
+use forebay_proto::{BadShard, Failure, Reason, Shard, StageSeconds, pb};
 
 use crate::admission::Lane;
 use crate::load::conversation::{ClientEvent, Granted, Opened};
@@ -12,12 +12,16 @@ use crate::load::{Expected, Progress};
 use crate::metrics::as_f64;
 use crate::nvme::StoredCheckpoint;
 use crate::ram::CachedCheckpoint;
-use crate::report::{Report, Tier, TierBytes};
+use crate::report::{DeviceKind, DeviceUse, Report, Tier, TierBytes};
 use crate::resolve::{Manifest, Object, Revision, Tensor};
 
 /// Objects or tensors of one page: some hundreds of kilobytes at most, as keys have at most 1 KiB
 /// and names at most 4 KiB.
 const PAGE_ITEMS: usize = 200;
+
+/// Bytes of a device's name, and of the reason why copies to it are staged.
+const DEVICE_NAME_MAX: usize = 256;
+const DEVICE_WHY_MAX: usize = 1024;
 
 /// Globs of one filter.
 const GLOBS_MAX: usize = 1000;
@@ -69,6 +73,36 @@ pub(super) fn globs(globs: Vec<String>) -> Result<Vec<String>, Failure> {
         return Err(Failure::new(Reason::BadRequest, "at most 1000 globs of 4096 bytes each"));
     }
     Ok(globs)
+}
+
+/// Which slice of the tensors a client wants.
+pub(super) fn shard(shard: Option<pb::Shard>) -> Result<Option<Shard>, Failure> {
+    let shard = shard.map(|shard| {
+        globs(shard.rules.iter().map(|rule| rule.tensors.clone()).collect())?;
+        let bad = |error: BadShard| Failure::new(Reason::BadRequest, error.to_string());
+        Shard::receive(shard).map_err(bad)
+    });
+    shard.transpose()
+}
+
+/// What a client copies to.
+pub(super) fn device(device: Option<pb::DeviceUse>) -> Result<Option<DeviceUse>, Failure> {
+    const PATHS: &[&str] = &["registered_read_only", "registered", "staged", "cpu"];
+    let Some(pb::DeviceUse { kind, name, path, why }) = device else { return Ok(None) };
+    let bad = |what: &str| Failure::new(Reason::BadRequest, format!("the device {what}"));
+    let kind = match kind.as_str() {
+        "host" => DeviceKind::Host,
+        "fake" => DeviceKind::Fake,
+        "cuda" => DeviceKind::Cuda,
+        _ => return Err(bad("is none of host, fake and cuda")),
+    };
+    if !PATHS.contains(&path.as_str()) {
+        return Err(bad("has a path that is none of the known ones"));
+    }
+    if name.len() > DEVICE_NAME_MAX || why.len() > DEVICE_WHY_MAX {
+        return Err(bad("has a longer name or reason than 256 and 1024 bytes"));
+    }
+    Ok(Some(DeviceUse { kind, name, path, why }))
 }
 
 /// What a client says in the middle of a load.
@@ -241,7 +275,12 @@ pub(super) fn report(report: &Report) -> pb::LoadReport {
             far_bytes: tally.near.far,
             degraded: placed.degraded.clone().unwrap_or_default(),
         }),
-        device: None,
+        device: report.device.as_ref().map(|device| pb::DeviceUse {
+            kind: device.kind.as_str().to_owned(),
+            name: device.name.clone(),
+            path: device.path.clone(),
+            why: device.why.clone(),
+        }),
     }
 }
 

@@ -134,7 +134,9 @@ pub(super) async fn load(
         selection: Selection {
             tensors: convert::globs(open.tensors)?,
             objects: convert::globs(open.objects)?,
+            shard: convert::shard(open.shard)?,
         },
+        device: convert::device(open.device)?,
         placed: placed(shared, open.placement)?,
         peer: context.peer,
         deadline: context.deadline,
@@ -289,6 +291,7 @@ pub(super) async fn prefetch(
         load_id: convert::load_id(asked.load_id)?,
         lane: Lane::Prefetch,
         selection: Selection::default(),
+        device: None,
         placed: placed(shared, asked.placement)?,
         peer: context.peer,
         deadline: context.deadline,
