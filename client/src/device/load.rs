@@ -168,17 +168,15 @@ impl DeviceLoad {
 
     /// Queues the copies of a chunk. One in which nothing is wanted goes back at once.
     fn take(&self, chunk: &Chunk) {
-        for extent in &chunk.extents {
-            for planned in self.plan.copies(extent) {
-                let Some(memory) = self.memories.get(planned.memory) else { continue };
-                let copy = Copy {
-                    slot: Arc::clone(&chunk.slot),
-                    memory: Arc::clone(memory),
-                    rows: planned.rows,
-                    credits: planned.credits,
-                };
-                self.pipeline.add(planned.order.unwrap_or(chunk.index.0), copy);
-            }
+        for planned in chunk.extents.iter().flat_map(|extent| self.plan.copies(extent)) {
+            let Some(memory) = self.memories.get(planned.memory) else { continue };
+            let copy = Copy {
+                slot: Arc::clone(&chunk.slot),
+                memory: Arc::clone(memory),
+                rows: planned.rows,
+                credits: planned.credits,
+            };
+            self.pipeline.add(planned.order.unwrap_or(chunk.index.0), copy);
         }
     }
 

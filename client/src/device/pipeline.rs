@@ -210,9 +210,6 @@ impl Shared {
                 return Next::End;
             }
             if let Some((_, copy)) = state.queue.pop_first() {
-                if state.queue.len() + 1 == QUEUED_MAX {
-                    self.changed.notify_one();
-                }
                 return Next::Start(copy);
             }
             if !may_wait {
