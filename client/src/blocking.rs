@@ -9,6 +9,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use forebay_device::Device;
 use forebay_proto::Reason;
 use forebay_proto::model::{
     CachedCheckpoint, DaemonStatus, Evicted, Manifest, Opened, PackEvent, PackReport, Pinned,
@@ -17,6 +18,7 @@ use forebay_proto::model::{
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::chunk::Chunk;
+use crate::device::{DeviceTensor, Layout, Resident};
 use crate::endpoint::Endpoint;
 use crate::error::ClientError;
 use crate::options::{CallOptions, EvictRequest, LoadRequest, PackRequest, PrefetchRequest};
@@ -54,6 +56,12 @@ impl Client {
     #[must_use]
     pub fn with_options(&self, options: CallOptions) -> Self {
         Self { client: self.client.with_options(options), runtime: Arc::clone(&self.runtime) }
+    }
+
+    /// See [`crate::Client::with_device`].
+    #[must_use]
+    pub fn with_device(&self, device: Arc<dyn Device>) -> Self {
+        Self { client: self.client.with_device(device), runtime: Arc::clone(&self.runtime) }
     }
 
     /// Makes a call, after the connection has noticed what happened since the last one: a daemon
@@ -200,9 +208,50 @@ impl Load {
         self.runtime.0.block_on(self.load.next_piece())
     }
 
+    /// See [`crate::Load::to_device`].
+    pub fn to_device(self, layout: Layout) -> Result<DeviceLoad, ClientError> {
+        let Self { load, runtime } = self;
+        Ok(DeviceLoad { load: load.to_device(layout)?, runtime })
+    }
+
     /// See [`crate::Load::finish`]. Drop every view first: one that this thread still holds keeps
     /// it waiting for good.
     pub fn finish(self) -> Result<Report, ClientError> {
+        let Self { load, runtime } = self;
+        runtime.0.block_on(load.finish())
+    }
+}
+
+/// [`crate::DeviceLoad`], blocking. Dropping it cancels the load.
+#[derive(Debug)]
+pub struct DeviceLoad {
+    // Dropped first, so that the runtime can then tell the daemon.
+    load: crate::DeviceLoad,
+    runtime: Turns,
+}
+
+impl DeviceLoad {
+    /// See [`crate::DeviceLoad::opened`].
+    #[must_use]
+    pub fn opened(&self) -> &Opened {
+        self.load.opened()
+    }
+
+    /// See [`crate::DeviceLoad::manifest`].
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        self.load.manifest()
+    }
+
+    /// See [`crate::DeviceLoad::next`].
+    // Not an iterator: it can fail, and then goes on to.
+    #[expect(clippy::should_implement_trait, reason = "named as in the asynchronous one")]
+    pub fn next(&mut self) -> Result<Option<DeviceTensor>, ClientError> {
+        self.runtime.0.block_on(self.load.next())
+    }
+
+    /// See [`crate::DeviceLoad::finish`].
+    pub fn finish(self) -> Result<Resident, ClientError> {
         let Self { load, runtime } = self;
         runtime.0.block_on(load.finish())
     }

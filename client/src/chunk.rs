@@ -6,21 +6,34 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use forebay_device::{DeviceError, Registration};
 use forebay_proto::model::{ChunkIndex, Extent, Manifest, ObjectIndex, Tier};
 use forebay_shm::SlotView;
 
+use crate::device::load::not_registered;
 use crate::outbox::Lease;
 
 /// The bytes of a slot and the right to read them.
 #[derive(Debug)]
 pub(crate) struct LentSlot {
     view: SlotView,
+    /// Of its segment; none without a device.
+    registration: Option<Arc<Registration>>,
     _lease: Lease,
 }
 
 impl LentSlot {
-    pub(crate) fn new(view: SlotView, lease: Lease) -> Self {
-        Self { view, _lease: lease }
+    pub(crate) fn new(
+        view: SlotView,
+        registration: Option<Arc<Registration>>,
+        lease: Lease,
+    ) -> Self {
+        Self { view, registration, _lease: lease }
+    }
+
+    /// The registration of its segment with the client's device.
+    pub(crate) fn registration(&self) -> Result<&Arc<Registration>, DeviceError> {
+        self.registration.as_ref().ok_or_else(|| not_registered(self.view.segment().id().0))
     }
 
     /// A range of the slot. The caller has it from a checked extent, so it is there.

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tonic::Status;
 use tonic::transport::Channel;
 
+use crate::device::layout::Selection;
 use crate::endpoint::Endpoint;
 use crate::error::ClientError;
 use crate::grants::GrantStream;
@@ -53,7 +54,8 @@ impl Client {
     }
 
     /// The same connection for loads to a device, with which segments are registered as they come.
-    /// Without one, bytes are used where they are lent.
+    /// Without one, bytes are used where they are lent. A load on it tells the daemon which device
+    /// it is for, and unless its request has a placement it asks for memory near the device.
     #[must_use]
     pub fn with_device(&self, device: Arc<dyn Device>) -> Self {
         Self { handoff: Handoff::on(Some(device)), ..self.clone() }
@@ -67,9 +69,13 @@ impl Client {
 
     /// Starts to load a checkpoint; comes back when the manifest is there.
     pub async fn load(&self, request: LoadRequest) -> Result<Load, ClientError> {
-        let (tensors, objects) = (request.tensors.clone(), request.objects.clone());
+        let selection = Selection {
+            tensors: request.tensors.clone(),
+            objects: request.objects.clone(),
+            shard: request.shard.clone(),
+        };
         let stream = Box::pin(GrantStream::open(self, request)).await?;
-        Ok(Load::new(stream, tensors, objects))
+        Ok(Load::new(stream, selection, self.device()))
     }
 
     pub(crate) fn grpc(&self) -> ForebayClient<Channel> {

@@ -18,10 +18,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_device::CopySpan;
+use forebay_device::{CopySpan, Device, MemoryPath};
 use forebay_proto::model::{Grant, LeaseId, Malformed, Manifest, Opened, Report};
 use forebay_proto::pb::load_response::Event;
-use forebay_proto::{Placement, Reason, pb};
+use forebay_proto::{Placement, Reason, Shard, pb};
 use forebay_shm::{Generation, SlotIndex};
 use tokio::time::Instant;
 use tonic::Streaming;
@@ -64,6 +64,8 @@ pub(crate) struct GrantStream {
     /// A grant whose segment has not come yet.
     arriving: Option<(Grant, Lease)>,
     phase: Phase,
+    /// Chunks are used where they are lent.
+    in_place: bool,
 }
 
 /// A load up to its `opened`: who is on the stream, and how to speak.
@@ -100,7 +102,7 @@ impl GrantStream {
                 format!("a load needs the daemon's Unix socket, not {}", client.endpoint());
             ClientError::new(Reason::BadRequest, message)
         })?;
-        let known = client.session();
+        let (known, device) = (client.session(), client.device());
         let session = known.as_ref().map(|session| session.token().as_bytes().to_vec());
         let outbox = Outbox::new(pb::LoadOpen {
             uri: request.uri,
@@ -111,9 +113,9 @@ impl GrantStream {
             objects: request.objects,
             verify: policy(request.verify).into(),
             sha256: expected(request.sha256),
-            placement: request.placement.map(Placement::to_wire),
-            shard: None,
-            device: None,
+            placement: placement(request.placement, device.as_deref()).map(Placement::to_wire),
+            shard: request.shard.as_ref().map(Shard::to_wire),
+            device: device.as_deref().map(device_use),
         });
         let call = wire::request(outbox.requests(), deadline, client.trace_parent())?;
         let response = deadline.cut(client.grpc().load(call)).await?;
@@ -127,8 +129,7 @@ impl GrantStream {
         let session = match known.filter(|session| *session.token() == opened.session) {
             Some(session) => session,
             None => {
-                let connecting =
-                    Session::connect(&handoff, opened.session.clone(), client.device());
+                let connecting = Session::connect(&handoff, opened.session.clone(), device);
                 let session = deadline.cut(connecting).await??;
                 client.keep_session(&session);
                 session
@@ -147,6 +148,22 @@ impl GrantStream {
     /// What is being loaded.
     pub(crate) fn manifest(&self) -> &Arc<Manifest> {
         &self.manifest
+    }
+
+    /// When the load was opened.
+    pub(crate) fn opened_at(&self) -> Instant {
+        self.opened_at
+    }
+
+    /// Chunks will be copied: whoever does tells the result when.
+    pub(crate) fn copy_log(&mut self) -> (Arc<Outbox>, Instant) {
+        self.in_place = false;
+        (Arc::clone(&self.outbox), self.opened_at)
+    }
+
+    /// Ends the load because of something that happened to its chunks.
+    pub(crate) fn cancel(&mut self, error: ClientError) {
+        self.end(error);
     }
 
     async fn receive_manifest(&mut self) -> Result<(), ClientError> {
@@ -215,7 +232,7 @@ impl GrantStream {
     /// Opens the chunk whose grant has arrived, once its segment has.
     async fn open_chunk(&mut self) -> Result<Chunk, ClientError> {
         let segment_id = self.arriving.as_ref().map_or(0, |(grant, _)| grant.segment_id);
-        let segment = match self.session.segment(segment_id, self.deadline).await {
+        let (segment, registration) = match self.session.segment(segment_id, self.deadline).await {
             Ok(segment) => segment,
             Err(error) => return Err(self.own_end_or(error).await),
         };
@@ -224,11 +241,13 @@ impl GrantStream {
         };
         let (slot, generation) = (SlotIndex(grant.slot), Generation(grant.generation));
         let view = segment.view(slot, generation, grant.slot_len())?;
-        // In place: the bytes are usable from now on.
-        let (now, bytes) = (Instant::now().into_std(), grant.slot_len() as u64);
-        self.outbox.copied(&CopySpan { started: now, finished: now, bytes }, self.opened_at);
+        if self.in_place {
+            // The bytes are usable from now on.
+            let (now, bytes) = (Instant::now().into_std(), grant.slot_len() as u64);
+            self.outbox.copied(&CopySpan { started: now, finished: now, bytes }, self.opened_at);
+        }
         Ok(Chunk {
-            slot: Arc::new(LentSlot::new(view, lease)),
+            slot: Arc::new(LentSlot::new(view, registration, lease)),
             index: grant.chunk,
             tier: grant.tier,
             extents: grant.extents,
@@ -337,6 +356,7 @@ impl Opening {
             coverage: Coverage::default(),
             arriving: None,
             phase: Phase::Granting,
+            in_place: true,
         }
     }
 }
@@ -370,6 +390,32 @@ async fn own_end(
 
 fn unexpected(what: &str) -> ClientError {
     Malformed::new("LoadResponse", what).into()
+}
+
+/// Near what the caller says, else near its device.
+fn placement(asked: Option<Placement>, device: Option<&dyn Device>) -> Option<Placement> {
+    let pci = || device?.info().pci.as_deref()?.parse().ok();
+    asked.or_else(|| pci().map(Placement::Gpu))
+}
+
+fn device_use(device: &dyn Device) -> pb::DeviceUse {
+    let info = device.info();
+    let why = match &info.path {
+        MemoryPath::Staged { why } => why.as_str(),
+        _ => "",
+    };
+    let kind = info.spec.to_string();
+    pb::DeviceUse {
+        kind: kind.split(':').next().unwrap_or_default().to_owned(),
+        name: at_most(&info.name, 256).to_owned(),
+        path: info.path.as_str().to_owned(),
+        why: at_most(why, 1024).to_owned(),
+    }
+}
+
+/// As much of a text as fits into so many bytes.
+fn at_most(text: &str, bytes: usize) -> &str {
+    text.get(..text.floor_char_boundary(bytes)).unwrap_or(text)
 }
 
 fn policy(policy: Option<VerifyPolicy>) -> pb::VerifyPolicy {

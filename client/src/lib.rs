@@ -40,6 +40,7 @@ pub mod blocking;
 mod chunk;
 mod client;
 mod coverage;
+mod device;
 mod endpoint;
 mod error;
 mod gather;
@@ -55,9 +56,13 @@ mod wire;
 
 pub use chunk::{Chunk, ChunkExtent};
 pub use client::Client;
+pub use device::{DeviceLoad, DeviceReport, DeviceTensor, Layout, Resident, Target};
 pub use endpoint::Endpoint;
 pub use error::ClientError;
-pub use forebay_device::{Device, DeviceError, DeviceSpec, HostDevice};
+pub use forebay_device::{
+    CopySpan, CopyState, CopyStream, CopyTicket, Device, DeviceError, DeviceInfo, DeviceMemory,
+    DeviceSpec, FakeDevice, HostDevice, MemoryPath,
+};
 pub use forebay_proto::{
     BadPciAddress, BadShard, ErrorKind, Failure, PciAddress, Placement, Reason, Shard, Slice,
     StageSeconds, model,

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay_device::Device;
 use forebay_proto::Reason;
 use forebay_proto::model::{
     Malformed, Manifest, ObjectEntry, ObjectIndex, Opened, Report, TensorEntry,
@@ -13,6 +14,9 @@ use forebay_proto::model::{
 use tokio::time::timeout;
 
 use crate::chunk::Chunk;
+use crate::device::layout::Selection;
+use crate::device::load::no_device;
+use crate::device::{DeviceLoad, Layout};
 use crate::error::ClientError;
 use crate::gather::Gather;
 use crate::grants::GrantStream;
@@ -38,14 +42,18 @@ enum Reader {
 pub struct Load {
     // Dropped first, so that what it holds goes back with the end of the stream.
     reader: Reader,
-    tensors: Vec<String>,
-    objects: Vec<String>,
+    selection: Selection,
+    device: Option<Arc<dyn Device>>,
     stream: GrantStream,
 }
 
 impl Load {
-    pub(crate) fn new(stream: GrantStream, tensors: Vec<String>, objects: Vec<String>) -> Self {
-        Self { reader: Reader::Undecided, tensors, objects, stream }
+    pub(crate) fn new(
+        stream: GrantStream,
+        selection: Selection,
+        device: Option<Arc<dyn Device>>,
+    ) -> Self {
+        Self { reader: Reader::Undecided, selection, device, stream }
     }
 
     /// What the daemon said first: id, revision, sizes, window.
@@ -64,7 +72,7 @@ impl Load {
     pub fn selected_objects(&self) -> impl Iterator<Item = (ObjectIndex, &ObjectEntry)> {
         let objects = self.manifest().objects().iter().enumerate();
         objects
-            .filter(|(_, object)| selects(&self.objects, &object.key))
+            .filter(|(_, object)| selects(&self.selection.objects, &object.key))
             .map(|(index, object)| (ObjectIndex(index), object))
     }
 
@@ -86,14 +94,12 @@ impl Load {
     /// progresses; see [`Tensor::is_copy`]. Chunks without a wanted tensor go back unread.
     pub async fn next_tensor(&mut self) -> Result<Option<Tensor>, ClientError> {
         if let Reader::Undecided = self.reader {
+            if self.selection.shard.is_some() {
+                let message = "a load of slices is copied to a device, not lent by tensors";
+                return Err(ClientError::new(Reason::BadRequest, message));
+            }
             let manifest = self.stream.manifest();
-            let wanted_object = |index| {
-                let object = manifest.object(index);
-                object.is_some_and(|object| selects(&self.objects, &object.key))
-            };
-            let wanted = |tensor: &TensorEntry| {
-                selects(&self.tensors, &tensor.name) && wanted_object(tensor.object)
-            };
+            let wanted = |tensor: &TensorEntry| self.selection.tensor(manifest, tensor);
             let gather = Gather::tensors(manifest, self.stream.opened(), wanted);
             self.reader = Reader::Tensors(gather);
         }
@@ -110,12 +116,12 @@ impl Load {
     /// was narrowed to some tensors has no whole objects.
     pub async fn next_object(&mut self) -> Result<Option<ObjectView>, ClientError> {
         if let Reader::Undecided = self.reader {
-            if !self.tensors.is_empty() {
+            if self.selection.is_of_tensors() {
                 let message = "a load of some tensors cannot be read by whole objects";
                 return Err(ClientError::new(Reason::BadRequest, message));
             }
             let manifest = self.stream.manifest();
-            let wanted = |object: &ObjectEntry| selects(&self.objects, &object.key);
+            let wanted = |object: &ObjectEntry| selects(&self.selection.objects, &object.key);
             let gather = Gather::objects(manifest, self.stream.opened(), wanted);
             self.reader = Reader::Objects(gather);
         }
@@ -130,7 +136,7 @@ impl Load {
     /// Pieces of different objects may alternate. An object without bytes has no piece.
     pub async fn next_piece(&mut self) -> Result<Option<Piece>, ClientError> {
         if let Reader::Undecided = self.reader {
-            self.reader = Reader::Pieces(Order::new(!self.tensors.is_empty()));
+            self.reader = Reader::Pieces(Order::new(self.selection.is_of_tensors()));
         }
         let Reader::Pieces(order) = &mut self.reader else { return Err(mixed()) };
         loop {
@@ -145,6 +151,17 @@ impl Load {
                 }
             }
         }
+    }
+
+    /// Copies what was asked for to the client's device, in place of reading it here. Memory is
+    /// allocated at once, so that what does not fit fails now.
+    ///
+    /// Only for a load of which nothing was read, on a client made by
+    /// [`Client::with_device`](crate::Client::with_device).
+    pub fn to_device(self, layout: Layout) -> Result<DeviceLoad, ClientError> {
+        let Reader::Undecided = self.reader else { return Err(mixed()) };
+        let device = self.device.ok_or_else(no_device)?;
+        DeviceLoad::start(self.stream, device, &self.selection, layout)
     }
 
     /// Takes what is still to come without looking at it, waits until every view of this load is

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use forebay_proto::Placement;
+use forebay_proto::{Placement, Shard};
 
 /// What goes with every call of a [`Client`](crate::Client).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -106,6 +106,7 @@ pub struct LoadRequest {
     pub(crate) tensors: Vec<String>,
     pub(crate) objects: Vec<String>,
     pub(crate) placement: Option<Placement>,
+    pub(crate) shard: Option<Shard>,
     pub(crate) deadline: Option<Duration>,
     pub(crate) verify: Option<VerifyPolicy>,
     pub(crate) sha256: BTreeMap<String, [u8; 32]>,
@@ -131,6 +132,7 @@ impl LoadRequest {
             tensors: Vec::new(),
             objects: Vec::new(),
             placement: None,
+            shard: None,
             deadline: None,
             verify: None,
             sha256: BTreeMap::new(),
@@ -181,6 +183,15 @@ impl LoadRequest {
     #[must_use]
     pub fn placement(mut self, placement: Placement) -> Self {
         self.placement = Some(placement);
+        self
+    }
+
+    /// Only a rank's slice of each tensor, and the chunks that hold some of it. Such a load is
+    /// copied to a device ([`Load::to_device`](crate::Load::to_device)), or read by chunks or
+    /// pieces: the tensors that are cut have no bytes in one place to lend.
+    #[must_use]
+    pub fn shard(mut self, shard: Shard) -> Self {
+        self.shard = Some(shard);
         self
     }
 

@@ -2,8 +2,9 @@
 //!
 //! One task owned by the session receives descriptors and maps them as they come, so that the
 //! daemon never waits for this process; a load that is granted a slot waits here for its segment.
-//! Mappings stay for the life of the session and serve every load on it. The daemon frees whatever
-//! a session holds when its connection closes, which dropping the session does at once.
+//! Mappings stay for the life of the session and serve every load on it, and so do their
+//! registrations with a device ([`crate::device`]), which come a while after them. The daemon frees
+//! whatever a session holds when its connection closes, which dropping the session does at once.
 //!
 //! Releases of loads whose stream has ended go out here. They are sent right where the lease is
 //! dropped; only if the socket is full they wait for the task.
@@ -29,6 +30,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::device::register::{Incoming, Registered, Registrar};
 use crate::error::ClientError;
 use crate::wire::Deadline;
 
@@ -47,8 +49,8 @@ struct Received {
 
 #[derive(Debug)]
 struct Mapped {
-    /// Ends before the mapping does.
-    _registration: Option<Registration>,
+    /// None until it is there, and if there is no device.
+    registration: Option<Registered>,
     map: Arc<SegmentMap>,
 }
 
@@ -69,6 +71,8 @@ pub(crate) struct Session {
     received: watch::Receiver<Received>,
     /// Ends with the session.
     _task: JoinSet<()>,
+    /// Ends with it too; none without a device.
+    registrar: Option<Registrar>,
 }
 
 impl Session {
@@ -86,9 +90,12 @@ impl Session {
         let socket = UnixDatagram::from_std(socket.into()).map_err(unreachable)?;
         let link = Arc::new(Link { socket, unsent: Mutex::default(), more: Notify::new() });
         let (sender, received) = watch::channel(Received::default());
+        let sender = Arc::new(sender);
+        let registrar = device.map(|device| register_with(device, &sender)).transpose()?;
+        let incoming = registrar.as_ref().map(Registrar::incoming);
         let mut task = JoinSet::new();
-        task.spawn(serve(Arc::clone(&link), device, sender, path.display().to_string()));
-        Ok(Arc::new(Self { token, link, received, _task: task }))
+        task.spawn(serve(Arc::clone(&link), incoming, sender, path.display().to_string()));
+        Ok(Arc::new(Self { token, link, received, _task: task, registrar }))
     }
 
     /// What names it to the daemon.
@@ -106,12 +113,38 @@ impl Session {
         !self.received.borrow().segments.is_empty()
     }
 
-    /// The segment with this id, once it has come.
+    /// The segment with this id, once it has come; with its registration, if there is a device.
     pub(crate) async fn segment(
         &self,
         id: u64,
         deadline: Deadline,
-    ) -> Result<Arc<SegmentMap>, ClientError> {
+    ) -> Result<(Arc<SegmentMap>, Option<Arc<Registration>>), ClientError> {
+        let map = self.mapped(id, deadline).await?;
+        let registration = match self.registrar {
+            Some(_) => Some(self.registered(id, deadline).await?),
+            None => None,
+        };
+        Ok((map, registration))
+    }
+
+    /// A segment's registration. How long it takes depends on the driver, and on how many came
+    /// before.
+    async fn registered(
+        &self,
+        id: u64,
+        deadline: Deadline,
+    ) -> Result<Arc<Registration>, ClientError> {
+        let mut received = self.received.clone();
+        let outcome = |received: &Received| {
+            received.segments.get(&id).and_then(|mapped| mapped.registration.clone())
+        };
+        let arrival = received.wait_for(|received| outcome(received).is_some());
+        let arrived = deadline.cut(arrival).await?;
+        let registered = arrived.ok().and_then(|received| outcome(&received));
+        Ok(registered.ok_or_else(|| missing(id))??)
+    }
+
+    async fn mapped(&self, id: u64, deadline: Deadline) -> Result<Arc<SegmentMap>, ClientError> {
         let mut received = self.received.clone();
         let limited = deadline.at_most(Instant::now(), SEGMENT_WAIT);
         let arrival = received
@@ -199,8 +232,8 @@ impl Link {
 /// The task: receives until the connection ends, and says why it did.
 async fn serve(
     link: Arc<Link>,
-    device: Option<Arc<dyn Device>>,
-    received: watch::Sender<Received>,
+    registrar: Option<Incoming>,
+    received: Arc<watch::Sender<Received>>,
     path: String,
 ) {
     let closed = loop {
@@ -212,13 +245,19 @@ async fn serve(
             },
         };
         let mapped = match packet {
-            Ok((message, descriptor)) => map(message, descriptor, device.as_deref()),
+            Ok((message, descriptor)) => map(message, descriptor),
             Err(error) => Err(ClientError::unreachable(&error, &path)),
         };
         match mapped {
-            Ok(mapped) => received.send_modify(|received| {
-                received.segments.insert(mapped.map.id().0, mapped);
-            }),
+            Ok(map) => {
+                let mapped = Mapped { registration: None, map: Arc::clone(&map) };
+                received.send_modify(|received| {
+                    received.segments.insert(map.id().0, mapped);
+                });
+                if let Some(registrar) = &registrar {
+                    registrar.add(map);
+                }
+            }
             Err(error) => break error,
         }
     };
@@ -226,11 +265,7 @@ async fn serve(
 }
 
 /// Maps the segment that a packet carries.
-fn map(
-    message: Event,
-    descriptor: Option<OwnedFd>,
-    device: Option<&dyn Device>,
-) -> Result<Mapped, ClientError> {
+fn map(message: Event, descriptor: Option<OwnedFd>) -> Result<Arc<SegmentMap>, ClientError> {
     const MESSAGE: &str = "HandoffMessage";
     let segment = match message {
         Event::Segment(segment) => segment,
@@ -250,8 +285,30 @@ fn map(
             format!("segment {} of {} bytes is another one", segment.segment_id, segment.bytes);
         return Err(Malformed::new(MESSAGE, what).into());
     }
-    let registration = device.map(|device| device.register(&map)).transpose()?;
-    Ok(Mapped { _registration: registration, map })
+    Ok(map)
+}
+
+/// Registers what comes with a device. At the end its thread lets go of the registrations.
+fn register_with(
+    device: Arc<dyn Device>,
+    received: &Arc<watch::Sender<Received>>,
+) -> Result<Registrar, ClientError> {
+    let (done, over) = (Arc::clone(received), Arc::clone(received));
+    let done = move |id, registered| {
+        done.send_modify(|received| {
+            if let Some(mapped) = received.segments.get_mut(&id) {
+                mapped.registration = Some(registered);
+            }
+        });
+    };
+    let over = move || {
+        let mut ended = Vec::new();
+        over.send_modify(|received| {
+            ended.extend(received.segments.values_mut().map(|mapped| mapped.registration.take()));
+        });
+        drop(ended);
+    };
+    Registrar::start(device, done, over)
 }
 
 /// A connection that never blocks.

@@ -9,8 +9,8 @@
 //! - [`Content`] is bytes in memory or bytes made on the fly from a seed, so that an object of
 //!   5 GiB takes no memory; [`checkpoint`] lays such content out as sharded safetensors.
 //! - [`DnsServer`] is a name server with faults, for the real resolver.
-//! - [`FakeDns`] and [`FakeDevice`] stand in for the resolver and the accelerator; [`contract`]
-//!   says what every implementation of their seams must do.
+//! - [`FakeDns`] stands in for the resolver.
+//! - [`contract`] says what every implementation of a seam must do.
 //! - [`FaultEngine`] is an io engine over a disk that lies.
 //! - [`WrittenMachine`] is a machine with NUMA nodes, as the files that sysfs would have.
 //! - [`Prng`] is the seeded randomness of fixtures and fault schedules; a [`Seed`] is printed by the

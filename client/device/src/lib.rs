@@ -10,11 +10,14 @@
 
 mod clock;
 mod error;
+mod fake;
 mod host;
+mod memory;
 mod seam;
 mod spec;
 
 pub use error::DeviceError;
+pub use fake::FakeDevice;
 pub use host::HostDevice;
 pub use seam::{
     CopyJob, CopySource, CopySpan, CopyState, CopyStream, CopyTicket, Device, DeviceInfo,

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::DeviceError;
+use crate::fake::FakeDevice;
 use crate::host::HostDevice;
 use crate::seam::Device;
 
@@ -56,7 +57,10 @@ impl DeviceSpec {
     pub fn open(&self) -> Result<Arc<dyn Device>, DeviceError> {
         match self {
             Self::Host => Ok(Arc::new(HostDevice::new())),
-            Self::Fake { .. } | Self::Cuda { .. } => Err(DeviceError::Unavailable {
+            Self::Fake { gigabytes_per_second } => {
+                Ok(Arc::new(FakeDevice::new(*gigabytes_per_second)))
+            }
+            Self::Cuda { .. } => Err(DeviceError::Unavailable {
                 device: self.to_string(),
                 reason: "it is not in this build".to_owned(),
             }),

@@ -9,8 +9,8 @@ use forebay_origin::{
 };
 use forebay_testkit::contract::{OriginSubject, SinkSubject, origin_sink, origin_store};
 use forebay_testkit::{
-    AzureOptions, AzureOrigin, Content, EntityTag, FakeDevice, FakeDns, GcsOptions, GcsOrigin,
-    HttpOptions, HttpOrigin, Origin, S3Options, S3Origin, temp_dir, write_content,
+    AzureOptions, AzureOrigin, Content, EntityTag, FakeDns, GcsOptions, GcsOrigin, HttpOptions,
+    HttpOrigin, Origin, S3Options, S3Origin, temp_dir, write_content,
 };
 
 fn open(env: Vec<(String, String)>, uri: &str) -> Arc<dyn OriginStore> {
