@@ -9,7 +9,7 @@ mod origin;
 mod sink;
 mod topology;
 
-pub use device::{DeviceSubject, device};
+pub use device::{DeviceSubject, ReadMemory, device};
 pub use io::{IoSubject, io_engine};
 pub use origin::{OriginSubject, origin_store};
 pub use sink::{SinkSubject, origin_sink};

@@ -9,7 +9,7 @@
 //! - [`Content`] is bytes in memory or bytes made on the fly from a seed, so that an object of
 //!   5 GiB takes no memory; [`checkpoint`] lays such content out as sharded safetensors.
 //! - [`DnsServer`] is a name server with faults, for the real resolver.
-//! - [`FakeDns`] stands in for the resolver.
+//! - [`FakeDns`] stands in for the resolver, [`CudaDriver`] for the driver of a GPU.
 //! - [`contract`] says what every implementation of a seam must do.
 //! - [`FaultEngine`] is an io engine over a disk that lies.
 //! - [`WrittenMachine`] is a machine with NUMA nodes, as the files that sysfs would have.
@@ -28,6 +28,7 @@ mod claims;
 mod content;
 mod contents;
 pub mod contract;
+mod cuda_driver;
 mod disk;
 mod dns;
 mod dns_server;
@@ -64,6 +65,7 @@ pub use checkpoint::{CHECKPOINT_BYTES_MIN, Checkpoint, CheckpointSpec, Tensor, c
 pub use claims::checksums;
 pub use content::{Concat, Content, sha256, sha256_of};
 pub use contents::Contents;
+pub use cuda_driver::{CudaDriver, is_child, run_again_with_libraries};
 pub use disk::{temp_dir, write_checkpoint, write_content};
 pub use dns::FakeDns;
 pub use dns_server::{DnsAnswer, DnsQueries, DnsServer};

@@ -9,6 +9,7 @@
 //! [`DeviceSpec`] is the way a person names a device; [`DeviceSpec::open`] gives the device.
 
 mod clock;
+mod cuda;
 mod error;
 mod fake;
 mod host;
@@ -16,6 +17,7 @@ mod memory;
 mod seam;
 mod spec;
 
+pub use cuda::CudaDevice;
 pub use error::DeviceError;
 pub use fake::FakeDevice;
 pub use host::HostDevice;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use crate::cuda::CudaDevice;
 use crate::error::DeviceError;
 use crate::fake::FakeDevice;
 use crate::host::HostDevice;
@@ -60,10 +61,7 @@ impl DeviceSpec {
             Self::Fake { gigabytes_per_second } => {
                 Ok(Arc::new(FakeDevice::new(*gigabytes_per_second)))
             }
-            Self::Cuda { .. } => Err(DeviceError::Unavailable {
-                device: self.to_string(),
-                reason: "it is not in this build".to_owned(),
-            }),
+            Self::Cuda { ordinal } => Ok(Arc::new(CudaDevice::open(*ordinal)?)),
         }
     }
 }

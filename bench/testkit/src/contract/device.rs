@@ -18,6 +18,9 @@ const SLOTS: u32 = 3;
 const SLOT_BYTES: usize = 5 << 20;
 const MEMORY_BYTES: u64 = 16 << 20;
 
+/// Reads a range of memory of a device.
+pub type ReadMemory<'a> = &'a dyn Fn(&DeviceMemory, Range<u64>) -> Vec<u8>;
+
 /// A device under test, with at least 64 MiB of memory.
 #[derive(Clone, Copy)]
 pub struct DeviceSubject<'a> {
@@ -26,7 +29,7 @@ pub struct DeviceSubject<'a> {
     /// Another device, whose memory is no place for copies of this one.
     pub other: &'a dyn Device,
     /// Reads memory of the device; None where nothing is stored.
-    pub memory: Option<&'a dyn Fn(&DeviceMemory, Range<u64>) -> Vec<u8>>,
+    pub memory: Option<ReadMemory<'a>>,
 }
 
 impl fmt::Debug for DeviceSubject<'_> {
