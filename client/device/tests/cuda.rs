@@ -23,10 +23,15 @@ use forebay_testkit::{CudaDriver, is_child};
 /// Runs `test` in a child and gives what the stand-in reported; none in the child itself, and where
 /// there is no compiler.
 fn reported(test: &str, script: &[(&str, &str)]) -> Option<Vec<String>> {
-    if is_child() {
-        return None;
-    }
-    match CudaDriver::compiled() {
+    if is_child() { None } else { reported_by(CudaDriver::compiled(), test, script) }
+}
+
+fn reported_by(
+    driver: Result<CudaDriver, String>,
+    test: &str,
+    script: &[(&str, &str)],
+) -> Option<Vec<String>> {
+    match driver {
         Ok(driver) => {
             driver.run_again(test, script);
             Some(driver.report())
@@ -126,6 +131,16 @@ fn memory_that_cannot_be_registered_is_staged() {
 }
 
 #[test]
+fn a_driver_that_takes_read_only_memory_plainly_gets_it_so() {
+    let script = [("READ_ONLY", "0"), ("PLAIN", "1")];
+    if is_clean_child("a_driver_that_takes_read_only_memory_plainly_gets_it_so", &script) {
+        let device = CudaDevice::open(0).unwrap();
+        assert_eq!(device.info().path, MemoryPath::Registered);
+        keeps_the_contract(&device);
+    }
+}
+
+#[test]
 fn a_segment_that_is_refused_is_staged() {
     if is_clean_child("a_segment_that_is_refused_is_staged", &[("REFUSE", "2")]) {
         let device = CudaDevice::open(0).unwrap();
@@ -161,6 +176,22 @@ fn a_driver_that_is_too_old_says_which_is_needed() {
     let expected = "its driver is of CUDA 10.2: install one of 11.4 or later";
     let test = "a_driver_that_is_too_old_says_which_is_needed";
     is_unavailable(test, &[("VERSION", "10020")], expected);
+}
+
+#[test]
+fn a_driver_that_lacks_a_function_names_it() {
+    let test = "a_driver_that_lacks_a_function_names_it";
+    if is_child() {
+        let error = CudaDevice::open(0).unwrap_err();
+        assert!(matches!(error, DeviceError::Unavailable { .. }), "{error:?}");
+        let expected = "its driver lacks cuMemcpy2DAsync_v2: install one of CUDA 11.4 or later";
+        assert!(error.to_string().ends_with(expected), "{error}");
+        return;
+    }
+    let driver = CudaDriver::compiled_without("cuMemcpy2DAsync_v2");
+    if let Some(report) = reported_by(driver, test, &[]) {
+        assert_eq!(report, ["ok"]);
+    }
 }
 
 #[test]
