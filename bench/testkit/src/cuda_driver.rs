@@ -1,10 +1,11 @@
-//! The stand-in for an NVIDIA driver: compiled from C when a test wants it, loaded by a child process.
+//! The stand-in for an NVIDIA driver: compiled from C when a test wants it, loaded by a child
+//! process.
 //!
-//! The library (`libcuda/cuda.c`, whose head says what it checks) copies for real, on threads of its
-//! own and at a given pace, and checks its caller meanwhile. Which library a process loads is settled
-//! when it starts, by `LD_LIBRARY_PATH`: so a test runs itself again in a child process, which knows
-//! that it is one by a filter among its arguments that matches no test. What the stand-in found is in
-//! a report: one line per violation, or the one line `ok`.
+//! The library (`libcuda/cuda.c`, whose head says what it checks) copies for real, on threads of
+//! its own and at a given pace, and checks its caller meanwhile. Which library a process loads is
+//! settled when it starts, by `LD_LIBRARY_PATH`: so a test runs itself again in a child process,
+//! which knows that it is one by a filter among its arguments that matches no test. What the
+//! stand-in found is in a report: one line per violation, or the one line `ok`.
 
 use std::ffi::OsStr;
 use std::fs;

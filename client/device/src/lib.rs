@@ -2,9 +2,9 @@
 //!
 //! A [`Device`] registers each segment once and has memory; its [`CopyStream`]s copy out of slots
 //! into that memory. Copies are asynchronous: [`CopyStream::copy`] starts one and gives a
-//! [`CopyTicket`]; [`CopyStream::query`] and [`CopyStream::wait`] tell when it is done and from when
-//! to when the copy engine worked ([`CopySpan`]). The lease on the slot must be held until then;
-//! everything else that a copy needs is kept alive by its stream.
+//! [`CopyTicket`]; [`CopyStream::query`] and [`CopyStream::wait`] tell when it is done and from
+//! when to when the copy engine worked ([`CopySpan`]). The lease on the slot must be held until
+//! then; everything else that a copy needs is kept alive by its stream.
 //!
 //! [`DeviceSpec`] is the way a person names a device; [`DeviceSpec::open`] gives the device:
 //!
@@ -20,8 +20,8 @@
 //! # Tests on a GPU
 //!
 //! The suite runs the `cuda` device on a stand-in for the driver, which checks what it is asked
-//! for. On a machine with an NVIDIA driver (CUDA 11.4 or later) and a GPU with 64 MiB free, the same
-//! contract runs on the first GPU with
+//! for. On a machine with an NVIDIA driver (CUDA 11.4 or later) and a GPU with 64 MiB free, the
+//! same contract runs on the first GPU with
 //!
 //! ```text
 //! cargo test -p forebay-device --features cuda-tests

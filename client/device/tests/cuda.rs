@@ -17,6 +17,7 @@ use forebay_device::{
     CopyJob, CopySource, CopyStream, CudaDevice, Device, DeviceError, DeviceMemory, DeviceSpec,
     HostDevice, MemoryPath, Rows,
 };
+use forebay_shm::{Segment, SegmentId, SegmentMap, SegmentSpec, SlotIndex};
 use forebay_testkit::contract::{DeviceSubject, device};
 use forebay_testkit::{CudaDriver, is_child};
 
@@ -146,6 +147,35 @@ fn a_segment_that_is_refused_is_staged() {
         let device = CudaDevice::open(0).unwrap();
         assert_eq!(device.info().path, MemoryPath::RegisteredReadOnly, "the probe is the first");
         keeps_the_contract(&device);
+    }
+}
+
+#[test]
+fn two_devices_share_the_registration_of_a_segment() {
+    let script = [("DEVICES", "2")];
+    if is_clean_child("two_devices_share_the_registration_of_a_segment", &script) {
+        let id = SegmentId(3);
+        let spec = SegmentSpec { id, domain: 0, slot_bytes: 1 << 16, slots: 1, lock: false };
+        let segment = Segment::create(&spec).unwrap();
+        let mut writer = segment.writer(SlotIndex(0)).unwrap();
+        writer.as_mut_slice().fill(5);
+        let reader = writer.publish();
+        let map = SegmentMap::open(segment.descriptor().try_clone_to_owned().unwrap()).unwrap();
+        let view = map.view(SlotIndex(0), reader.generation(), 1 << 16).unwrap();
+        let devices = [0, 1].map(|ordinal| CudaDevice::open(ordinal).unwrap());
+        let [first, second] =
+            devices.each_ref().map(|device| Arc::new(device.register(&map).unwrap()));
+        assert_eq!(first.path(), &MemoryPath::RegisteredReadOnly);
+        assert_eq!(second.path(), &MemoryPath::RegisteredReadOnly);
+        let [_, device] = devices;
+        drop(first);
+        let (stream, memory) = (device.stream().unwrap(), device.allocate(1 << 16).unwrap());
+        let memory = Arc::new(memory);
+        let source = CopySource::Slot { view: &view, registration: &second };
+        let job = CopyJob::new(source, &memory, Rows::range(0..1 << 16, 0)).unwrap();
+        let ticket = stream.copy(job, now()).unwrap();
+        stream.wait(ticket).unwrap();
+        assert!(read(&memory, 0..1 << 16).iter().all(|&byte| byte == 5));
     }
 }
 
