@@ -20,6 +20,7 @@
  *   FOREBAY_CUDA_VERSION         what cuDriverGetVersion tells (default 12020)
  *   FOREBAY_CUDA_MEMORY          bytes of device memory (default 1 TiB)
  *   FOREBAY_CUDA_READ_ONLY       0: registering read-only memory is not supported
+ *   FOREBAY_CUDA_PLAIN           1: memory is registered without a look at whether it can be written
  *   FOREBAY_CUDA_REFUSE          N: registrations after the first N are refused
  *   FOREBAY_CUDA_FAIL_COPY       N: the Nth copy fails when it runs
  */
@@ -101,7 +102,7 @@ static pthread_cond_t reached = PTHREAD_COND_INITIALIZER;
 static Range *allocated, *pinned, *registered;
 static Event *events;
 static Stream *streams;
-static int context, retained, devices, read_only, violations;
+static int context, retained, devices, read_only, plain, violations;
 static long registrations, registrations_max, copies, copy_that_fails;
 static int version;
 static size_t memory_left;
@@ -142,6 +143,7 @@ __attribute__((constructor)) static void begin(void) {
     version = atoi(setting("FOREBAY_CUDA_VERSION", "12020"));
     memory_left = strtoull(setting("FOREBAY_CUDA_MEMORY", "1099511627776"), NULL, 10);
     read_only = atoi(setting("FOREBAY_CUDA_READ_ONLY", "1"));
+    plain = atoi(setting("FOREBAY_CUDA_PLAIN", "0"));
     registrations_max = atol(setting("FOREBAY_CUDA_REFUSE", "1000000000"));
     copy_that_fails = atol(setting("FOREBAY_CUDA_FAIL_COPY", "0"));
 }
@@ -432,7 +434,7 @@ int cuMemHostRegister_v2(void *start, size_t bytes, unsigned flags) {
     if ((uintptr_t)start % 4096 || !bytes) return INVALID_VALUE;
     if ((flags & FLAG_READ_ONLY) && !read_only) return NOT_SUPPORTED;
     /* As real drivers do: a mapping that cannot be written is not taken for one that can. */
-    if (!(flags & FLAG_READ_ONLY)) return INVALID_VALUE;
+    if (!(flags & FLAG_READ_ONLY) && !plain) return INVALID_VALUE;
     pthread_mutex_lock(&state);
     int result = SUCCESS;
     if (registrations >= registrations_max) result = OUT_OF_MEMORY;

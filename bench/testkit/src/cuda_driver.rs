@@ -1,10 +1,11 @@
-//! The stand-in for an NVIDIA driver: compiled from C when a test wants it, loaded by a child process.
+//! The stand-in for an NVIDIA driver: compiled from C when a test wants it, loaded by a child
+//! process.
 //!
-//! The library (`libcuda/cuda.c`, whose head says what it checks) copies for real, on threads of its
-//! own and at a given pace, and checks its caller meanwhile. Which library a process loads is settled
-//! when it starts, by `LD_LIBRARY_PATH`: so a test runs itself again in a child process, which knows
-//! that it is one by a filter among its arguments that matches no test. What the stand-in found is in
-//! a report: one line per violation, or the one line `ok`.
+//! The library (`libcuda/cuda.c`, whose head says what it checks) copies for real, on threads of
+//! its own and at a given pace, and checks its caller meanwhile. Which library a process loads is
+//! settled when it starts, by `LD_LIBRARY_PATH`: so a test runs itself again in a child process,
+//! which knows that it is one by a filter among its arguments that matches no test. What the
+//! stand-in found is in a report: one line per violation, or the one line `ok`.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -31,14 +32,27 @@ impl CudaDriver {
     /// # Panics
     /// If there is a compiler that does not take the source.
     pub fn compiled() -> Result<Self, String> {
+        Self::compiled_with(&[])
+    }
+
+    /// The same, as an old driver that lacks a function.
+    ///
+    /// # Panics
+    /// As [`CudaDriver::compiled`].
+    pub fn compiled_without(function: &str) -> Result<Self, String> {
+        Self::compiled_with(&[format!("-D{function}=under_another_name")])
+    }
+
+    fn compiled_with(arguments: &[String]) -> Result<Self, String> {
         let folder = temp_dir();
         let (source, library) = (folder.path().join("cuda.c"), folder.path().join("libcuda.so.1"));
         fs::write(&source, SOURCE).map_err(|error| error.to_string())?;
         let output = Command::new("cc")
-            .args(["-O1", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"])
+            .args(["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"])
             // Loaded once and for all: its report is of the whole process.
             .args(["-Wl,-soname,libcuda.so.1", "-Wl,-z,nodelete", "-pthread", "-o"])
             .args([&library, &source])
+            .args(arguments)
             .output();
         let output = match output {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -3,19 +3,20 @@
 //! [`CudaDevice::open`] looks for the library and every function that is used before it calls any,
 //! so that a machine without a driver gets an error that says so. It then tries, with a small
 //! segment of its own, how the driver takes memory that this process can only read: registered as
-//! read-only, registered plainly, or not at all. In the last case, and for a segment that the driver
-//! refuses later, copies go by a [staging ring](staging) of pinned memory.
+//! read-only, registered plainly, or not at all. In the last case, and for a segment that the
+//! driver refuses later, copies go by a [staging ring](staging) of pinned memory.
 //!
-//! Everything lives in the device's primary context, the one that the CUDA runtime, and with it every
-//! framework, uses: pointers and streams of the caller are good here. Ownership goes one way: a
-//! stream holds the device, the device its base event, and each of them the [context](context).
+//! Everything lives in the device's primary context, the one that the CUDA runtime, and with it
+//! every framework, uses: pointers and streams of the caller are good here. Ownership goes one way:
+//! a stream holds the device, the device its base event, and each of them the [context](context).
 
 pub(crate) mod context;
 pub(crate) mod driver;
+pub(crate) mod pinned;
 pub(crate) mod staging;
 pub(crate) mod stream;
 
-use std::ffi::{c_uint, c_void};
+use std::ffi::c_uint;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,7 +25,6 @@ use cudarc::driver::sys;
 use forebay_shm::{Segment, SegmentId, SegmentMap, SegmentSpec};
 
 use crate::cuda::context::{Context, Entered, Event, Handle};
-use crate::cuda::driver::answer;
 use crate::cuda::stream::CudaStream;
 use crate::error::DeviceError;
 use crate::seam::{CopyStream, Device, DeviceInfo, DeviceMemory, MemoryPath, Registration};
@@ -78,8 +78,8 @@ impl CudaDevice {
         Ok(Self { info: DeviceInfo { spec, name, pci, path }, opened })
     }
 
-    /// Copies on a stream of the caller's own, in order with what else is on it. It is not destroyed
-    /// when the result is dropped, only waited for.
+    /// Copies on a stream of the caller's own, in order with what else is on it. It is not
+    /// destroyed when the result is dropped, only waited for.
     ///
     /// # Safety
     ///
@@ -104,7 +104,7 @@ impl Device for CudaDevice {
 
     fn register(&self, segment: &Arc<SegmentMap>) -> Result<Registration, DeviceError> {
         let entered = self.opened.context.enter()?;
-        Ok(registered(&self.opened.context, segment, &self.info.path, &entered))
+        Ok(pinned::register(&self.opened.context, segment, &self.info.path, &entered))
     }
 
     fn allocate(&self, bytes: u64) -> Result<DeviceMemory, DeviceError> {
@@ -193,7 +193,7 @@ fn probed(context: &Arc<Context>) -> MemoryPath {
         return staged("the device's context cannot be made current".to_owned());
     };
     match tried_segment() {
-        Ok(segment) => registered(context, &segment, &wanted, &entered).path().clone(),
+        Ok(segment) => pinned::register(context, &segment, &wanted, &entered).path().clone(),
         Err(why) => staged(format!("no segment could be made to try with: {why}")),
     }
 }
@@ -207,39 +207,4 @@ fn tried_segment() -> Result<Arc<SegmentMap>, String> {
     let descriptor = segment.descriptor().try_clone_to_owned();
     let descriptor = descriptor.map_err(|error| error.to_string())?;
     SegmentMap::open(descriptor).map_err(|error| error.to_string())
-}
-
-/// Registers a segment the way that `path` says, if the driver takes it.
-fn registered(
-    context: &Arc<Context>,
-    segment: &Arc<SegmentMap>,
-    path: &MemoryPath,
-    _: &Entered<'_>,
-) -> Registration {
-    let flags = match path {
-        MemoryPath::RegisteredReadOnly => {
-            sys::CU_MEMHOSTREGISTER_PORTABLE | sys::CU_MEMHOSTREGISTER_READ_ONLY
-        }
-        MemoryPath::Registered => sys::CU_MEMHOSTREGISTER_PORTABLE,
-        MemoryPath::Staged { .. } | MemoryPath::Cpu => {
-            return Registration::of(segment, path.clone());
-        }
-    };
-    let start = Handle(segment.as_ptr().cast_mut().cast::<c_void>());
-    // SAFETY: the range is one whole mapping, which the registration keeps mapped until after
-    // `release`. The driver pins its pages; only copies to the device are made from it.
-    let taken = unsafe { (context.driver.memory_register)(start.0, segment.bytes(), flags) };
-    if let Err(refusal) = answer(taken) {
-        let why = format!("the driver does not register it: {}", context.driver.reason(refusal));
-        return Registration::of(segment, MemoryPath::Staged { why });
-    }
-    let context = Arc::clone(context);
-    let release = move || {
-        let start = start;
-        let Ok(_entered) = context.enter() else { return };
-        // SAFETY: registered above and unregistered nowhere else. Every copy out of it holds the
-        // registration, so no engine reads it any more.
-        unsafe { (context.driver.memory_unregister)(start.0) };
-    };
-    Registration::with_release(segment, path.clone(), release)
 }

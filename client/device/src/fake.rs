@@ -2,12 +2,12 @@
 //!
 //! All streams of one device share one copy engine, as they do on a GPU with one engine per
 //! direction: a copy begins when it is started or when the engine is free, whichever is later, and
-//! takes its bytes over the rate. Time is the caller's: `query` goes by the instant it is given, and
-//! only `wait`, and the end of a stream, look at the clock, to block until a copy is due.
+//! takes its bytes over the rate. Time is the caller's: `query` goes by the instant it is given,
+//! and only `wait`, and the end of a stream, look at the clock, to block until a copy is due.
 //!
-//! By default no byte is stored anywhere, so that a checkpoint of any size can be "loaded". A device
-//! [with memory](FakeDevice::with_memory) has real memory of this process, and its copies read
-//! their source when they *finish*: a lease given up too early shows as wrong bytes.
+//! By default no byte is stored anywhere, so that a checkpoint of any size can be "loaded". A
+//! device [with memory](FakeDevice::with_memory) has real memory of this process, and its copies
+//! read their source when they *finish*: a lease given up too early shows as wrong bytes.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;

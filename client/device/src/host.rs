@@ -1,5 +1,6 @@
-//! The device of a process that wants the bytes in memory of its own: the CPU copies, on the calling
-//! thread, before the call returns. Who only reads the bytes needs no device: they are lent in place.
+//! The device of a process that wants the bytes in memory of its own: the CPU copies, on the
+//! calling thread, before the call returns. Who only reads the bytes needs no device: they are lent
+//! in place.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -17,16 +17,22 @@ use forebay_device::{
     CopyJob, CopySource, CopyStream, CudaDevice, Device, DeviceError, DeviceMemory, DeviceSpec,
     HostDevice, MemoryPath, Rows,
 };
+use forebay_shm::{Segment, SegmentId, SegmentMap, SegmentSpec, SlotIndex};
 use forebay_testkit::contract::{DeviceSubject, device};
 use forebay_testkit::{CudaDriver, is_child};
 
 /// Runs `test` in a child and gives what the stand-in reported; none in the child itself, and where
 /// there is no compiler.
 fn reported(test: &str, script: &[(&str, &str)]) -> Option<Vec<String>> {
-    if is_child() {
-        return None;
-    }
-    match CudaDriver::compiled() {
+    if is_child() { None } else { reported_by(CudaDriver::compiled(), test, script) }
+}
+
+fn reported_by(
+    driver: Result<CudaDriver, String>,
+    test: &str,
+    script: &[(&str, &str)],
+) -> Option<Vec<String>> {
+    match driver {
         Ok(driver) => {
             driver.run_again(test, script);
             Some(driver.report())
@@ -126,11 +132,50 @@ fn memory_that_cannot_be_registered_is_staged() {
 }
 
 #[test]
+fn a_driver_that_takes_read_only_memory_plainly_gets_it_so() {
+    let script = [("READ_ONLY", "0"), ("PLAIN", "1")];
+    if is_clean_child("a_driver_that_takes_read_only_memory_plainly_gets_it_so", &script) {
+        let device = CudaDevice::open(0).unwrap();
+        assert_eq!(device.info().path, MemoryPath::Registered);
+        keeps_the_contract(&device);
+    }
+}
+
+#[test]
 fn a_segment_that_is_refused_is_staged() {
     if is_clean_child("a_segment_that_is_refused_is_staged", &[("REFUSE", "2")]) {
         let device = CudaDevice::open(0).unwrap();
         assert_eq!(device.info().path, MemoryPath::RegisteredReadOnly, "the probe is the first");
         keeps_the_contract(&device);
+    }
+}
+
+#[test]
+fn two_devices_share_the_registration_of_a_segment() {
+    let script = [("DEVICES", "2")];
+    if is_clean_child("two_devices_share_the_registration_of_a_segment", &script) {
+        let id = SegmentId(3);
+        let spec = SegmentSpec { id, domain: 0, slot_bytes: 1 << 16, slots: 1, lock: false };
+        let segment = Segment::create(&spec).unwrap();
+        let mut writer = segment.writer(SlotIndex(0)).unwrap();
+        writer.as_mut_slice().fill(5);
+        let reader = writer.publish();
+        let map = SegmentMap::open(segment.descriptor().try_clone_to_owned().unwrap()).unwrap();
+        let view = map.view(SlotIndex(0), reader.generation(), 1 << 16).unwrap();
+        let devices = [0, 1].map(|ordinal| CudaDevice::open(ordinal).unwrap());
+        let [first, second] =
+            devices.each_ref().map(|device| Arc::new(device.register(&map).unwrap()));
+        assert_eq!(first.path(), &MemoryPath::RegisteredReadOnly);
+        assert_eq!(second.path(), &MemoryPath::RegisteredReadOnly);
+        let [_, device] = devices;
+        drop(first);
+        let (stream, memory) = (device.stream().unwrap(), device.allocate(1 << 16).unwrap());
+        let memory = Arc::new(memory);
+        let source = CopySource::Slot { view: &view, registration: &second };
+        let job = CopyJob::new(source, &memory, Rows::range(0..1 << 16, 0)).unwrap();
+        let ticket = stream.copy(job, now()).unwrap();
+        stream.wait(ticket).unwrap();
+        assert!(read(&memory, 0..1 << 16).iter().all(|&byte| byte == 5));
     }
 }
 
@@ -161,6 +206,22 @@ fn a_driver_that_is_too_old_says_which_is_needed() {
     let expected = "its driver is of CUDA 10.2: install one of 11.4 or later";
     let test = "a_driver_that_is_too_old_says_which_is_needed";
     is_unavailable(test, &[("VERSION", "10020")], expected);
+}
+
+#[test]
+fn a_driver_that_lacks_a_function_names_it() {
+    let test = "a_driver_that_lacks_a_function_names_it";
+    if is_child() {
+        let error = CudaDevice::open(0).unwrap_err();
+        assert!(matches!(error, DeviceError::Unavailable { .. }), "{error:?}");
+        let expected = "its driver lacks cuMemcpy2DAsync_v2: install one of CUDA 11.4 or later";
+        assert!(error.to_string().ends_with(expected), "{error}");
+        return;
+    }
+    let driver = CudaDriver::compiled_without("cuMemcpy2DAsync_v2");
+    if let Some(report) = reported_by(driver, test, &[]) {
+        assert_eq!(report, ["ok"]);
+    }
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! The device's primary context, and what lives in it: events, memory of the host.
 //!
 //! A context is current on a thread; every call of the driver needs the right one there. A thread
-//! of a training framework has its own, so it is put back: [`Context::enter`] gives a guard. Whatever
-//! was made in the context holds an `Arc` of it, so that the context is released last.
+//! of a training framework has its own, so it is put back: [`Context::enter`] gives a guard.
+//! Whatever was made in the context holds an `Arc` of it, so that the context is released last.
 
 use std::ffi::{c_char, c_int, c_uint};
 use std::marker::PhantomData;

@@ -1,8 +1,9 @@
-//! The driver's library: found, loaded and looked through once per process, before anything calls it.
+//! The driver's library: found, loaded and looked through once per process, before anything calls
+//! it.
 //!
-//! The functions are looked up here rather than called through cudarc for two reasons: cudarc panics
-//! at the first call of a function that the library lacks, and it takes the status of a call for a
-//! Rust enum, which the status of a newer driver need not be. Here a status is a number.
+//! The functions are looked up here rather than called through cudarc for two reasons: cudarc
+//! panics at the first call of a function that the library lacks, and it takes the status of a call
+//! for a Rust enum, which the status of a newer driver need not be. Here a status is a number.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fmt;
