@@ -61,7 +61,7 @@ pub use endpoint::Endpoint;
 pub use error::ClientError;
 pub use forebay_device::{
     CopySpan, CopyState, CopyStream, CopyTicket, Device, DeviceError, DeviceInfo, DeviceMemory,
-    DeviceSpec, HostDevice, MemoryPath,
+    DeviceSpec, FakeDevice, HostDevice, MemoryPath,
 };
 pub use forebay_proto::{
     BadPciAddress, BadShard, ErrorKind, Failure, PciAddress, Placement, Reason, Shard, Slice,

@@ -166,7 +166,7 @@ impl Shard {
             false => 1,
         };
         let units = size / block;
-        if bytes % runs != 0 || size % block != 0 || pitch % units != 0 {
+        if !bytes.is_multiple_of(runs) || size % block != 0 || !pitch.is_multiple_of(units) {
             return Err(uneven());
         }
         let mine = self.share(units);
@@ -259,7 +259,7 @@ fn block_of(dtype: &str, pitch: u64, size: u64) -> Option<u64> {
         ("F6_E3M2", 4),
     ];
     let block = BLOCKS.iter().find(|(name, _)| *name == dtype).map(|(_, block)| *block);
-    let plain = PLAIN.contains(&dtype) && pitch % size == 0;
+    let plain = PLAIN.contains(&dtype) && pitch.is_multiple_of(size);
     block.or_else(|| plain.then_some(1))
 }
 

@@ -245,6 +245,11 @@ impl Plan {
         let objects = manifest.objects().iter().enumerate();
         let objects: HashMap<&str, usize> =
             objects.map(|(index, object)| (object.key.as_str(), index)).collect();
+        let object = |name: &str| {
+            let index = objects.get(name).copied().map(ObjectIndex)?;
+            let whole = !selection.is_of_tensors() && selection.object(manifest, index);
+            manifest.object(index).filter(|_| whole).map(|object| (index, object))
+        };
         for (order, target) in (0_u64..).zip(targets) {
             let place = (self.memories.len(), target.offset);
             let room = target.memory.bytes().checked_sub(target.offset);
@@ -255,12 +260,8 @@ impl Plan {
                 self.add_tensor(tensor, slice, place, Some(order));
                 bytes
             } else {
-                let index = objects.get(target.name.as_str()).copied().map(ObjectIndex);
-                let index = index.filter(|index| {
-                    !selection.is_of_tensors() && selection.object(manifest, *index)
-                });
-                let object = index.and_then(|index| Some((index, manifest.object(index)?)));
-                let (index, object) = object.ok_or_else(|| not_selected(&target.name))?;
+                let found = object(&target.name).ok_or_else(|| not_selected(&target.name))?;
+                let (index, object) = found;
                 self.items.push(item_of_object(&object.key, object.bytes, place));
                 let items = self.items.len() - 1..self.items.len();
                 self.add_object(index, object.bytes, place, items, Some(order));

@@ -12,7 +12,7 @@
 //! What a client must survive: every one of them, with an error that says what happened, and no
 //! lease left behind.
 
-#![allow(dead_code, unreachable_pub, reason = "two test binaries use it, neither all of it")]
+#![allow(dead_code, unreachable_pub, reason = "several test binaries use it, none all of it")]
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -32,7 +32,7 @@ use forebay_proto::handoff::{decode, encode};
 use forebay_proto::pb::forebay_server::{Forebay, ForebayServer};
 use forebay_proto::pb::handoff_message::Event as Packet;
 use forebay_proto::pb::load_response::Event;
-use forebay_proto::{Failure, pb};
+use forebay_proto::{Failure, Shard, pb};
 use forebay_shm::{
     Segment, SegmentId, SegmentSpec, SlotIndex, SlotReader, recv_descriptor, send_descriptor,
 };
@@ -72,6 +72,8 @@ pub enum Fault {
 pub struct Script {
     pub objects: Vec<(String, Vec<u8>)>,
     pub tensors: Vec<(String, usize, Range<usize>)>,
+    /// Of tensors that are no plain row of bytes.
+    pub shapes: HashMap<String, Vec<u64>>,
     pub chunk_bytes: usize,
     pub slots: u32,
     pub seed: u64,
@@ -90,6 +92,7 @@ impl Script {
         Self {
             objects: objects.map(|(n, (key, len))| ((*key).to_owned(), bytes(n, *len))).collect(),
             tensors: Vec::new(),
+            shapes: HashMap::new(),
             chunk_bytes: 16 << 10,
             slots: 4,
             seed: 1,
@@ -101,6 +104,17 @@ impl Script {
     pub fn tensor(mut self, name: &str, object: usize, range: Range<usize>) -> Self {
         self.tensors.push((name.to_owned(), object, range));
         self
+    }
+
+    /// A tensor of bytes with this shape, from `start` of an object.
+    pub fn shaped(mut self, name: &str, object: usize, start: usize, shape: &[u64]) -> Self {
+        let bytes = shape.iter().product::<u64>() as usize;
+        self.shapes.insert(name.to_owned(), shape.to_vec());
+        self.tensor(name, object, start..start + bytes)
+    }
+
+    fn shape(&self, name: &str, bytes: usize) -> Vec<u64> {
+        self.shapes.get(name).cloned().unwrap_or_else(|| vec![bytes as u64])
     }
 
     pub fn slots(mut self, slots: u32) -> Self {
@@ -158,7 +172,7 @@ impl Script {
         let tensors = self.tensors.iter().map(|(name, object, range)| pb::Tensor {
             name: name.clone(),
             dtype: "U8".into(),
-            shape: vec![range.len() as u64],
+            shape: self.shape(name, range.len()),
             object_index: *object as u64,
             offset: range.start as u64,
             bytes: range.len() as u64,
@@ -182,6 +196,8 @@ pub struct Seen {
     pub released_by_stream: Vec<u64>,
     pub released_by_handoff: Vec<u64>,
     pub copy_spans: usize,
+    /// Whether ever more slots were released than copies told of.
+    pub released_untold: bool,
     pub streams_over: usize,
     pub prefetches: Vec<pb::PrefetchRequest>,
     pub pins: Vec<pb::PinRequest>,
@@ -815,7 +831,10 @@ async fn hear(
     while let Ok(Some(request)) = incoming.message().await {
         match request.event.expect("an event") {
             pb::load_request::Event::Release(release) => {
-                daemon.saw(|seen| seen.released_by_stream.extend(&release.lease_ids));
+                daemon.saw(|seen| {
+                    seen.released_by_stream.extend(&release.lease_ids);
+                    seen.released_untold |= seen.released_by_stream.len() > seen.copy_spans;
+                });
                 daemon.release(&release.lease_ids);
             }
             pb::load_request::Event::Copies(copies) => {
@@ -844,15 +863,21 @@ async fn load(
     }
     let selects =
         |globs: &[String], text: &str| globs.is_empty() || globs.iter().any(|glob| glob == text);
+    let shard = open.shard.clone().map(|shard| Shard::receive(shard).unwrap());
     let wanted = |object: usize, range: &Range<usize>| {
         let touches = |(name, of, bytes): &(String, usize, Range<usize>)| {
-            *of == object
-                && selects(&open.tensors, name)
-                && bytes.start < range.end
-                && range.start < bytes.end
+            let overlaps = bytes.start < range.end && range.start < bytes.end;
+            if *of != object || !selects(&open.tensors, name) || !overlaps {
+                return false;
+            }
+            let Some(shard) = &shard else { return true };
+            let shape = script.shape(name, bytes.len());
+            let slice = shard.slice(name, "U8", &shape, bytes.len() as u64).unwrap();
+            let within = |at: usize| at.clamp(bytes.start, bytes.end) - bytes.start;
+            slice.touches(within(range.start) as u64..within(range.end) as u64)
         };
         selects(&open.objects, &script.objects[object].0)
-            && (open.tensors.is_empty() || script.tensors.iter().any(touches))
+            && (open.tensors.is_empty() && shard.is_none() || script.tensors.iter().any(touches))
     };
     let plan = script.plan(wanted);
     let bytes = |extents: &[pb::Extent]| extents.iter().map(|extent| extent.bytes).sum::<u64>();
