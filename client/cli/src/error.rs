@@ -45,6 +45,11 @@ impl CliError {
         Self::Local { doing: doing.into(), source: source.into() }
     }
 
+    /// A request that cannot be.
+    pub(crate) fn bad_request(message: &str) -> Self {
+        Self::Client(Failure::new(Reason::BadRequest, message).into())
+    }
+
     /// A failure that is a bug.
     pub(crate) fn internal(message: &str) -> Self {
         Self::Client(Failure::new(Reason::Internal, message).into())

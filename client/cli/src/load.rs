@@ -1,9 +1,12 @@
 //! `forebay load`: what a client would do, and the report of it.
 
-use forebay_client::{Lane, Load, LoadRequest, VerifyPolicy, model::Report};
+use std::sync::Arc;
+
+use forebay_client::{Lane, Layout, Load, LoadRequest, VerifyPolicy, model::Report};
 
 use crate::args::{LaneArg, LoadArgs, VerifyArg, all_globs};
 use crate::context::Context;
+use crate::device::{self, DeviceArg};
 use crate::digest::{self, Digest};
 use crate::error::CliError;
 use crate::json;
@@ -41,10 +44,16 @@ pub(crate) async fn run(
         request = request.placement(placement);
     }
     let tensors = all_globs(args.tensors);
-    let whole = tensors.is_empty();
-    let device = args.device.open().map_err(forebay_client::ClientError::from)?;
-    let client = context.client().with_device(device);
-    let load = client.load(request.tensors(tensors)).await?;
+    let shard = args.shard.shard()?;
+    let whole = tensors.is_empty() && shard.is_none();
+    if let Some(shard) = shard {
+        request = request.shard(shard);
+    }
+    let request = request.tensors(tensors);
+    if !args.device.is_host() {
+        return to_device(context, request, (&args.device, args.digest, whole), output).await;
+    }
+    let load = context.client().load(request).await?;
     let mut progress = Progress::bar(output.format(), load.opened().granted_bytes);
     let (report, digests) = match args.digest {
         true => with_digests(load, whole, &mut progress).await?,
@@ -56,6 +65,31 @@ pub(crate) async fn run(
     }
     let lines: String = digests.iter().map(Digest::line).collect();
     output.text(&(human(&report) + &lines))
+}
+
+/// Copies the bytes to a device: objects as they are, or the tensors that were asked for.
+async fn to_device(
+    context: &Context,
+    request: LoadRequest,
+    (device, digest, whole): (&DeviceArg, bool, bool),
+    output: &mut Output,
+) -> Result<(), CliError> {
+    if digest {
+        let message = "--digest reads the bytes on the host: leave it or --device out";
+        return Err(CliError::bad_request(message));
+    }
+    let layout = if whole { Layout::PerObject } else { Layout::PerTensor };
+    let client = context.client().with_device(Arc::clone(&device.0));
+    let load = client.load(request).await?;
+    let mut progress = Progress::bar(output.format(), load.opened().granted_bytes);
+    let resident = device::copy(load, layout, &mut progress).await?;
+    drop(progress);
+    if output.is_json() {
+        let mut object = json::report(&resident.report, None);
+        object["device"] = device::json(&resident.device);
+        return output.object(&object);
+    }
+    output.text(&(human(&resident.report) + &device::human(&resident.device)))
 }
 
 async fn without_digests(mut load: Load, progress: &mut Progress) -> Result<Report, CliError> {

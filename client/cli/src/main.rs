@@ -14,6 +14,7 @@
 
 mod args;
 mod context;
+mod device;
 mod digest;
 mod error;
 mod files;

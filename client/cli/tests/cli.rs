@@ -76,7 +76,11 @@ fn mistakes_on_the_command_line_exit_with_2() {
         "ls --endpoint /no/scheme",
         "ls --trace-parent 00-abc",
         "load s3://b/k --device cuda:0",
-        "load s3://b/k --device fake:12",
+        "load s3://b/k --device fake:0",
+        "load s3://b/k --rank 8/8",
+        "load s3://b/k --dim 1",
+        "load s3://b/k --shard a=1",
+        "load s3://b/k --rank 0/8 --shard a",
         "load s3://b/k --lane fast",
         "load s3://b/k --gpu 0",
         "load s3://b/k --gpu 3b:00.0 --numa-node 0",
@@ -239,6 +243,26 @@ fn load_prints_one_object_with_every_field() {
     assert_eq!(fake.seen().opens[0].load_id, "mine");
     let json = object(&stdout(&run(&fake, &["--format", "json", "load", "s3://b/k"])));
     assert!(json.get("digests").is_none());
+}
+
+#[test]
+fn load_to_a_device_reports_its_copies() {
+    let fake = Fake::start(checkpoint());
+    let args = ["--format", "json", "load", "s3://b/k", "--device", "fake:100"];
+    let json = object(&stdout(&run(&fake, &args)));
+    let device = &json["device"];
+    assert_eq!(device["device"], "fake:100");
+    assert_eq!(device["path"], "registered_read_only");
+    assert_eq!(device["bytes"], json["bytes"]);
+    assert!(device["busy_seconds"].as_f64().unwrap() > 0.0);
+    assert!(device["idle_seconds"].as_f64().unwrap() >= 0.0);
+    assert!(device["copies"].as_u64().unwrap() > 0);
+    let output = run(&fake, &["load", "s3://b/k", "--device", "fake:100", "--rank", "1/2"]);
+    assert!(stdout(&output).contains("device fake:100"), "{}", stdout(&output));
+    let shard = fake.seen().opens[1].shard.clone().expect("a shard");
+    assert_eq!((shard.rank, shard.ranks, shard.rules.len()), (1, 2, 1));
+    let output = run(&fake, &["load", "s3://b/k", "--device", "fake:100", "--digest"]);
+    assert_eq!(code(&output), 2, "{}", stderr(&output));
 }
 
 #[test]

@@ -15,6 +15,8 @@ use forebay_device::{CopyStream, Device, DeviceError, DeviceMemory};
 use forebay_proto::Reason;
 use forebay_proto::model::{Malformed, Manifest, Opened, Report};
 
+use tokio::time::Instant;
+
 use super::layout::{Layout, Memory, Plan, Selection};
 use super::pipeline::{Copy, Pipeline};
 use super::report::DeviceReport;
@@ -63,7 +65,11 @@ pub struct DeviceLoad {
     plan: Plan,
     memories: Vec<Arc<DeviceMemory>>,
     device: Arc<dyn Device>,
-    stream: GrantStream,
+    opened: Opened,
+    opened_at: Instant,
+    manifest: Arc<Manifest>,
+    /// None after a failure: grants that nobody took go back with it.
+    stream: Option<GrantStream>,
     /// Every chunk has been taken.
     all_taken: bool,
     failed: Option<ClientError>,
@@ -86,20 +92,30 @@ impl DeviceLoad {
         let streams: Vec<Box<dyn CopyStream>> = streams.collect::<Result<_, _>>()?;
         let sizes = plan.items.iter().map(|item| item.bytes).collect();
         let pipeline = Pipeline::start(streams, sizes, stream.copy_log())?;
-        let (all_taken, failed) = (false, None);
-        Ok(Self { pipeline, plan, memories, device, stream, all_taken, failed })
+        Ok(Self {
+            pipeline,
+            plan,
+            memories,
+            device,
+            opened: stream.opened().clone(),
+            opened_at: stream.opened_at(),
+            manifest: Arc::clone(stream.manifest()),
+            stream: Some(stream),
+            all_taken: false,
+            failed: None,
+        })
     }
 
     /// See [`Load::opened`](crate::Load::opened).
     #[must_use]
     pub fn opened(&self) -> &Opened {
-        self.stream.opened()
+        &self.opened
     }
 
     /// See [`Load::manifest`](crate::Load::manifest).
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
-        self.stream.manifest()
+        &self.manifest
     }
 
     /// The device.
@@ -111,7 +127,7 @@ impl DeviceLoad {
     /// How the copies have gone so far.
     #[must_use]
     pub fn device_report(&self) -> DeviceReport {
-        let opened_at = self.stream.opened_at().into_std();
+        let opened_at = self.opened_at.into_std();
         self.pipeline.report(|timeline| timeline.report(self.device.info(), STREAMS, opened_at))
     }
 
@@ -128,7 +144,9 @@ impl DeviceLoad {
             Err(error) => {
                 self.pipeline.stop().await;
                 self.memories.clear();
-                self.stream.cancel(error.clone());
+                if let Some(mut stream) = self.stream.take() {
+                    stream.cancel(error.clone());
+                }
                 self.failed = Some(error.clone());
                 Err(error)
             }
@@ -138,7 +156,8 @@ impl DeviceLoad {
     /// Waits until everything is on the device, and gives the reports.
     pub async fn finish(mut self) -> Result<Resident, ClientError> {
         while self.next().await?.is_some() {}
-        let report = self.stream.report().await?;
+        let Some(stream) = &mut self.stream else { return Err(over()) };
+        let report = stream.report().await?;
         let device = self.device_report();
         let tensors = (0..self.plan.items.len()).filter_map(|item| self.tensor(item)).collect();
         Ok(Resident { report, device, tensors })
@@ -156,9 +175,10 @@ impl DeviceLoad {
                 return self.check_complete().map(|()| None);
             }
             let may_take = !self.all_taken && self.pipeline.has_room();
+            let Some(stream) = &mut self.stream else { return Err(over()) };
             tokio::select! {
                 () = self.pipeline.changed() => {}
-                chunk = self.stream.next_chunk(), if may_take => match chunk? {
+                chunk = stream.next_chunk(), if may_take => match chunk? {
                     Some(chunk) => self.take(&chunk),
                     None => self.all_taken = true,
                 },
@@ -211,6 +231,10 @@ impl fmt::Debug for DeviceLoad {
             .field("pipeline", &self.pipeline)
             .finish_non_exhaustive()
     }
+}
+
+fn over() -> ClientError {
+    ClientError::new(Reason::Internal, "the load is over")
 }
 
 /// There is no device to load to.

@@ -18,7 +18,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use forebay_device::{
-    CopyJob, CopySource, CopyStream, CopyTicket, DeviceError, DeviceMemory, Rows,
+    CopyJob, CopySource, CopySpan, CopyStream, CopyTicket, DeviceError, DeviceMemory, Rows,
 };
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -68,8 +68,6 @@ struct Shared {
     state: Mutex<State>,
     work: Condvar,
     changed: Notify,
-    outbox: Arc<Outbox>,
-    opened_at: Instant,
 }
 
 /// The copies of one load.
@@ -99,16 +97,11 @@ impl Pipeline {
             stopped: false,
             threads: 0,
         };
-        let shared = Shared {
-            state: Mutex::new(state),
-            work: Condvar::new(),
-            changed: Notify::new(),
-            outbox,
-            opened_at,
-        };
+        let shared =
+            Shared { state: Mutex::new(state), work: Condvar::new(), changed: Notify::new() };
         let mut pipeline = Self { shared: Arc::new(shared), threads: Vec::new() };
         for (number, stream) in streams.into_iter().enumerate() {
-            let running = Running::new(&pipeline.shared);
+            let running = Running::new(&pipeline.shared, &outbox, opened_at);
             let thread = Builder::new().name(format!("forebay-copy-{number}"));
             let body = move || {
                 // Outlives the stream, which waits for its copies even if this thread panics.
@@ -228,18 +221,10 @@ impl Shared {
         stream.copy(job, now)
     }
 
-    /// Waits for a copy, then gives its slot back.
-    fn settle(&self, stream: &dyn CopyStream, (ticket, copy): (CopyTicket, Copy)) {
-        let span = match stream.wait(ticket) {
-            Ok(span) => span,
-            Err(error) => return self.fail(error),
-        };
-        // Ahead of the release of its slot, so that the daemon hears of it first.
-        self.outbox.copied(&span, self.opened_at);
-        let Copy { slot, credits, .. } = copy;
-        drop(slot);
+    /// Notes a copy that is done.
+    fn settled(&self, span: &CopySpan, credits: Vec<(usize, u64)>) {
         let mut state = self.state();
-        state.timeline.ran(&span);
+        state.timeline.ran(span);
         for (item, bytes) in credits {
             let Some(missing) = state.missing.get_mut(item) else { continue };
             *missing = missing.saturating_sub(bytes);
@@ -276,32 +261,50 @@ impl Shared {
 }
 
 /// Counts a thread for as long as it runs, however it ends.
-struct Running(Arc<Shared>);
+struct Running {
+    shared: Arc<Shared>,
+    /// Where spans go. It keeps the session of a load that failed, so it is the threads' only.
+    outbox: Arc<Outbox>,
+    opened_at: Instant,
+}
 
 impl Running {
-    fn new(shared: &Arc<Shared>) -> Self {
+    fn new(shared: &Arc<Shared>, outbox: &Arc<Outbox>, opened_at: Instant) -> Self {
         shared.state().threads += 1;
-        Self(Arc::clone(shared))
+        Self { shared: Arc::clone(shared), outbox: Arc::clone(outbox), opened_at }
+    }
+
+    /// Waits for a copy, then gives its slot back.
+    fn settle(&self, stream: &dyn CopyStream, (ticket, copy): (CopyTicket, Copy)) {
+        let span = match stream.wait(ticket) {
+            Ok(span) => span,
+            Err(error) => return self.shared.fail(error),
+        };
+        // Ahead of the release of its slot, so that the daemon hears of it first.
+        self.outbox.copied(&span, self.opened_at);
+        let Copy { slot, credits, .. } = copy;
+        drop(slot);
+        self.shared.settled(&span, credits);
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.fail(DeviceError::CopyFailed {
+            self.shared.fail(DeviceError::CopyFailed {
                 device: "of the load".to_owned(),
                 bytes: 0,
                 reason: "its driver panicked".to_owned(),
             });
         }
-        self.0.state().threads -= 1;
-        self.0.changed.notify_one();
+        self.shared.state().threads -= 1;
+        self.shared.changed.notify_one();
     }
 }
 
 /// The thread of a stream.
 fn run(running: &Running, stream: &dyn CopyStream, in_flight: &mut VecDeque<(CopyTicket, Copy)>) {
-    let shared = &running.0;
+    let shared = &running.shared;
     loop {
         let may_start = in_flight.len() < IN_FLIGHT_MAX;
         let next = if may_start { shared.next(in_flight.is_empty()) } else { Next::Nothing };
@@ -311,7 +314,7 @@ fn run(running: &Running, stream: &dyn CopyStream, in_flight: &mut VecDeque<(Cop
                 Err(error) => shared.fail(error),
             },
             Next::Nothing | Next::End => match in_flight.pop_front() {
-                Some(oldest) => shared.settle(stream, oldest),
+                Some(oldest) => running.settle(stream, oldest),
                 None if matches!(next, Next::End) => return,
                 None => {}
             },
