@@ -36,6 +36,7 @@ mod error;
 mod fake;
 mod host;
 mod memory;
+mod profile;
 mod seam;
 mod spec;
 
@@ -43,6 +44,7 @@ pub use cuda::CudaDevice;
 pub use error::DeviceError;
 pub use fake::FakeDevice;
 pub use host::HostDevice;
+pub use profile::ProfileRange;
 pub use seam::{
     CopyJob, CopySource, CopySpan, CopyState, CopyStream, CopyTicket, Device, DeviceInfo,
     DeviceMemory, KeptAlive, MemoryPath, Registration, Rows,
