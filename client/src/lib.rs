@@ -45,6 +45,8 @@ mod endpoint;
 mod error;
 mod gather;
 mod grants;
+#[cfg(feature = "json")]
+pub mod json;
 mod load;
 mod options;
 mod order;

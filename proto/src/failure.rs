@@ -79,6 +79,12 @@ impl ErrorKind {
         }
     }
 
+    /// The status number of the C library: that of the gRPC code, negated.
+    #[must_use]
+    pub fn c_status(self) -> i32 {
+        -i32::from(self.code())
+    }
+
     /// The name of the gRPC code, as metrics and JSON show it.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -31,6 +31,7 @@ const EDGES: &[(&str, &str, &[&str])] = &[
     ("forebay-device", "client/device", &["forebay-shm"]),
     ("forebay-client", "client", &["forebay-proto", "forebay-shm", "forebay-device"]),
     ("forebay-cli", "client/cli", &["forebay-client"]),
+    ("forebay-ffi", "loader-ffi", &["forebay-client"]),
     (
         "forebay-testkit",
         "bench/testkit",
@@ -51,7 +52,7 @@ const EDGES: &[(&str, &str, &[&str])] = &[
 ];
 
 /// Crates that may hold unsafe code.
-const UNSAFE: &[&str] = &["proto/shm", "client/device", "server/io"];
+const UNSAFE: &[&str] = &["proto/shm", "client/device", "server/io", "loader-ffi"];
 
 /// Modules of the server in the order in which a request travels.
 const STAGES: &[&str] = &[

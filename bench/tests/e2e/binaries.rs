@@ -14,23 +14,29 @@ use std::time::SystemTime;
 /// The daemon.
 pub(crate) fn forebayd() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| built("forebayd", "forebay-server"))
+    PATH.get_or_init(|| built("forebayd", "forebay-server", &["--bin", "forebayd"]))
 }
 
 /// The command.
 pub(crate) fn forebay() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| built("forebay", "forebay-cli"))
+    PATH.get_or_init(|| built("forebay", "forebay-cli", &["--bin", "forebay"]))
 }
 
-fn built(name: &str, package: &str) -> PathBuf {
+/// The C library.
+pub(crate) fn libforebay() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| built("libforebay.so", "forebay-ffi", &["--lib"]))
+}
+
+fn built(name: &str, package: &str, target: &[&str]) -> PathBuf {
     let exe = std::env::current_exe().expect("a test knows its own path");
     let deps = exe.parent().expect("a test lies in target/PROFILE/deps");
     let folder = deps.parent().expect("a test lies in target/PROFILE/deps");
     let path = folder.join(name);
     if !is_fresh(&path) {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args(["build", "--offline", "--package", package, "--bin", name]);
+        cargo.args(["build", "--offline", "--package", package]).args(target);
         // What cargo says to this test would have build scripts think that their package has
         // changed.
         let of_cargo = std::env::vars_os().filter(|(name, _)| is_of_a_package(name));
@@ -41,7 +47,7 @@ fn built(name: &str, package: &str) -> PathBuf {
             cargo.arg("--release");
         }
         let status = cargo.status().expect("cargo can be run");
-        assert!(status.success(), "cargo build --bin {name}: {status}");
+        assert!(status.success(), "cargo build --package {package}: {status}");
     }
     assert!(path.exists(), "{} is missing: run `cargo build --workspace` first", path.display());
     path

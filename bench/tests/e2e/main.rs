@@ -11,6 +11,8 @@ mod binaries;
 #[cfg(test)]
 mod bits;
 #[cfg(test)]
+mod capi;
+#[cfg(test)]
 mod clients;
 #[cfg(test)]
 mod command;

@@ -13,53 +13,7 @@ use crate::files::Written;
 
 /// A load's report, with digests if they were asked for.
 pub(crate) fn report(report: &Report, digests: Option<&[Digest]>) -> Value {
-    let mut object = json!({
-        "load_id": report.load_id,
-        "uri": report.uri,
-        "revision": report.revision.as_str(),
-        "bytes": report.bytes,
-        "wall_seconds": report.wall.as_secs_f64(),
-        "time_to_first_chunk_seconds": report.time_to_first_chunk.as_secs_f64(),
-        "bytes_by_tier": by_tier(report.bytes_by_tier),
-        "origin_bytes": report.origin_bytes,
-        "attempts": report.attempts,
-        "retries": report.retries,
-        "hedges": report.hedges,
-        "hedge_wins": report.hedge_wins,
-        "throttles": report.throttles,
-        "wasted_bytes": report.wasted_bytes,
-        "origin_queue_seconds": report.origin_queue.as_secs_f64(),
-        "backoff_seconds": report.backoff.as_secs_f64(),
-        "stages": array(&report.stages, |stage| json!({
-            "stage": stage.stage,
-            "queue_seconds": stage.queue.as_secs_f64(),
-            "service_seconds": stage.service.as_secs_f64(),
-        })),
-        "critical_path": array(&report.critical_path, |step| json!({
-            "stage": step.stage,
-            "kind": step.kind,
-            "seconds": step.time.as_secs_f64(),
-        })),
-        "unattributed_seconds": report.unattributed.as_secs_f64(),
-        "device_idle": array(&report.device_idle, |idle| json!({
-            "cause": idle.cause,
-            "seconds": idle.time.as_secs_f64(),
-        })),
-        "peak_window_bytes": report.peak_window_bytes,
-        "lane": report.lane,
-        "verified": {
-            "manifest": report.verified.manifest,
-            "object_digest": report.verified.object_digest,
-            "first_fetch": report.verified.first_fetch,
-        },
-        "placement": report.placement.as_ref().map(|placement| json!({
-            "asked": placement.asked,
-            "node": placement.node,
-            "near_bytes": placement.near_bytes,
-            "far_bytes": placement.far_bytes,
-            "degraded": placement.degraded,
-        })),
-    });
+    let mut object = forebay_client::json::report(report);
     if let Some(digests) = digests {
         object["digests"] = array(digests, |digest| json!(digest));
     }
