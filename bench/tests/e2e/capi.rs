@@ -85,20 +85,19 @@ async fn a_c_program_loads_a_checkpoint_to_host_memory() {
     assert_eq!(wrong.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("not found"), "{wrong:?}");
 
-    // Again, with everything it does in memory watched.
-    let watched =
-        ["--quiet", "--error-exitcode=99", "--leak-check=full", "--errors-for-leak-kinds=definite"];
-    match Command::new("valgrind").args(watched).arg(&program).args(&args).output() {
-        Ok(output) => assert_printed(&output, &made),
-        Err(error) => println!("skipped under valgrind: {error}"),
-    }
+    // Again, with what it reads, writes and frees watched. Not by valgrind: how `rustix` finds the
+    // size of a page reads memory that valgrind does not map.
+    let watched = temp_dir();
+    let program = compiled("load_host", watched.path(), &["-fsanitize=address,undefined"]);
+    let output = Command::new(program.unwrap()).args(&args).output().unwrap();
+    assert_printed(&output, &made);
     node.settled().await;
 }
 
 #[tokio::test]
 async fn mistakes_of_a_c_program_are_statuses_and_so_is_a_daemon_that_dies() {
     let dir = temp_dir();
-    let program = match compiled("misuse", dir.path(), &["-fsanitize=undefined"]) {
+    let program = match compiled("misuse", dir.path(), &["-fsanitize=address,undefined"]) {
         Ok(program) => program,
         Err(why) => return println!("skipped: {why}"),
     };
