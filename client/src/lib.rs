@@ -31,6 +31,11 @@
 //! Hold at most about half of it (one tensor and the next are fine): a caller that keeps more
 //! waits for itself, and the load ends with `NO_PROGRESS` or its deadline.
 //!
+//! A client made by [`Client::with_device`] registers the segments with its device in the
+//! background. [`Load::to_device`] then copies chunks as they become readable, by two streams with a
+//! thread each, to where a [`Layout`] says, and gives each slot back when the last copy out of it is
+//! done; [`Tensor::copy_to`] is for callers with a stream of their own.
+//!
 //! [`blocking`] has the same verbs for callers without a runtime. This library reads no
 //! environment variable and writes no log.
 
@@ -76,4 +81,4 @@ pub use options::{
 };
 pub use order::Piece;
 pub use verbs::{Pack, Prefetch, Stat, Verify};
-pub use view::{ObjectView, Tensor};
+pub use view::{ObjectView, RunCopy, Tensor};

@@ -7,10 +7,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use forebay_device::{CopyJob, CopySource, CopySpan, CopyStream, CopyTicket, DeviceMemory, Rows};
 use forebay_proto::model::{Manifest, ObjectEntry, ObjectIndex, TensorEntry};
 use forebay_shm::ObjectMap;
+use tokio::time::Instant;
 
 use crate::chunk::{LentSlot, key_of};
+use crate::device::load::no_device;
+use crate::error::ClientError;
 
 /// Part of a run, in one slot.
 #[derive(Debug)]
@@ -28,7 +32,7 @@ pub(crate) enum Run {
     /// In one slot.
     Slot(Part),
     /// In several, mapped side by side. The mapping drops before the leases.
-    Mapped { map: ObjectMap, range: Range<usize>, _slots: Vec<Arc<LentSlot>> },
+    Mapped { map: ObjectMap, range: Range<usize>, parts: Vec<Part> },
     /// In private memory.
     Private(Vec<u8>),
 }
@@ -42,10 +46,7 @@ impl Run {
             return Self::Slot(part);
         }
         match side_by_side(&parts) {
-            Some((map, range)) => {
-                let slots = parts.into_iter().map(|part| part.slot).collect();
-                Self::Mapped { map, range, _slots: slots }
-            }
+            Some((map, range)) => Self::Mapped { map, range, parts },
             None => {
                 let bytes: Vec<&[u8]> =
                     parts.iter().map(|part| part.slot.bytes(part.slot_range.clone())).collect();
@@ -64,6 +65,76 @@ impl Run {
 
     fn is_copy(&self) -> bool {
         matches!(self, Self::Private(_))
+    }
+
+    /// Starts to copy all of it.
+    fn copy_to(
+        self: &Arc<Self>,
+        stream: &dyn CopyStream,
+        memory: &Arc<DeviceMemory>,
+        offset: u64,
+    ) -> Result<RunCopy, ClientError> {
+        let mut copy = RunCopy { tickets: Vec::new(), _run: Arc::clone(self) };
+        match self.start_copies(stream, memory, offset, &mut copy.tickets) {
+            Ok(()) => Ok(copy),
+            Err(error) => {
+                // What has begun reads slots that go back with this.
+                copy.wait(stream).ok();
+                Err(error)
+            }
+        }
+    }
+
+    fn start_copies(
+        &self,
+        stream: &dyn CopyStream,
+        memory: &Arc<DeviceMemory>,
+        offset: u64,
+        tickets: &mut Vec<CopyTicket>,
+    ) -> Result<(), ClientError> {
+        let now = || Instant::now().into_std();
+        let parts = match self {
+            Self::Slot(part) => std::slice::from_ref(part),
+            Self::Mapped { parts, .. } => parts,
+            Self::Private(bytes) => {
+                let rows = Rows::range(0..bytes.len(), offset);
+                let job = CopyJob::new(CopySource::Private(bytes), memory, rows)?;
+                tickets.push(stream.copy(job, now())?);
+                return Ok(());
+            }
+        };
+        let mut offset = offset;
+        for part in parts {
+            let registration = part.slot.registration().map_err(|_unregistered| no_device())?;
+            let source = CopySource::Slot { view: part.slot.view(), registration };
+            let job = CopyJob::new(source, memory, Rows::range(part.slot_range.clone(), offset))?;
+            tickets.push(stream.copy(job, now())?);
+            offset += part.slot_range.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Copies of a tensor, or an object, that were started on a stream of the caller's. It holds the
+/// leases that the copies read: keep it until all of them are done.
+#[derive(Debug)]
+#[must_use = "dropping it gives back slots that the copies may still read: wait first"]
+pub struct RunCopy {
+    tickets: Vec<CopyTicket>,
+    _run: Arc<Run>,
+}
+
+impl RunCopy {
+    /// The copies, in the order in which they were started.
+    pub fn tickets(&self) -> &[CopyTicket] {
+        &self.tickets
+    }
+
+    /// Waits until all are done, also those after one that failed. Blocks the thread. `stream` is
+    /// the one that they were started on.
+    pub fn wait(self, stream: &dyn CopyStream) -> Result<Vec<CopySpan>, ClientError> {
+        let spans: Vec<_> = self.tickets.into_iter().map(|ticket| stream.wait(ticket)).collect();
+        Ok(spans.into_iter().collect::<Result<_, _>>()?)
     }
 }
 
@@ -100,14 +171,26 @@ fn side_by_side(parts: &[Part]) -> Option<(ObjectMap, Range<usize>)> {
 #[derive(Debug)]
 #[must_use = "dropping a tensor gives its bytes back"]
 pub struct Tensor {
-    run: Run,
+    run: Arc<Run>,
     manifest: Arc<Manifest>,
     entry: TensorEntry,
 }
 
 impl Tensor {
     pub(crate) fn new(run: Run, manifest: Arc<Manifest>, entry: TensorEntry) -> Self {
-        Self { run, manifest, entry }
+        Self { run: Arc::new(run), manifest, entry }
+    }
+
+    /// Starts to copy its data to `memory`, from `offset` on, on a stream of the caller's own; for
+    /// a client made by [`Client::with_device`](crate::Client::with_device). The tensor may be
+    /// dropped before the copies are done, the result may not.
+    pub fn copy_to(
+        &self,
+        stream: &dyn CopyStream,
+        memory: &Arc<DeviceMemory>,
+        offset: u64,
+    ) -> Result<RunCopy, ClientError> {
+        self.run.copy_to(stream, memory, offset)
     }
 
     /// Its name.
@@ -155,14 +238,24 @@ impl Tensor {
 #[derive(Debug)]
 #[must_use = "dropping an object gives its bytes back"]
 pub struct ObjectView {
-    run: Run,
+    run: Arc<Run>,
     manifest: Arc<Manifest>,
     index: ObjectIndex,
 }
 
 impl ObjectView {
     pub(crate) fn new(run: Run, manifest: Arc<Manifest>, index: ObjectIndex) -> Self {
-        Self { run, manifest, index }
+        Self { run: Arc::new(run), manifest, index }
+    }
+
+    /// Starts to copy it to `memory`; see [`Tensor::copy_to`].
+    pub fn copy_to(
+        &self,
+        stream: &dyn CopyStream,
+        memory: &Arc<DeviceMemory>,
+        offset: u64,
+    ) -> Result<RunCopy, ClientError> {
+        self.run.copy_to(stream, memory, offset)
     }
 
     /// Its key, relative to the checkpoint.

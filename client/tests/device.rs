@@ -317,3 +317,26 @@ fn the_blocking_facade_loads_to_a_device_too() {
     }
     assert_eq!((count, load.finish().unwrap().tensors.len()), (6, 6));
 }
+
+#[tokio::test]
+async fn a_caller_with_a_stream_copies_tensors_itself() {
+    for slots in [1, 4, 16] {
+        let fake = Fake::start(checkpoint().slots(slots));
+        let device = device(FAST);
+        let stream = device.stream().unwrap();
+        let mut load = connect(&fake, &device).await.load(everything()).await.unwrap();
+        while let Some(tensor) = load.next_tensor().await.unwrap() {
+            let bytes = tensor.bytes().len() as u64;
+            let memory = Arc::new(device.allocate(bytes + 3).unwrap());
+            let copy = tensor.copy_to(stream.as_ref(), &memory, 3).unwrap();
+            let name = tensor.name().to_owned();
+            tensor.release();
+            let spans = copy.wait(stream.as_ref()).unwrap();
+            assert_eq!(spans.iter().map(|span| span.bytes).sum::<u64>(), bytes);
+            let copied = device.read(&memory, 3..3 + bytes).unwrap();
+            assert_eq!(copied, stored(&checkpoint(), &name).1, "{name} {slots}");
+        }
+        load.finish().await.unwrap();
+        fake.until_leased(0).await;
+    }
+}
