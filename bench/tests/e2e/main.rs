@@ -21,6 +21,8 @@ mod control;
 #[cfg(test)]
 mod deadlines;
 #[cfg(test)]
+mod device;
+#[cfg(test)]
 mod digests;
 #[cfg(test)]
 mod flips;
