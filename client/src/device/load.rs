@@ -11,7 +11,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use forebay_device::{CopyStream, Device, DeviceError, DeviceMemory};
+use forebay_device::{CopyStream, Device, DeviceError, DeviceMemory, ProfileRange};
 use forebay_proto::Reason;
 use forebay_proto::model::{Malformed, Manifest, Opened, Report};
 
@@ -174,6 +174,7 @@ impl DeviceLoad {
             if self.all_taken && unsettled == 0 {
                 return self.check_complete().map(|()| None);
             }
+            let _profile = ProfileRange::begin(c"forebay wait");
             let may_take = !self.all_taken && self.pipeline.has_room();
             let Some(stream) = &mut self.stream else { return Err(over()) };
             tokio::select! {

@@ -18,7 +18,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use forebay_device::{
-    CopyJob, CopySource, CopySpan, CopyStream, CopyTicket, DeviceError, DeviceMemory, Rows,
+    CopyJob, CopySource, CopySpan, CopyStream, CopyTicket, DeviceError, DeviceMemory, ProfileRange,
+    Rows,
 };
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -43,6 +44,14 @@ pub(crate) struct Copy {
     pub(crate) rows: Rows,
     /// Items, and how many bytes of each it brings.
     pub(crate) credits: Vec<(usize, u64)>,
+}
+
+/// A copy under way.
+struct Started {
+    ticket: CopyTicket,
+    copy: Copy,
+    /// Until it is settled.
+    profile: ProfileRange,
 }
 
 /// Whose turn it is: the smallest. The last part only tells copies apart.
@@ -275,7 +284,8 @@ impl Running {
     }
 
     /// Waits for a copy, then gives its slot back.
-    fn settle(&self, stream: &dyn CopyStream, (ticket, copy): (CopyTicket, Copy)) {
+    fn settle(&self, stream: &dyn CopyStream, started: Started) {
+        let Started { ticket, copy, profile: _profile } = started;
         let span = match stream.wait(ticket) {
             Ok(span) => span,
             Err(error) => return self.shared.fail(error),
@@ -303,14 +313,17 @@ impl Drop for Running {
 }
 
 /// The thread of a stream.
-fn run(running: &Running, stream: &dyn CopyStream, in_flight: &mut VecDeque<(CopyTicket, Copy)>) {
+fn run(running: &Running, stream: &dyn CopyStream, in_flight: &mut VecDeque<Started>) {
     let shared = &running.shared;
     loop {
         let may_start = in_flight.len() < IN_FLIGHT_MAX;
         let next = if may_start { shared.next(in_flight.is_empty()) } else { Next::Nothing };
         match next {
             Next::Start(copy) => match shared.start(stream, &copy) {
-                Ok(ticket) => in_flight.push_back((ticket, copy)),
+                Ok(ticket) => {
+                    let profile = ProfileRange::begin(c"forebay copy");
+                    in_flight.push_back(Started { ticket, copy, profile });
+                }
                 Err(error) => shared.fail(error),
             },
             Next::Nothing | Next::End => match in_flight.pop_front() {
