@@ -132,6 +132,8 @@ async fn the_command_loads_to_a_cuda_device() {
     let whole: Value = serde_json::from_str(text(&output.stdout)).unwrap();
     assert_eq!(whole["device"]["bytes"], made.bytes());
     assert_eq!(whole["device"]["path"], "registered_read_only");
+    // Nobody said where the bytes should lie: near the device, as the driver has it.
+    assert_eq!(whole["placement"]["asked"], "gpu 0000:17:00.0", "{whole}");
 
     // One that cannot register what is read-only, and a rank of two.
     let mut rank = load_to_cuda(&node, &driver, &[("READ_ONLY", "0")]);
