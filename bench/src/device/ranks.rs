@@ -1,7 +1,9 @@
 //! Eight processes that load one checkpoint at the same time, each only its slices.
 //!
 //! Every run has a new daemon and eight new processes, which begin together when all are connected.
-//! Bytes of the origin are those that it sent. Bytes of a slice are reckoned from the shapes.
+//! Bytes of the origin are those that it gave its kernel to send, so that of a request that was
+//! made twice because it was slow (a hedge) what the daemon never read counts too; requests are
+//! counted beside it. Bytes of a slice are reckoned from the shapes.
 //!
 //! Host memory is what the kernel and the daemon count: the daemon's shared memory (`RssShmem`, the
 //! pool, which is populated before) less the pool's free slots, what the daemon's private memory
@@ -26,10 +28,12 @@ const ORIGIN_MAX: f64 = 1.01;
 /// the slots that hold the ends of files, and what processes need to run.
 const HOST_MAX: f64 = 1.05;
 
-/// What eight loads came to, as parts of the checkpoint's bytes.
+/// What eight loads came to; sizes as parts of the checkpoint's bytes.
 #[derive(Debug, Clone, Copy)]
 struct Ran {
     origin: f64,
+    /// Requests that were made twice because the first was slow.
+    hedges: f64,
     host: f64,
     pool: f64,
     clients: f64,
@@ -53,8 +57,9 @@ pub(super) async fn run(options: &DeviceOptions, files: &Files) -> Outcome<Row> 
     for number in 1..=options.runs {
         let ran = once(options, files).await?;
         progress(format_args!(
-            "ranks {number}: origin {:.4}, host memory {:.4}, copied {:.4} to {:.4}, {:.2} s",
-            ran.origin, ran.host, ran.copied_min, ran.copied_max, ran.slowest
+            "ranks {number}: origin {:.4}, {} hedges, host memory {:.4}, copied {:.4} to {:.4}, \
+             {:.2} s",
+            ran.origin, ran.hedges, ran.host, ran.copied_min, ran.copied_max, ran.slowest
         ));
         runs.push(ran);
     }
@@ -82,8 +87,11 @@ async fn once(options: &DeviceOptions, files: &Files) -> Outcome<Ran> {
     let host = after.pool + after.daemon.saturating_sub(before.daemon) + grown;
     let copied: Spread =
         (0..).zip(&loads).map(|(rank, loaded)| copied(files, rank, loaded)).collect();
+    let endpoints = ground.node().client().status().await?.endpoints;
+    let hedges = endpoints.iter().map(|endpoint| endpoint.hedges).sum();
     Ok(Ran {
         origin: share(ground.sent(), bytes),
+        hedges: share(hedges, 1),
         host: share(host, bytes),
         pool: share(after.pool, bytes),
         clients: share(grown, bytes),
@@ -122,6 +130,7 @@ fn judge(mut row: Row, runs: &[Ran]) -> Row {
     ];
     row.figures = vec![
         Figure::new("sent by the origin", "of it", origin),
+        Figure::new("hedges", "requests", of(|ran| ran.hedges)),
         Figure::new("host memory", "of it", host),
         Figure::new("of which the pool", "of it", of(|ran| ran.pool)),
         Figure::new("of which the clients", "of it", of(|ran| ran.clients)),
