@@ -9,8 +9,8 @@
 //! stand beside it. That bytes arrive where they belong is shown by the end-to-end tests, with
 //! fakes that store them.
 //!
-//! Each row can be made to miss: `--warm-device 100` is more than the path feeds, `--cold-device
-//! 0.4` is slower than the origin.
+//! Two rows miss when they are told to: `--warm-device 1000` is more than a load can feed, and
+//! `--cold-device 0.4` is slower than the origin.
 
 mod client;
 mod cold;

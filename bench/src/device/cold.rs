@@ -45,8 +45,8 @@ pub(super) async fn run(options: &DeviceOptions, files: &Files) -> Outcome<Row> 
         }
     }
     let what = format!(
-        "cold loads of {:.2} GiB from an origin of {} MB/s to a device of {} GB/s, against the same \
-         without a device",
+        "cold loads of {:.2} GiB from an origin of {} MB/s to a device of {} GB/s, against the \
+         same without a device",
         gib(files.made().bytes()),
         options.origin_bytes_per_second / 1_000_000,
         options.cold_device

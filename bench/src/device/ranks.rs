@@ -64,7 +64,8 @@ pub(super) async fn run(options: &DeviceOptions, files: &Files) -> Outcome<Row> 
         runs.push(ran);
     }
     let what = format!(
-        "cold loads of {:.2} GiB by {RANKS} processes at a time, a slice each, to devices of {} GB/s",
+        "cold loads of {:.2} GiB by {RANKS} processes at a time, a slice each, to devices of {} \
+         GB/s",
         gib(files.made().bytes()),
         options.cold_device
     );

@@ -1,10 +1,10 @@
 //! Warm loads to a device: how busy its copy engine is, and how soon the first copy is on its way.
 //!
 //! RAM has the checkpoint. In every run a new process loads it twice. The first load makes the
-//! session and registers the segments, as the first one of a server does, and does not count. Of the
-//! second one, between the first and the last byte, the engine of a device of 2 GB/s should never
-//! wait for the library; and its first copy should be handed over within milliseconds of the call
-//! of `Client::load`.
+//! session and registers the segments, as the first one of a server does, and does not count. In
+//! the second one the engine of a device of 2 GB/s should not wait for the library between the
+//! first and the last byte; and the first copy should be handed over within milliseconds of the
+//! call of `Client::load`.
 
 use super::client::{ClientProcess, Loaded};
 use super::ground::{Files, Ground};
