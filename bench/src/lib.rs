@@ -5,6 +5,7 @@
 //! origin.rs, origin/*   scenarios: what is run, what it is held to
 //! nvme.rs, nvme/*       the same of the NVMe tier
 //! packed.rs, packed/*   the same of compression and digests
+//! device.rs, device/*   the same of loads to a device
 //!    │  node.rs, process.rs    daemons and loads
 //!    │  proof.rs               whether the bytes are right
 //!    │  measure.rs, cpu.rs     one run; several runs
@@ -17,6 +18,7 @@ use std::error::Error;
 
 pub mod cpu;
 pub mod demo;
+pub mod device;
 pub mod measure;
 mod node;
 pub mod nvme;

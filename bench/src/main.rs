@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use forebay_bench::device::{self, ClientArgs, DeviceOptions, DeviceRow};
 use forebay_bench::nvme::{self, NvmeOptions, NvmeRow};
 use forebay_bench::origin::{self, OriginOptions, Promise};
 use forebay_bench::packed::{self, PackedOptions, PackedRow};
@@ -28,6 +29,13 @@ their speed is shaped: no network is needed. A full run takes about five minutes
 memory, --quick --runs 1 half a minute.
 
 Example: forebay-bench packed --only decode --only verify --check";
+
+const DEVICE_HELP: &str = "\
+The table has medians of all runs, and the bound that each row is held to. Origins are local and
+devices are pretended: neither a network nor a GPU is needed. A full run takes about two minutes
+and 5 GiB of memory.
+
+Example: forebay-bench device --only cold --cold-device 0.4 --check";
 
 #[derive(Debug, Parser)]
 #[command(name = "forebay-bench", version, about = "Shows what Forebay does, on this machine")]
@@ -58,6 +66,9 @@ enum Verb {
     /// with
     #[command(after_help = PACKED_HELP)]
     Packed(PackedArgs),
+    /// Measure what loads to a device promise
+    #[command(after_help = DEVICE_HELP)]
+    Device(DeviceArgs),
     /// What `forebayd` does; demo and benches start themselves with this
     #[command(hide = true, disable_help_flag = true)]
     Daemon {
@@ -77,6 +88,9 @@ enum Verb {
         /// Size of its checkpoint
         bytes: u64,
     },
+    /// A client that loads to a device; the bench starts itself with this
+    #[command(hide = true)]
+    DeviceClient(ClientArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -151,6 +165,45 @@ struct PackedArgs {
     check: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct DeviceArgs {
+    /// What to measure; may be repeated [default: everything]
+    #[arg(long, value_name = "ROW")]
+    only: Vec<DeviceRow>,
+    /// Runs of each side
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..))]
+    runs: u8,
+    /// Size of the checkpoint in MiB
+    #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u64).range(16..=16384))]
+    mib: u64,
+    /// Speed of the device of the warm loads
+    #[arg(long, value_name = "GBPS", default_value_t = 2.0, value_parser = speed)]
+    warm_device: f64,
+    /// Speed of the device of the cold loads, and of each rank
+    #[arg(long, value_name = "GBPS", default_value_t = 8.0, value_parser = speed)]
+    cold_device: f64,
+    /// Speed of the origin of the cold loads
+    #[arg(
+        long,
+        value_name = "MBPS",
+        default_value_t = 500,
+        value_parser = clap::value_parser!(u64).range(1..=100_000)
+    )]
+    origin: u64,
+    /// Form of the result
+    #[arg(long, value_enum, default_value_t = Format::Human)]
+    format: Format,
+    /// Exit with 1 if a bound is missed
+    #[arg(long)]
+    check: bool,
+}
+
+/// Reads a speed in units of 1e9 bytes a second.
+fn speed(text: &str) -> Result<f64, String> {
+    let speed = text.parse().ok().filter(|speed: &f64| *speed > 0.0 && *speed <= 1e6);
+    speed.ok_or_else(|| "it is no positive number of GB/s up to 1000000".to_owned())
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// A table
@@ -165,6 +218,8 @@ fn main() -> ExitCode {
         Verb::Origin(args) => origin(&args),
         Verb::Nvme(args) => nvme(&args),
         Verb::Packed(args) => packed(&args),
+        Verb::Device(args) => device(&args),
+        Verb::DeviceClient(args) => device::serve(&args).map(|()| true),
         Verb::ClaimingOrigin { bytes } => packed::serve(bytes).map(|()| true),
         Verb::RawOrigin { bytes } => origin::serve(bytes).map(|()| true),
         Verb::Daemon { args } => {
@@ -216,6 +271,20 @@ fn packed(args: &PackedArgs) -> forebay_bench::Outcome<bool> {
         runs: args.runs.into(),
         bytes: mib << 20,
         quick: args.quick,
+    })?;
+    show(&table, args.format);
+    Ok(table.holds() || !args.check)
+}
+
+/// The same of loads to a device.
+fn device(args: &DeviceArgs) -> forebay_bench::Outcome<bool> {
+    let table = device::run(&DeviceOptions {
+        rows: args.only.clone(),
+        runs: args.runs.into(),
+        bytes: args.mib << 20,
+        warm_device: args.warm_device,
+        cold_device: args.cold_device,
+        origin_bytes_per_second: args.origin * 1_000_000,
     })?;
     show(&table, args.format);
     Ok(table.holds() || !args.check)

@@ -5,7 +5,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use forebay_client::model::{DaemonStatus, Report};
@@ -107,6 +107,11 @@ impl Node {
         socket.read_to_string(&mut exposed)?;
         let value = exposed.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(value.map_or(Ok(0.0), str::parse)?)
+    }
+
+    /// Its socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.daemon.socket()
     }
 
     /// Where its files are.

@@ -179,7 +179,7 @@ impl DaemonProcess {
     /// # Errors
     /// If the process is gone.
     pub fn peak_resident_bytes(&self) -> io::Result<u64> {
-        status_kib(self.child.id(), "VmHWM:").map(|kib| kib * 1024)
+        status_bytes(self.child.id(), "VmHWM:")
     }
 
     /// Sends it a signal.
@@ -240,13 +240,14 @@ fn socket_in(dir: &Path) -> PathBuf {
     dir.join("run/forebay.sock")
 }
 
-/// A field of `/proc/PID/status`, in KiB.
-fn status_kib(pid: u32, field: &str) -> io::Result<u64> {
+/// A size in `/proc/PID/status`, in bytes.
+pub(crate) fn status_bytes(pid: u32, field: &str) -> io::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     status
         .lines()
         .find_map(|line| line.strip_prefix(field))
         .and_then(|rest| rest.split_whitespace().next())
-        .and_then(|kib| kib.parse().ok())
+        .and_then(|kib| kib.parse::<u64>().ok())
+        .map(|kib| kib * 1024)
         .ok_or_else(|| io::Error::other(format!("no {field} of process {pid}")))
 }

@@ -192,3 +192,26 @@ fn the_demo_runs_cold_and_warm_and_proves_its_bytes() {
         assert!(said.contains(needed), "{needed}:\n{said}");
     }
 }
+
+#[test]
+fn the_bench_of_loads_to_a_device_fills_every_row() {
+    let bench = Command::new(env!("CARGO_BIN_EXE_forebay-bench"))
+        .args(["device", "--mib", "24", "--runs", "1", "--origin", "2000", "--format", "json"])
+        .output()
+        .unwrap();
+    let table = object(&bench);
+    let rows = table["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["row"].as_str().unwrap()).collect();
+    assert_eq!(names, ["warm", "open", "cold", "ranks"]);
+    for row in rows {
+        for figure in row["figures"].as_array().unwrap() {
+            assert!(figure["median"].is_number(), "{figure}");
+        }
+    }
+    // What is counted holds at any speed; times are for a machine that does nothing else.
+    let counted = |bound: &&Value| bound["what"].as_str().unwrap().starts_with("copied");
+    let copied: Vec<&Value> =
+        rows[3]["bounds"].as_array().unwrap().iter().filter(counted).collect();
+    assert_eq!(copied.len(), 2);
+    assert!(copied.iter().all(|bound| bound["holds"] == true), "{copied:?}");
+}

@@ -426,3 +426,7 @@ fn too_small(name: &str, bytes: u64, room: u64) -> ClientError {
     let message = format!("the memory for {name:?} has {room} bytes, {bytes} are needed");
     ClientError::new(Reason::BadRequest, message)
 }
+
+#[cfg(test)]
+#[path = "layout_tests.rs"]
+mod tests;

@@ -334,3 +334,90 @@ fn run(running: &Running, stream: &dyn CopyStream, in_flight: &mut VecDeque<Star
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+    use forebay_device::{CopyState, Device, FakeDevice, Registration};
+    use forebay_proto::{model::LeaseId, pb};
+    use forebay_shm::{Segment, SegmentId, SegmentMap, SegmentSpec, SlotIndex, SlotReader};
+
+    use super::*;
+
+    /// A stream that says where each copy goes to, and does not come back from starting one before
+    /// it is told to.
+    #[derive(Debug)]
+    struct Gated {
+        told: SyncSender<u64>,
+        go_on: Mutex<Receiver<()>>,
+    }
+
+    impl CopyStream for Gated {
+        fn copy(
+            &self,
+            job: CopyJob<'_>,
+            now: std::time::Instant,
+        ) -> Result<CopyTicket, DeviceError> {
+            self.told.send(job.rows().destination_start).unwrap();
+            self.go_on.lock().unwrap().recv().unwrap();
+            Ok(CopyTicket::new(0, &job, now))
+        }
+
+        fn query(&self, _: &CopyTicket, _: std::time::Instant) -> Result<CopyState, DeviceError> {
+            Ok(CopyState::Running)
+        }
+
+        fn wait(&self, ticket: CopyTicket) -> Result<CopySpan, DeviceError> {
+            let at = ticket.submitted();
+            Ok(CopySpan { started: at, finished: at, bytes: ticket.bytes() })
+        }
+    }
+
+    /// A slot of eight bytes, as it is granted.
+    fn lent(device: &FakeDevice, outbox: &Arc<Outbox>) -> (SlotReader, Arc<LentSlot>) {
+        let spec =
+            SegmentSpec { id: SegmentId(1), domain: 0, slot_bytes: 4096, slots: 1, lock: false };
+        let segment = Segment::create(&spec).unwrap();
+        let reader = segment.writer(SlotIndex(0)).unwrap().publish();
+        let map = SegmentMap::open(segment.descriptor().try_clone_to_owned().unwrap()).unwrap();
+        let view = map.view(SlotIndex(0), reader.generation(), 8).unwrap();
+        let registration: Registration = device.register(&map).unwrap();
+        let lease = outbox.lease(LeaseId(1));
+        (reader, Arc::new(LentSlot::new(view, Some(Arc::new(registration)), lease)))
+    }
+
+    #[tokio::test]
+    async fn what_is_needed_first_is_copied_first_whatever_came_first() {
+        let (device, outbox) = (FakeDevice::new(1.0), Outbox::new(pb::LoadOpen::default()));
+        let (_reader, slot) = lent(&device, &outbox);
+        let memory = Arc::new(device.allocate(64).unwrap());
+        let ((told, starts), (go_on, gate)) = (sync_channel(1), sync_channel(1));
+        let stream = Box::new(Gated { told, go_on: Mutex::new(gate) });
+        let log = (Arc::clone(&outbox), Instant::now());
+        let pipeline = Pipeline::start(vec![stream], vec![7], log).unwrap();
+        let add = |turn: u64, to: u64| {
+            let (slot, memory) = (Arc::clone(&slot), Arc::clone(&memory));
+            let copy = Copy { slot, memory, rows: Rows::range(0..1, to), credits: vec![(0, 1)] };
+            pipeline.add(turn, copy);
+        };
+        add(9, 0);
+        let mut order = vec![starts.recv().unwrap()];
+        // The thread is held in the first copy while the others come.
+        for (turn, to) in [(5, 1), (7, 2), (1, 3), (5, 4), (0, 5), (2, 6)] {
+            add(turn, to);
+        }
+        for _ in 0..6 {
+            go_on.send(()).unwrap();
+            order.push(starts.recv().unwrap());
+        }
+        go_on.send(()).unwrap();
+        assert_eq!(order, [0, 5, 3, 6, 1, 4, 2], "by turn, and in a turn as they came");
+        while pipeline.unsettled() > 0 {
+            pipeline.changed().await;
+        }
+        assert_eq!(pipeline.next_complete().unwrap(), Some(0));
+        drop((pipeline, slot));
+        outbox.settled().await;
+    }
+}
