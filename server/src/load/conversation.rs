@@ -85,7 +85,6 @@ pub(super) struct Conversation<'a> {
     unsent: VecDeque<LoadEvent>,
     opened_sent: Instant,
     granted_at: Vec<Option<Instant>>,
-    copies: Vec<(Instant, Instant)>,
     client_done: bool,
 }
 
@@ -105,7 +104,6 @@ impl<'a> Conversation<'a> {
             unsent: VecDeque::new(),
             opened_sent: Instant::now(),
             granted_at: vec![None; head.plan.chunks().len()],
-            copies: Vec::new(),
             client_done: false,
         }
     }
@@ -166,11 +164,6 @@ impl<'a> Conversation<'a> {
         self.outbox.send(event).await.map_err(|_closed| lost())
     }
 
-    /// The busy stretches of the client's copy engine.
-    pub(super) fn copies(&self) -> &[(Instant, Instant)] {
-        &self.copies
-    }
-
     /// Grants a chunk, or says that there are no more; true then.
     fn grant(&mut self, filler: &Filler<'_>, ready: Option<Ready>) -> bool {
         let Some(ready) = ready else {
@@ -196,10 +189,10 @@ impl<'a> Conversation<'a> {
                 self.released(&ended);
             }
             Some(ClientEvent::Copies(spans)) => {
-                let room = (self.granted_at.len() + 1) * COPIES_PER_CHUNK_MAX - self.copies.len();
+                let most = (self.granted_at.len() + 1) * COPIES_PER_CHUNK_MAX;
                 let opened = self.opened_sent;
-                let spans = spans.into_iter().take(room);
-                self.copies.extend(spans.map(|(start, end)| (opened + start, opened + end)));
+                let spans = spans.into_iter().map(|(start, end)| (opened + start, opened + end));
+                self.timeline.copies_ran(spans, most);
             }
             Some(ClientEvent::Lost) => return Err(lost()),
             None => self.client_done = true,

@@ -14,6 +14,7 @@ use crate::nvme::StoredCheckpoint;
 use crate::ram::CachedCheckpoint;
 use crate::report::{DeviceKind, DeviceUse, Report, Tier, TierBytes};
 use crate::resolve::{Manifest, Object, Revision, Tensor};
+use crate::timeline::{Kind, Stage};
 
 /// Objects or tensors of one page: some hundreds of kilobytes at most, as keys have at most 1 KiB
 /// and names at most 4 KiB.
@@ -238,19 +239,11 @@ pub(super) fn report(report: &Report) -> pb::LoadReport {
         retries: tally.cost.retries,
         hedges: tally.cost.hedges,
         stages: report.stages.iter().map(stage).collect(),
-        critical_path: report
-            .critical_path
-            .iter()
-            .map(|(stage, kind, time)| pb::PathStep {
-                stage: stage.as_str().to_owned(),
-                kind: kind.as_str().to_owned(),
-                seconds: time.as_secs_f64(),
-            })
-            .collect(),
+        critical_path: path(report),
         unattributed_seconds: report.unattributed.as_secs_f64(),
         device_idle: report
-            .device_idle
-            .iter()
+            .idle
+            .sums()
             .map(|(cause, time)| pb::IdleTime {
                 cause: cause.as_str().to_owned(),
                 seconds: time.as_secs_f64(),
@@ -282,6 +275,16 @@ pub(super) fn report(report: &Report) -> pb::LoadReport {
             why: device.why.clone(),
         }),
     }
+}
+
+/// The critical path of a load.
+pub(super) fn path(report: &Report) -> Vec<pb::PathStep> {
+    let step = |(stage, kind, time): &(Stage, Kind, Duration)| pb::PathStep {
+        stage: stage.as_str().to_owned(),
+        kind: kind.as_str().to_owned(),
+        seconds: time.as_secs_f64(),
+    };
+    report.critical_path.iter().map(step).collect()
 }
 
 pub(super) fn progress(progress: &Progress) -> pb::PrefetchProgress {
