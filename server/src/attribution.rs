@@ -241,11 +241,11 @@ pub(crate) fn attribute(
         match paths.to_copy(from, to) {
             Some(path) => books.path(&path.segments, (from, to), &context),
             // It had what to copy, and did not.
-            None if paths.is_held(from) => {
+            None if paths.is_held(from, to) => {
                 let span = Span::new(Stage::ClientAck, Kind::Service, from, to);
                 books.piece(&span, &context);
             }
-            None => books.path(&paths.walk(from, to).segments, (from, to), &context),
+            None => books.path(&paths.to_nothing(from, to).segments, (from, to), &context),
         }
     }
     books.close()

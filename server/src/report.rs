@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn idle_time_is_charged_once_and_completely() {
         let zero = Instant::now();
-        let at = |ms| zero + Duration::from_millis(ms);
+        let (at, ms) = (|ms| zero + Duration::from_millis(ms), Duration::from_millis);
         let timeline = Timeline::new(zero);
         timeline.load_span(Span::new(Stage::Admission, Kind::Queue, at(0), at(10)));
         timeline.chunk_spans(
@@ -253,7 +253,7 @@ mod tests {
             placed: None,
             device: None,
         };
-        timeline.copies_ran([(at(75), at(90)), (at(70), at(80))], 9);
+        timeline.copies_ran([(ms(65), ms(80)), (ms(60), ms(70))], at(10), 9);
         let report = close(subject, &timeline, Tally::default(), (at(100), &Unwatched));
         let idle: Vec<_> = report.idle.sums().map(|(c, t)| (c.as_str(), t.as_millis())).collect();
         let expected = [("origin_slow", 40), ("client", 20), ("admission_queue", 10)];
@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn a_device_that_has_its_bytes_waits_for_nothing() {
         let zero = Instant::now();
-        let at = |ms| zero + Duration::from_millis(ms);
+        let (at, ms) = (|ms| zero + Duration::from_millis(ms), Duration::from_millis);
         let timeline = Timeline::new(zero);
         timeline.load_span(Span::new(Stage::Admission, Kind::Queue, at(0), at(10)));
         let device = DeviceUse {
@@ -286,7 +286,7 @@ mod tests {
             placed: None,
             device: Some(&device),
         };
-        timeline.copies_ran([(at(10), at(30)), (at(40), at(60)), (at(60), at(70))], 2);
+        timeline.copies_ran([(ms(10), ms(30)), (ms(40), ms(60)), (ms(60), ms(70))], zero, 2);
         let report = close(subject, &timeline, Tally::default(), (at(100), &Unwatched));
         let idle: Duration = report.idle.idle;
         assert_eq!(idle, Duration::from_millis(20), "10 before the first copy, 10 between two");

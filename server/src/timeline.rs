@@ -242,8 +242,11 @@ impl Drop for OpenSpan<'_> {
 struct Inner {
     load: Vec<Span>,
     chunks: BTreeMap<usize, ChunkTrace>,
-    /// The busy stretches of the client's copy engine, as they were told.
-    copies: Vec<(Instant, Instant)>,
+    /// The busy stretches of the client's copy engine, as they were told: since the client saw
+    /// `Opened`.
+    copies: Vec<(Duration, Duration)>,
+    /// No later than when it saw it: of what it sent, what was the fastest to come says best.
+    copies_since: Option<Instant>,
     cost: FetchCost,
 }
 
@@ -335,20 +338,26 @@ impl Timeline {
         self.lock().chunks.entry(chunk).or_default().spans.extend(spans);
     }
 
-    /// Adds busy stretches of the client's copy engine; no more than `most` in all.
+    /// Adds busy stretches of the client's copy engine, since a moment that was no later than `since`;
+    /// no more than `most` in all.
     pub(crate) fn copies_ran(
         &self,
-        copies: impl IntoIterator<Item = (Instant, Instant)>,
+        copies: impl IntoIterator<Item = (Duration, Duration)>,
+        since: Instant,
         most: usize,
     ) {
         let mut inner = self.lock();
+        inner.copies_since = Some(inner.copies_since.map_or(since, |known| known.min(since)));
         let room = most.saturating_sub(inner.copies.len());
         inner.copies.extend(copies.into_iter().take(room));
     }
 
     /// The busy stretches of the client's copy engine, in the order of time.
     pub(crate) fn copies(&self) -> Vec<(Instant, Instant)> {
-        let mut copies = self.lock().copies.clone();
+        let inner = self.lock();
+        let since = inner.copies_since.unwrap_or(self.opened);
+        let mut copies: Vec<_> =
+            inner.copies.iter().map(|(start, end)| (since + *start, since + *end)).collect();
         copies.sort_unstable();
         copies
     }

@@ -67,8 +67,9 @@ pub(crate) struct Granted {
 pub(crate) enum ClientEvent {
     /// It has used these leases.
     Release(Vec<u64>),
-    /// Its copy engine was busy: start and end since it saw `Opened`.
-    Copies(Vec<(Duration, Duration)>),
+    /// Its copy engine was busy: start and end since it saw `Opened`; and no later than when that
+    /// was, if it says so.
+    Copies(Vec<(Duration, Duration)>, Option<Instant>),
     /// It is gone.
     Lost,
 }
@@ -188,11 +189,10 @@ impl<'a> Conversation<'a> {
                 let ended = self.stay.session().release(&leases);
                 self.released(&ended);
             }
-            Some(ClientEvent::Copies(spans)) => {
+            Some(ClientEvent::Copies(spans, opened)) => {
                 let most = (self.granted_at.len() + 1) * COPIES_PER_CHUNK_MAX;
-                let opened = self.opened_sent;
-                let spans = spans.into_iter().map(|(start, end)| (opened + start, opened + end));
-                self.timeline.copies_ran(spans, most);
+                let opened = opened.unwrap_or(self.opened_sent);
+                self.timeline.copies_ran(spans, opened, most);
             }
             Some(ClientEvent::Lost) => return Err(lost()),
             None => self.client_done = true,

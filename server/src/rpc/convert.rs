@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use forebay_proto::model::is_load_id;
 use forebay_proto::{BadShard, Failure, Reason, Shard, StageSeconds, pb};
+use tokio::time::Instant;
 
 use crate::admission::Lane;
 use crate::load::conversation::{ClientEvent, Granted, Opened};
@@ -108,6 +109,7 @@ pub(super) fn device(device: Option<pb::DeviceUse>) -> Result<Option<DeviceUse>,
 
 /// What a client says in the middle of a load.
 pub(super) fn client_event(event: pb::load_request::Event) -> Result<ClientEvent, Failure> {
+    let received = Instant::now();
     match event {
         pb::load_request::Event::Open(_) => {
             Err(Failure::new(Reason::BadRequest, "the load is open already"))
@@ -118,7 +120,10 @@ pub(super) fn client_event(event: pb::load_request::Event) -> Result<ClientEvent
                 let start = Duration::from_nanos(span.start_nanos);
                 (start, Duration::from_nanos(span.end_nanos.max(span.start_nanos)))
             };
-            Ok(ClientEvent::Copies(copies.spans.into_iter().map(span).collect()))
+            // Clients of before did not say when they sent it.
+            let sent = Some(copies.sent_nanos).filter(|nanos| *nanos > 0);
+            let opened = sent.and_then(|sent| received.checked_sub(Duration::from_nanos(sent)));
+            Ok(ClientEvent::Copies(copies.spans.into_iter().map(span).collect(), opened))
         }
     }
 }

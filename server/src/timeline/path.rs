@@ -85,10 +85,22 @@ impl<'a> Paths<'a> {
         Some(self.walk_from(Some(readable), (from, end)))
     }
 
-    /// Whether a client held a chunk at some time.
-    pub(crate) fn is_held(&self, at: Instant) -> bool {
-        let until = |events: &[(Instant, usize)]| events.partition_point(|(when, _)| *when <= at);
-        until(&self.events.published) > until(&self.events.released)
+    /// What went on in a gap that no chunk ended: back from the one that was readable next, else
+    /// from the one that was given up last.
+    pub(crate) fn to_nothing(&self, from: Instant, end: Instant) -> CriticalPath {
+        let after = |events: &[(Instant, usize)]| {
+            events.get(events.partition_point(|(at, _)| *at < end)).copied()
+        };
+        let next = after(&self.events.published).or_else(|| after(&self.events.last));
+        let next = next.or_else(|| latest(&self.events.last, from, end));
+        self.walk_from(next, (from, end))
+    }
+
+    /// Whether a client held a chunk all the time, readable before and released after.
+    pub(crate) fn is_held(&self, from: Instant, to: Instant) -> bool {
+        let until =
+            |events: &[(Instant, usize)], when| events.partition_point(|(at, _)| *at <= when);
+        until(&self.events.published, from) > until(&self.events.released, to)
     }
 
     /// When the origin said "slow down", until when it was waited for that: in the order of time.
