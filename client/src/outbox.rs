@@ -47,6 +47,8 @@ struct State {
     released: Vec<u64>,
     sent: Vec<u64>,
     copies: Vec<pb::CopySpan>,
+    /// What their times count from.
+    opened_at: Option<Instant>,
     waker: Option<Waker>,
 }
 
@@ -69,6 +71,7 @@ impl Outbox {
                 released: Vec::new(),
                 sent: Vec::new(),
                 copies: Vec::new(),
+                opened_at: None,
                 waker: None,
             }),
             settled: Notify::new(),
@@ -88,14 +91,11 @@ impl Outbox {
 
     /// Notes when a copy ran. It travels ahead of the next release.
     pub(crate) fn copied(&self, span: &CopySpan, opened_at: Instant) {
-        let opened_at = opened_at.into_std();
-        let nanos = |at: std::time::Instant| {
-            let since: Duration = at.saturating_duration_since(opened_at);
-            u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-        };
-        self.state().copies.push(pb::CopySpan {
-            start_nanos: nanos(span.started),
-            end_nanos: nanos(span.finished),
+        let mut state = self.state();
+        state.opened_at = Some(opened_at);
+        state.copies.push(pb::CopySpan {
+            start_nanos: nanos(opened_at, span.started),
+            end_nanos: nanos(opened_at, span.finished),
             bytes: span.bytes,
         });
     }
@@ -174,6 +174,12 @@ impl Drop for Lease {
 #[derive(Debug)]
 pub(crate) struct Requests(Arc<Outbox>);
 
+/// From one moment to another.
+fn nanos(from: Instant, to: std::time::Instant) -> u64 {
+    let since = to.saturating_duration_since(from.into_std());
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
 impl Stream for Requests {
     type Item = pb::LoadRequest;
 
@@ -188,7 +194,10 @@ impl Stream for Requests {
         }
         if !state.released.is_empty() && !state.copies.is_empty() {
             let spans = first(&mut state.copies);
-            return request(pb::load_request::Event::Copies(pb::CopyTimings { spans }));
+            let sent = state.opened_at.map(|at| nanos(at, Instant::now().into_std()));
+            let sent_nanos = sent.unwrap_or_default();
+            let copies = pb::CopyTimings { spans, sent_nanos };
+            return request(pb::load_request::Event::Copies(copies));
         }
         if !state.released.is_empty() {
             let lease_ids = first(&mut state.released);

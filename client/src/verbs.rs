@@ -1,8 +1,8 @@
-//! The control verbs: prefetch, stat, list, pin, unpin, evict, verify, pack, status.
+//! The control verbs: prefetch, stat, list, pin, unpin, evict, verify, pack, explain, trace, status.
 
 use forebay_proto::model::{
-    CachedCheckpoint, DaemonStatus, Evicted, Malformed, Manifest, ManifestBuilder, PackEvent,
-    Pinned, PrefetchEvent, StatSummary, Unpinned, VerifyEvent,
+    CachedCheckpoint, DaemonStatus, Evicted, Explanation, Malformed, Manifest, ManifestBuilder,
+    PackEvent, Pinned, PrefetchEvent, StatSummary, TraceHead, TraceSpan, Unpinned, VerifyEvent,
 };
 use forebay_proto::{Placement, pb};
 use tonic::{Response, Status, Streaming};
@@ -106,6 +106,30 @@ impl Client {
         Ok(Pack(Events::new(self, call.await?)))
     }
 
+    /// Where the time of one of the last loads went; of the last one to end without an id.
+    /// `LOAD_NOT_KEPT` if the daemon does not know it.
+    pub async fn explain(&self, load_id: Option<&str>) -> Result<Explanation, ClientError> {
+        let message = pb::ExplainRequest { load_id: load_id.unwrap_or_default().to_owned() };
+        let call = self.call(message, async |mut grpc, call| grpc.explain(call).await);
+        Ok(Explanation::receive(call.await?.0)?)
+    }
+
+    /// The timeline of one of the last loads, as [`Client::explain`] has them.
+    pub async fn trace(&self, load_id: Option<&str>) -> Result<Trace, ClientError> {
+        let message = pb::TraceRequest { load_id: load_id.unwrap_or_default().to_owned() };
+        let call = self.call(message, async |mut grpc, call| grpc.trace(call).await);
+        let (mut responses, deadline) = call.await?;
+        let (mut head, mut spans) = (None, Vec::new());
+        while let Some(part) = self.next(&mut responses, deadline).await? {
+            head = head.or(part.head);
+            for span in part.spans {
+                spans.push(TraceSpan::receive(span)?);
+            }
+        }
+        let head = head.ok_or_else(|| Malformed::new("TraceResponse", "there is no head"))?;
+        Ok(Trace { head: TraceHead::receive(head)?, spans })
+    }
+
     /// Tiers, loads, queues, origins.
     pub async fn status(&self) -> Result<DaemonStatus, ClientError> {
         let message = pb::StatusRequest {};
@@ -154,6 +178,15 @@ pub struct Stat {
     pub summary: StatSummary,
     /// Its objects and tensors.
     pub manifest: Manifest,
+}
+
+/// The timeline of a load.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trace {
+    /// What it is of.
+    pub head: TraceHead,
+    /// Its spans: of the load itself, of each chunk, of copies and of gaps.
+    pub spans: Vec<TraceSpan>,
 }
 
 /// A running prefetch. Dropping it cancels it.

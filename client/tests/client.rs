@@ -5,7 +5,7 @@ mod fake;
 
 use std::time::Duration;
 
-use forebay_client::model::{BytesByTier, NvmeStatus, PrefetchEvent, VerifyEvent};
+use forebay_client::model::{BytesByTier, NvmeStatus, PrefetchEvent, TraceTrack, VerifyEvent};
 use forebay_client::{
     CallOptions, Client, Endpoint, ErrorKind, EvictRequest, Failure, KeepTier, Lane, Load,
     LoadRequest, PrefetchRequest, Reason, Tensor, TraceParent, blocking,
@@ -467,6 +467,12 @@ async fn control_verbs_answer() {
     let listed = &client.list(None).await.unwrap()[0];
     assert_eq!(listed.idle, Duration::from_millis(1500));
     assert_eq!((listed.cached.nvme, listed.pinned), (2 << 20, true));
+    let explained = client.explain(None).await.unwrap();
+    assert_eq!(explained.load_id, "last-load");
+    assert_eq!(explained.causes[0].time, Duration::from_millis(750));
+    let trace = client.trace(Some("x")).await.unwrap();
+    assert_eq!((trace.head.load_id.as_str(), trace.spans.len()), ("x", 3));
+    assert_eq!(trace.spans[1].track, TraceTrack::Chunk(3));
     let status = client.status().await.unwrap();
     assert_eq!(status.version, "fake");
     let NvmeStatus { state, extents, engine, recovery, .. } = status.nvme;

@@ -169,6 +169,8 @@ reasons! {
     ObjectNotFound = "OBJECT_NOT_FOUND", NotFound, "check the URI";
     /// No tier holds anything of it.
     NotCached = "NOT_CACHED", NotFound, "fetch it with `forebay prefetch URI`";
+    /// The load runs, never was, or is too long ago.
+    LoadNotKept = "LOAD_NOT_KEPT", NotFound, "see `forebay status` for loads that run; the daemon knows its last 64";
     /// The peer's uid is not on the allow-list.
     UidNotAllowed = "UID_NOT_ALLOWED", PermissionDenied, "add the uid to `allow_uids`";
     /// The peer's uid may not have files written with the daemon's rights.

@@ -7,10 +7,12 @@
 //!
 //! * [`Opened`], [`Manifest`], [`Grant`]: one load, in the order in which it speaks.
 //! * [`Report`], [`PrefetchEvent`]: how it went. [`PackEvent`]: how a pack did.
+//! * [`Explanation`], [`TraceHead`], [`TraceSpan`]: where its time went.
 //! * [`StatSummary`], [`CachedCheckpoint`], [`Pinned`], [`Evicted`], [`VerifyEvent`],
 //!   [`DaemonStatus`]: the control verbs.
 
 mod cached;
+mod explain;
 mod grant;
 mod manifest;
 mod numa;
@@ -27,6 +29,9 @@ use crate::pb;
 pub use cached::{
     CachedCheckpoint, Evicted, Pinned, StatSummary, Unpinned, VerifyEvent, VerifyProgress,
     VerifySummary,
+};
+pub use explain::{
+    CauseReport, EvidenceSource, Explanation, Fact, IdleGap, TraceHead, TraceSpan, TraceTrack,
 };
 pub use grant::{ChunkIndex, Extent, Grant, LeaseId, Opened, SessionToken};
 pub use manifest::{Manifest, ManifestBuilder, ObjectEntry, ObjectIndex, TensorEntry};

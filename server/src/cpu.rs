@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use forebay_proto::{Failure, Reason};
 use tokio::sync::{mpsc, oneshot};
 
-pub(crate) use nodes::{NodeWorkers, WorkerState};
+pub(crate) use nodes::{NodeWorkers, WorkerState, distance};
 
 /// Jobs that may wait per worker. Two keep a worker busy while its next job is on the way.
 const QUEUED_PER_WORKER: usize = 2;

@@ -44,6 +44,7 @@ use crate::evidence::KernelEvidence;
 use crate::fetch::Fetcher;
 use crate::flight::Flights;
 use crate::handoff::Sessions;
+use crate::history::History;
 use crate::load::Stages;
 use crate::loads::Loads;
 use crate::metrics::{self, Metrics, PartMeters};
@@ -407,6 +408,7 @@ fn build_stages(settings: &Settings, parts: Parts<'_>) -> Result<Arc<Stages>, Da
         numa,
         flights: Flights::new(flights.clone()),
         loads: Loads::default(),
+        history: History::default(),
         cpu,
         workers,
         chunk_bytes: settings.chunk_bytes,

@@ -22,7 +22,7 @@ use forebay_origin::Landing;
 use forebay_proto::{Failure, Reason};
 use tokio::time::Instant;
 
-use crate::cpu::{NodeWorkers, Stopped};
+use crate::cpu::{NodeWorkers, Stopped, distance};
 use crate::digest::{ChunkDigest, DigestKey, ExtentDigest, Taken};
 use crate::fetch::{ExtentBytes, FetchedChunk, FetchedExtent};
 use crate::metrics;
@@ -163,8 +163,8 @@ impl Decoder {
         fetched: FetchedChunk,
         check: impl FnOnce(RawChunk) -> T + Send + 'static,
     ) -> Result<(T, [Span; 2]), DecodeError> {
-        let (offered, key) = (Instant::now(), self.digest_key);
-        let worked = self.workers.run(Some(fetched.node()), move || {
+        let (offered, key, node) = (Instant::now(), self.digest_key, fetched.node());
+        let worked = self.workers.run(Some(node), move || {
             let started = Instant::now();
             let stored_bytes = fetched.staged_bytes();
             let raw = decode(fetched, key).inspect_err(count)?;
@@ -172,7 +172,7 @@ impl Decoder {
             metrics::decoded(stored_bytes, raw.spec.bytes, ended - started);
             let spans = [
                 Span::new(Stage::Decompress, Kind::Queue, offered, started),
-                Span::new(Stage::Decompress, Kind::Service, started, ended),
+                Span::new(Stage::Decompress, Kind::Service, started, ended).with(distance(node)),
             ];
             Ok((check(raw), spans))
         });

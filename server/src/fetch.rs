@@ -43,7 +43,7 @@ use crate::proof::ObjectDigest;
 use crate::ram::pool::ClaimedSlot;
 use crate::resolve::{Content, Manifest, Object};
 use crate::staging::{Staged, Staging, StagingError, StagingShare};
-use crate::timeline::{Kind, Span, Stage};
+use crate::timeline::{Kind, Span, Stage, attempt_spans};
 
 use stream::{Piece, StreamError, Streams};
 
@@ -455,37 +455,6 @@ fn split<'a>(
     Ok(parts)
 }
 
-/// The phases of every attempt, one after the other; what lies between two attempts is backoff.
-fn attempt_spans(log: &[AttemptRecord], offered: Instant, ended: Instant) -> Vec<Span> {
-    let mut spans = Vec::new();
-    let mut at = offered;
-    for (n, attempt) in log.iter().enumerate() {
-        if attempt.started > at {
-            // Before the first attempt the part waits for leave of the endpoint.
-            let stage = if n == 0 { Stage::ConnAcquire } else { Stage::Backoff };
-            spans.push(Span::new(stage, Kind::Queue, at, attempt.started));
-        }
-        at = at.max(attempt.started);
-        let phases = [
-            (Stage::Dns, attempt.dns),
-            (Stage::Connect, attempt.connect),
-            (Stage::Tls, attempt.tls),
-            (Stage::Ttfb, attempt.first_byte),
-            (Stage::Body, Some(attempt.body)),
-        ];
-        for (stage, length) in phases.into_iter().filter_map(|(stage, time)| Some((stage, time?))) {
-            spans.push(Span::new(stage, Kind::Service, at, at + length));
-            at += length;
-        }
-    }
-    // The last attempt's body ends when the read returned: rounding between the two clocks' reads
-    // belongs to it.
-    if let Some(last) = spans.last_mut() {
-        last.end = ended.max(last.start);
-    }
-    spans
-}
-
 /// The times without an attempt before each later one, and whether a throttle was the reason.
 fn retry_delays(log: &[AttemptRecord]) -> impl Iterator<Item = (bool, Duration)> {
     log.windows(2).filter_map(|pair| {
@@ -530,44 +499,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn attempts_become_spans_without_a_gap() {
+    async fn a_delay_is_the_time_between_two_attempts() {
         let start = Instant::now();
         let ms = Duration::from_millis;
-        let attempt =
-            |at: u64, connect: Option<u64>, first_byte: Option<u64>, body: u64| AttemptRecord {
-                started: start + ms(at),
-                dns: None,
-                connect: connect.map(ms),
-                tls: None,
-                first_byte: first_byte.map(ms),
-                body: ms(body),
-                bytes: 0,
-                address: None,
-                tcp: None,
-                outcome: AttemptOutcome::Done,
-            };
-        let mut log = [attempt(10, Some(5), Some(20), 30), attempt(85, None, Some(10), 20)];
-        log[0].outcome = AttemptOutcome::Failed(OriginErrorKind::Throttled);
-        let spans = attempt_spans(&log, start, start + ms(116));
-        let delays: Vec<_> = retry_delays(&log).collect();
-        assert_eq!(delays, [(true, ms(20))]);
-        let seen: Vec<_> = spans
-            .iter()
-            .map(|span| {
-                (span.stage, (span.start - start).as_millis(), (span.end - start).as_millis())
-            })
-            .collect();
-        assert_eq!(
-            seen,
-            [
-                (Stage::ConnAcquire, 0, 10),
-                (Stage::Connect, 10, 15),
-                (Stage::Ttfb, 15, 35),
-                (Stage::Body, 35, 65),
-                (Stage::Backoff, 65, 85),
-                (Stage::Ttfb, 85, 95),
-                (Stage::Body, 95, 116),
-            ]
-        );
+        let attempt = |at: u64, outcome| AttemptRecord {
+            started: start + ms(at),
+            dns: None,
+            connect: Some(ms(5)),
+            tls: None,
+            first_byte: Some(ms(20)),
+            body: ms(30),
+            bytes: 0,
+            address: None,
+            tcp: None,
+            head_tcp: None,
+            waited: ms(30),
+            silences: Vec::new(),
+            outcome,
+        };
+        let throttled = AttemptOutcome::Failed(OriginErrorKind::Throttled);
+        let log = [attempt(10, throttled), attempt(85, AttemptOutcome::Done)];
+        assert_eq!(retry_delays(&log).collect::<Vec<_>>(), [(true, ms(20))]);
     }
 }

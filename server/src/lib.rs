@@ -30,11 +30,14 @@ mod ram;
 mod resolve;
 mod verify;
 
+mod attribution;
 mod cost;
 mod cpu;
 mod digest;
 mod error;
 mod evidence;
+mod explain;
+mod history;
 mod http;
 mod metrics;
 mod numa;

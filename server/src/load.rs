@@ -29,12 +29,14 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::admission::{Admission, AdmissionPermit, Holder, Lane};
+use crate::attribution::{HostTroubles, Unwatched};
 use crate::cpu::{NodeWorkers, Workers};
 use crate::deadline::{Deadline, Expired};
 use crate::decode::{DecodeError, Decoder};
 use crate::fetch::{FetchedChunk, Fetcher, staged_bytes};
 use crate::flight::{FlightLog, Flights, Landed, Waiter};
 use crate::handoff::{Peer, SessionStay};
+use crate::history::{History, Keeper, Opening};
 use crate::loads::{Entry, LoadState, Loads};
 use crate::numa::{Numa, Placed};
 use crate::nvme::{NvmeTier, TierUse};
@@ -77,6 +79,8 @@ pub(crate) struct Stages {
     pub(crate) flights: Flights,
     /// Loads that run.
     pub(crate) loads: Loads,
+    /// Loads that have ended.
+    pub(crate) history: History,
     /// Threads for work that burns CPU.
     pub(crate) cpu: Arc<Workers>,
     /// Threads of each NUMA node, for work on what lies in slots.
@@ -85,6 +89,13 @@ pub(crate) struct Stages {
     pub(crate) chunk_bytes: u64,
     /// How long a load may stand still.
     pub(crate) no_progress: Duration,
+}
+
+impl Stages {
+    /// What the machine went through.
+    fn troubles(&self) -> &dyn HostTroubles {
+        &Unwatched
+    }
 }
 
 /// What a client asks for.
@@ -135,12 +146,13 @@ impl LoadRequest {
 pub(crate) async fn lend(
     stages: &Arc<Stages>,
     request: &LoadRequest,
-    timeline: &Timeline,
+    timeline: &Arc<Timeline>,
     stay: SessionStay,
     talk: (mpsc::Sender<LoadEvent>, mpsc::Receiver<ClientEvent>),
 ) -> Result<(), Failure> {
     let entry = stages.loads.enter(stay.load(), state_of(request, timeline));
     let state = Arc::clone(entry.state());
+    let keeper = keeper(stages, request, timeline);
     let lending = async {
         let deadline = request.deadline;
         let opening = open(stages, request, timeline, &entry);
@@ -163,9 +175,10 @@ pub(crate) async fn lend(
         drop(permit);
         head.handed_over();
         conversation.linger().await?;
-        let report = report(request, &head, timeline, tally, conversation.copies());
-        let said = conversation.say(LoadEvent::Report(Box::new(report)));
-        tokio::time::timeout(stages.no_progress, said).await.map_err(|_elapsed| lost())?
+        let report = Box::new(report(stages, request, &head, timeline, tally));
+        let said = conversation.say(LoadEvent::Report(report.clone()));
+        tokio::time::timeout(stages.no_progress, said).await.map_err(|_elapsed| lost())??;
+        Ok(report)
     };
     let ended = tokio::select! {
         ended = lending => ended,
@@ -173,9 +186,24 @@ pub(crate) async fn lend(
         () = stay.session().closed().cancelled() => Err(lost()),
     };
     answered(stages, request, &ended);
+    keeper.keep(ended.as_deref());
     ended?;
     stay.finish();
     Ok(())
+}
+
+/// Keeps what is known of a load when it ends.
+fn keeper<'a>(
+    stages: &'a Stages,
+    request: &'a LoadRequest,
+    timeline: &'a Arc<Timeline>,
+) -> Keeper<'a> {
+    let LoadRequest { load_id, shown_uri: uri, lane, .. } = request;
+    stages.history.keeper(
+        Opening { load_id, uri, lane: lane.as_str() },
+        timeline,
+        stages.troubles(),
+    )
 }
 
 /// An id whose load is answered is free again; so is one whose revision is gone.
@@ -249,13 +277,13 @@ async fn open<'a>(
     };
     drop(waiting);
 
-    let resolving = timeline.begin(Stage::Resolve, Kind::Service);
+    let resolving = timeline.begin_calls(Stage::Resolve);
     let manifest = match attached {
         Some(manifest) => manifest,
         None => {
             let terms = request.waiter().terms();
             let _spending = timeline.spending(&terms);
-            stages.resolver.resolve(&permit, &request.uri, &terms).await?
+            resolving.of(stages.resolver.resolve(&permit, &request.uri, &terms)).await?
         }
     };
     drop(resolving);
@@ -340,11 +368,11 @@ fn lost() -> Failure {
 }
 
 fn report(
+    stages: &Stages,
     request: &LoadRequest,
     head: &Head<'_>,
     timeline: &Timeline,
     tally: Tally,
-    copies: &[(Instant, Instant)],
 ) -> Report {
     let manifest = head.plan.manifest();
     let revision = manifest.revision().to_string();
@@ -357,7 +385,7 @@ fn report(
         device: request.device.as_ref(),
     };
     let tally = Tally { cost: timeline.cost(), ..tally };
-    close(subject, timeline, tally, copies, Instant::now())
+    close(subject, timeline, tally, (Instant::now(), stages.troubles()))
 }
 
 /// One chunk's way into the cache, near a node if one is given: from the NVMe tier if it is there,

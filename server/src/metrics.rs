@@ -19,6 +19,7 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
+use crate::attribution::{Attribution, Cause};
 use crate::report::{Report, Tally};
 
 pub(crate) use numa::{runtime_lag, slots, unplaced, workers};
@@ -70,6 +71,9 @@ table! {
     REQUESTS "forebay_requests_total" Counter Count ["method" "code"] "RPCs ended, by gRPC code";
     REQUEST_SECONDS "forebay_request_duration_seconds" Histogram Seconds ["method"] "From the request to the end of its stream";
     UNATTRIBUTED_SECONDS "forebay_request_unattributed_seconds" Histogram Seconds [] "Wall time of a load that no stage accounts for";
+    GPU_IDLE_SECONDS "forebay_gpu_idle_seconds" Histogram Seconds ["cause"] "Time per load in which the client's copy engine waited, by cause; of a client without one, all of its time";
+    GPU_IDLE_GAP_SECONDS "forebay_gpu_idle_gap_seconds" Histogram Seconds ["cause"] "The longest such wait of a load for one cause";
+    GPU_IDLE_CONFIDENCE "forebay_gpu_idle_confidence" Gauge Count [] "Of the last load: the share of its waiting for which all evidence could be read, 0 to 1";
     STAGE_QUEUE_SECONDS "forebay_stage_queue_seconds" Histogram Seconds ["stage"] "Time per load between being handed to a stage and being taken up, summed over its chunks";
     STAGE_SERVICE_SECONDS "forebay_stage_service_seconds" Histogram Seconds ["stage"] "Time per load being worked on in a stage, summed over its chunks";
     STAGE_BYTES "forebay_load_bytes_total" Counter Bytes ["tier"] "Bytes handed over or kept, by the tier they came from";
@@ -231,6 +235,21 @@ pub(crate) fn decode_failure() {
     counter!(DECODE_FAILURES).increment(1);
 }
 
+/// What a load's copy engine waited for. Every cause is exposed from the first load on, so that none
+/// is missing where nothing went wrong yet.
+fn idle(idle: &Attribution) {
+    for cause in Cause::ALL {
+        let total = idle.causes.iter().find(|total| total.cause == cause);
+        let (time, longest) = total.map(|total| (total.time, total.longest)).unwrap_or_default();
+        histogram!(GPU_IDLE_SECONDS, "cause" => cause.as_str()).record(time.as_secs_f64());
+        if !longest.is_zero() {
+            let longest = longest.as_secs_f64();
+            histogram!(GPU_IDLE_GAP_SECONDS, "cause" => cause.as_str()).record(longest);
+        }
+    }
+    gauge!(GPU_IDLE_CONFIDENCE).set(idle.confidence());
+}
+
 /// A load has ended.
 pub(crate) fn load_ended(report: &Report) {
     let Tally { tiers, cost, near, .. } = report.tally;
@@ -240,6 +259,7 @@ pub(crate) fn load_ended(report: &Report) {
     counter!(ORIGIN_BYTES).increment(cost.bytes);
     numa::handed_over(near);
     histogram!(UNATTRIBUTED_SECONDS).record(report.unattributed.as_secs_f64());
+    idle(&report.idle);
     stages(&report.stages);
 }
 

@@ -5,10 +5,10 @@ use std::time::Duration;
 use forebay_proto::StageSeconds;
 use tokio::time::Instant;
 
+use crate::attribution::{Attribution, HostTroubles, attribute};
 use crate::cost::FetchCost;
 use crate::numa::Placed;
-use crate::timeline::path::CriticalPath;
-use crate::timeline::{Kind, Span, Stage, Timeline};
+use crate::timeline::{Kind, Stage, Timeline};
 
 /// Where the bytes of a chunk came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,87 +116,12 @@ pub(crate) struct Report {
     pub(crate) critical_path: Vec<(Stage, Kind, Duration)>,
     /// What no span covers.
     pub(crate) unattributed: Duration,
-    /// When the client's copy engine waited, by cause.
-    pub(crate) device_idle: Vec<(Cause, Duration)>,
+    /// What the client's copy engine waited for.
+    pub(crate) idle: Attribution,
     /// Where its slots should lie, if it asked for that.
     pub(crate) placed: Option<Placed>,
     /// What the client copied to, if it did.
     pub(crate) device: Option<DeviceUse>,
-}
-
-/// What the copy engine waited for. Names as in metrics.
-///
-/// A cause is charged only on the evidence of our own clocks: a queue of ours, a digest of ours, a
-/// client that holds what it was given. Waiting for the origin is `unknown` until the evidence that
-/// tells a slow origin from a lossy path is read (TCP state, throttle answers).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Cause {
-    /// Waiting for a place among the active loads.
-    AdmissionQueue,
-    /// Name resolution.
-    Dns,
-    /// TCP connect.
-    TcpConnect,
-    /// Waiting for a slot that leases held.
-    LeaseMemory,
-    /// Waiting for the disk of the NVMe tier.
-    NvmeQueue,
-    /// Reads of the NVMe tier.
-    NvmeService,
-    /// Waiting for a decode worker, or for memory to decode from.
-    DecompressQueue,
-    /// Decoding, with the digests that belong to it.
-    DecompressCpu,
-    /// Digests, and waiting for them.
-    Verify,
-    /// Readable, and the client did not take it.
-    Client,
-    /// No evidence.
-    Unknown,
-}
-
-impl Cause {
-    /// The name on the wire.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::AdmissionQueue => "admission_queue",
-            Self::Dns => "dns",
-            Self::TcpConnect => "tcp_connect",
-            Self::LeaseMemory => "lease_memory",
-            Self::NvmeQueue => "nvme_queue",
-            Self::NvmeService => "nvme_service",
-            Self::DecompressQueue => "decompress_queue",
-            Self::DecompressCpu => "decompress_cpu",
-            Self::Verify => "verify",
-            Self::Client => "client",
-            Self::Unknown => "unknown",
-        }
-    }
-
-    fn of(stage: Stage, kind: Kind) -> Self {
-        match stage {
-            Stage::NvmeRead if kind == Kind::Queue => Self::NvmeQueue,
-            Stage::NvmeRead => Self::NvmeService,
-            Stage::Admission => Self::AdmissionQueue,
-            Stage::Dns => Self::Dns,
-            Stage::Connect => Self::TcpConnect,
-            Stage::LeaseAlloc => Self::LeaseMemory,
-            Stage::Decompress if kind == Kind::Queue => Self::DecompressQueue,
-            Stage::Decompress => Self::DecompressCpu,
-            Stage::VerifyPart | Stage::VerifyObject => Self::Verify,
-            Stage::ClientAck => Self::Client,
-            Stage::Resolve
-            | Stage::Plan
-            | Stage::Turn
-            | Stage::Fetch
-            | Stage::ConnAcquire
-            | Stage::Tls
-            | Stage::Ttfb
-            | Stage::Body
-            | Stage::Backoff
-            | Stage::Publish => Self::Unknown,
-        }
-    }
 }
 
 /// The device that a client copies to, as it says.
@@ -251,21 +176,21 @@ pub(crate) struct Subject<'a> {
     pub(crate) device: Option<&'a DeviceUse>,
 }
 
-/// Closes the books of a load at `end`. `copies` are the busy stretches of the client's copy
-/// engine.
+/// Closes the books of a load at `end`; `host` knows what went on beside it.
 pub(crate) fn close(
     subject: Subject<'_>,
     timeline: &Timeline,
     tally: Tally,
-    copies: &[(Instant, Instant)],
-    end: Instant,
+    (end, host): (Instant, &dyn HostTroubles),
 ) -> Report {
-    let opened = timeline.opened();
-    let path = timeline.critical_path(end);
+    let (opened, copies) = (timeline.opened(), timeline.copies());
     let wall = end - opened;
     // A device that has its bytes does not wait for what the client still does.
     let last_copy = copies.iter().map(|(_, stop)| (*stop).min(end)).max();
     let idle_until = subject.device.and(last_copy).unwrap_or(end);
+    let gaps = gaps(opened, idle_until, &copies);
+    let (path, idle) =
+        timeline.read(|paths| (paths.walk(opened, end), attribute(&gaps, paths, host)));
     Report {
         load_id: subject.load_id.to_owned(),
         uri: subject.uri.to_owned(),
@@ -277,19 +202,17 @@ pub(crate) fn close(
         stages: timeline.stages(),
         critical_path: path.steps(),
         unattributed: path.unattributed,
-        device_idle: idle_causes(&gaps(opened, idle_until, copies), &path),
+        idle,
         placed: subject.placed.cloned(),
         device: subject.device.cloned(),
     }
 }
 
-/// The stretches of `opened..end` in which no copy ran.
+/// The stretches of `opened..end` in which no copy ran. Copies come in the order of time.
 fn gaps(opened: Instant, end: Instant, copies: &[(Instant, Instant)]) -> Vec<(Instant, Instant)> {
-    let mut copies = copies.to_vec();
-    copies.sort_unstable();
     let mut gaps = Vec::new();
     let mut at = opened;
-    for (start, stop) in copies {
+    for &(start, stop) in copies {
         if start > at {
             gaps.push((at, start.min(end)));
         }
@@ -301,36 +224,16 @@ fn gaps(opened: Instant, end: Instant, copies: &[(Instant, Instant)]) -> Vec<(In
     gaps
 }
 
-/// Charges each gap to what the critical path says of the same time; the rest is unknown.
-fn idle_causes(gaps: &[(Instant, Instant)], path: &CriticalPath) -> Vec<(Cause, Duration)> {
-    let overlap = |span: &Span, gap: &(Instant, Instant)| {
-        span.end.min(gap.1).saturating_duration_since(span.start.max(gap.0))
-    };
-    let mut sums: std::collections::BTreeMap<Cause, Duration> = Default::default();
-    let mut idle: Duration = gaps.iter().map(|(start, stop)| *stop - *start).sum();
-    // Both are disjoint; segments come newest first, gaps oldest first.
-    let mut later = gaps.len();
-    for span in &path.segments {
-        while later > 0 && gaps[later - 1].0 >= span.end {
-            later -= 1;
-        }
-        let touching = gaps[..later].iter().rev().take_while(|gap| gap.1 > span.start);
-        let time: Duration = touching.map(|gap| overlap(span, gap)).sum();
-        idle = idle.saturating_sub(time);
-        *sums.entry(Cause::of(span.stage, span.kind)).or_default() += time;
-    }
-    *sums.entry(Cause::Unknown).or_default() += idle;
-    sums.into_iter().filter(|(_, time)| !time.is_zero()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attribution::Unwatched;
+    use crate::timeline::Span;
 
     #[test]
     fn idle_time_is_charged_once_and_completely() {
         let zero = Instant::now();
-        let at = |ms| zero + Duration::from_millis(ms);
+        let (at, ms) = (|ms| zero + Duration::from_millis(ms), Duration::from_millis);
         let timeline = Timeline::new(zero);
         timeline.load_span(Span::new(Stage::Admission, Kind::Queue, at(0), at(10)));
         timeline.chunk_spans(
@@ -350,11 +253,12 @@ mod tests {
             placed: None,
             device: None,
         };
-        let copies = [(at(70), at(80)), (at(75), at(90))];
-        let report = close(subject, &timeline, Tally::default(), &copies, at(100));
-        let idle: Vec<_> =
-            report.device_idle.iter().map(|(c, t)| (c.as_str(), t.as_millis())).collect();
-        assert_eq!(idle, [("admission_queue", 10), ("verify", 5), ("client", 20), ("unknown", 45)]);
+        timeline.copies_ran([(ms(65), ms(80)), (ms(60), ms(70))], at(10), 9);
+        let report = close(subject, &timeline, Tally::default(), (at(100), &Unwatched));
+        let idle: Vec<_> = report.idle.sums().map(|(c, t)| (c.as_str(), t.as_millis())).collect();
+        let expected = [("origin_slow", 40), ("client", 20), ("admission_queue", 10)];
+        assert_eq!(idle[..3], expected);
+        assert_eq!(idle[3..], [("verify", 5), ("unknown", 5)]);
         let busy = 20;
         assert_eq!(idle.iter().map(|(_, ms)| ms).sum::<u128>() + busy, report.wall.as_millis());
         let path: Duration = report.critical_path.iter().map(|(.., time)| *time).sum();
@@ -365,7 +269,7 @@ mod tests {
     #[test]
     fn a_device_that_has_its_bytes_waits_for_nothing() {
         let zero = Instant::now();
-        let at = |ms| zero + Duration::from_millis(ms);
+        let (at, ms) = (|ms| zero + Duration::from_millis(ms), Duration::from_millis);
         let timeline = Timeline::new(zero);
         timeline.load_span(Span::new(Stage::Admission, Kind::Queue, at(0), at(10)));
         let device = DeviceUse {
@@ -382,13 +286,13 @@ mod tests {
             placed: None,
             device: Some(&device),
         };
-        let copies = [(at(10), at(30)), (at(40), at(60))];
-        let report = close(subject, &timeline, Tally::default(), &copies, at(100));
-        let idle: Duration = report.device_idle.iter().map(|(_, time)| *time).sum();
+        timeline.copies_ran([(ms(10), ms(30)), (ms(40), ms(60)), (ms(60), ms(70))], zero, 2);
+        let report = close(subject, &timeline, Tally::default(), (at(100), &Unwatched));
+        let idle: Duration = report.idle.idle;
         assert_eq!(idle, Duration::from_millis(20), "10 before the first copy, 10 between two");
         let in_place = Subject { device: None, ..subject };
-        let report = close(in_place, &timeline, Tally::default(), &copies, at(100));
-        let idle: Duration = report.device_idle.iter().map(|(_, time)| *time).sum();
+        let report = close(in_place, &timeline, Tally::default(), (at(100), &Unwatched));
+        let idle: Duration = report.idle.idle;
         assert_eq!(idle, Duration::from_millis(60));
     }
 

@@ -6,6 +6,7 @@
 //! client drops its response stream, a guard in it cancels the task.
 
 mod convert;
+mod explain;
 mod kept;
 mod packing;
 pub(crate) mod serve;
@@ -189,6 +190,7 @@ impl Forebay for Service {
     type ListStream = GuardedStream<pb::ListResponse>;
     type VerifyStream = GuardedStream<pb::VerifyResponse>;
     type PackStream = GuardedStream<pb::PackResponse>;
+    type TraceStream = GuardedStream<pb::TraceResponse>;
 
     async fn load(
         &self,
@@ -199,7 +201,7 @@ impl Forebay for Service {
         let shared = Arc::clone(&self.shared);
         let incoming = request.into_inner();
         self.shared.tasks.spawn(async move {
-            let timeline = Timeline::new(context.opened);
+            let timeline = Arc::new(Timeline::new(context.opened));
             let outcome = tokio::select! {
                 outcome = stream::load(&shared, context, &timeline, incoming, &out) => outcome,
                 () = gone.cancelled() => Err(shared.ended()),
@@ -219,7 +221,7 @@ impl Forebay for Service {
         let shared = Arc::clone(&self.shared);
         let asked = request.into_inner();
         self.shared.tasks.spawn(async move {
-            let timeline = Timeline::new(context.opened);
+            let timeline = Arc::new(Timeline::new(context.opened));
             let outcome = tokio::select! {
                 outcome = stream::prefetch(&shared, context, &timeline, asked, &out) => outcome,
                 () = gone.cancelled() => Err(shared.ended()),
@@ -337,6 +339,25 @@ impl Forebay for Service {
             Ending { method: "Pack", context: context.opened }.tell(outcome, &out, &gone).await;
         });
         Ok(Response::new(stream))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<pb::ExplainRequest>,
+    ) -> Result<Response<pb::ExplainResponse>, Status> {
+        let context = self.context("Explain", &request)?;
+        let load = explain::find(&self.shared, &request.into_inner().load_id);
+        Self::unary("Explain", context, load.map(|load| explain::explained(&load)))
+    }
+
+    async fn trace(
+        &self,
+        request: Request<pb::TraceRequest>,
+    ) -> Result<Response<Self::TraceStream>, Status> {
+        let context = self.context("Trace", &request)?;
+        let load = explain::find(&self.shared, &request.into_inner().load_id);
+        let work = async move { Ok(explain::traced(&*load?)) };
+        Ok(Response::new(self.answer("Trace", context, work)))
     }
 
     async fn status(

@@ -12,17 +12,21 @@
 //! A timeline holds at most one trace per chunk of the plan; the plan is bounded by resolve's
 //! limits.
 
+mod attempts;
 pub(crate) mod path;
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use forebay_origin::ReadTerms;
+use forebay_origin::{Journal, ReadTerms};
 use forebay_proto::StageSeconds;
 use tokio::time::Instant;
 
 use crate::cost::FetchCost;
+
+pub(crate) use attempts::{attempt_spans, call_spans};
 
 /// The stages a load's time is split into; names as in metrics and reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -113,6 +117,47 @@ impl Kind {
     }
 }
 
+/// What is known of why a span took its time, beyond its stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Clue {
+    /// Nothing.
+    #[default]
+    None,
+    /// The origin said "slow down", or this is the wait after that.
+    Throttled,
+    /// The attempt failed, or this is the wait after that.
+    Failed,
+    /// Not a byte came, and no sign of a loss.
+    Silent,
+    /// Not a byte came while segments were lost: so many came out of order then.
+    Lost(u32),
+    /// The bytes were here, and this side had not taken them yet.
+    Unread,
+    /// Bytes were here whenever this side looked: it was as slow as this side is.
+    Busy,
+    /// Bytes of a file came from its disk: so many KiB were not in the page cache.
+    Cold(u32),
+    /// The work was for memory of another NUMA node than its CPU's.
+    Far,
+}
+
+impl Clue {
+    /// In words.
+    pub(crate) fn text(self) -> String {
+        match self {
+            Self::None => String::new(),
+            Self::Throttled => "throttled".to_owned(),
+            Self::Failed => "the attempt failed".to_owned(),
+            Self::Silent => "no byte came".to_owned(),
+            Self::Lost(segments) => format!("{segments} segments were lost"),
+            Self::Unread => "bytes were in the socket".to_owned(),
+            Self::Busy => "bytes came as fast as they were read".to_owned(),
+            Self::Cold(kib) => format!("{kib} KiB were not in the page cache"),
+            Self::Far => "memory of another NUMA node".to_owned(),
+        }
+    }
+}
+
 /// One stretch of time in one stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Span {
@@ -124,12 +169,19 @@ pub(crate) struct Span {
     pub(crate) start: Instant,
     /// End; never before `start`.
     pub(crate) end: Instant,
+    /// Why.
+    pub(crate) clue: Clue,
 }
 
 impl Span {
     /// A span; an end before the start is taken as the start.
     pub(crate) fn new(stage: Stage, kind: Kind, start: Instant, end: Instant) -> Self {
-        Self { stage, kind, start, end: end.max(start) }
+        Self { stage, kind, start, end: end.max(start), clue: Clue::None }
+    }
+
+    /// The same, and why it took its time.
+    pub(crate) fn with(self, clue: Clue) -> Self {
+        Self { clue, ..self }
     }
 
     /// Its length.
@@ -190,7 +242,37 @@ impl Drop for OpenSpan<'_> {
 struct Inner {
     load: Vec<Span>,
     chunks: BTreeMap<usize, ChunkTrace>,
+    /// The busy stretches of the client's copy engine, as they were told: since the client saw
+    /// `Opened`.
+    copies: Vec<(Duration, Duration)>,
+    /// No later than when it saw it: of what it sent, what was the fastest to come says best.
+    copies_since: Option<Instant>,
     cost: FetchCost,
+}
+
+/// A load-wide step that consists of calls to an origin; it ends as [`OpenSpan`] does.
+#[derive(Debug)]
+pub(crate) struct OpenCalls<'a> {
+    timeline: &'a Timeline,
+    stage: Stage,
+    start: Instant,
+    journal: Journal,
+}
+
+impl OpenCalls<'_> {
+    /// Does work of the step.
+    pub(crate) async fn of<T>(&self, work: impl Future<Output = T>) -> T {
+        self.journal.of(work).await
+    }
+}
+
+impl Drop for OpenCalls<'_> {
+    fn drop(&mut self) {
+        let time = (self.start, Instant::now());
+        for span in call_spans(&self.journal.entries(), time, self.stage) {
+            self.timeline.load_span(span);
+        }
+    }
 }
 
 /// Reads that this load pays for; booked when it is dropped.
@@ -225,6 +307,12 @@ impl Timeline {
         OpenSpan { timeline: self, stage, kind, start: Instant::now() }
     }
 
+    /// Begins a step whose calls to an origin are spans of their own; what lies between them is the
+    /// step's.
+    pub(crate) fn begin_calls(&self, stage: Stage) -> OpenCalls<'_> {
+        OpenCalls { timeline: self, stage, start: Instant::now(), journal: Journal::default() }
+    }
+
     /// Begins the first span: the time since the load was opened is part of it.
     pub(crate) fn begin_first(&self, stage: Stage, kind: Kind) -> OpenSpan<'_> {
         OpenSpan { timeline: self, stage, kind, start: self.opened }
@@ -248,6 +336,30 @@ impl Timeline {
     /// Adds spans of one chunk; they follow those it already has.
     pub(crate) fn chunk_spans(&self, chunk: usize, spans: impl IntoIterator<Item = Span>) {
         self.lock().chunks.entry(chunk).or_default().spans.extend(spans);
+    }
+
+    /// Adds busy stretches of the client's copy engine, since a moment that was no later than `since`;
+    /// no more than `most` in all.
+    pub(crate) fn copies_ran(
+        &self,
+        copies: impl IntoIterator<Item = (Duration, Duration)>,
+        since: Instant,
+        most: usize,
+    ) {
+        let mut inner = self.lock();
+        inner.copies_since = Some(inner.copies_since.map_or(since, |known| known.min(since)));
+        let room = most.saturating_sub(inner.copies.len());
+        inner.copies.extend(copies.into_iter().take(room));
+    }
+
+    /// The busy stretches of the client's copy engine, in the order of time.
+    pub(crate) fn copies(&self) -> Vec<(Instant, Instant)> {
+        let inner = self.lock();
+        let since = inner.copies_since.unwrap_or(self.opened);
+        let mut copies: Vec<_> =
+            inner.copies.iter().map(|(start, end)| (since + *start, since + *end)).collect();
+        copies.sort_unstable();
+        copies
     }
 
     /// When the last span of a chunk ended.
@@ -276,10 +388,25 @@ impl Timeline {
             .collect()
     }
 
-    /// The critical path up to `end`.
-    pub(crate) fn critical_path(&self, end: Instant) -> path::CriticalPath {
+    /// Looks at its spans in the order of walks. Nothing can be added meanwhile.
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&path::Paths<'_>) -> T) -> T {
         let inner = self.lock();
-        path::walk(self.opened, end, &inner.load, &inner.chunks)
+        look(&path::Paths::of(&inner.load, &inner.chunks))
+    }
+
+    /// Shows every span: of the load itself first, then those of each chunk.
+    pub(crate) fn each_span(&self, mut show: impl FnMut(Option<usize>, &Span)) {
+        let inner = self.lock();
+        inner.load.iter().for_each(|span| show(None, span));
+        for (chunk, trace) in &inner.chunks {
+            trace.spans.iter().for_each(|span| show(Some(*chunk), span));
+        }
+    }
+
+    /// How many spans it has.
+    pub(crate) fn len(&self) -> usize {
+        let inner = self.lock();
+        inner.load.len() + inner.chunks.values().map(|trace| trace.spans.len()).sum::<usize>()
     }
 
     /// When the first chunk was readable by the client.

@@ -18,7 +18,7 @@ use forebay_origin::Landing;
 use forebay_proto::{Failure, Reason};
 use tokio::time::Instant;
 
-use crate::cpu::{NodeWorkers, Stopped};
+use crate::cpu::{NodeWorkers, Stopped, distance};
 use crate::decode::RawChunk;
 use crate::digest::{ChunkDigest, DigestKey, ExtentDigest};
 use crate::metrics;
@@ -145,6 +145,7 @@ impl Verifier {
         move |raw| {
             let started = Instant::now();
             let (pinned, digest, address) = (raw.is_pinned(), raw.digest(), raw.address());
+            let clue = distance(raw.node());
             let object = raw.first_object().to_owned();
             let (slot, spec, crcs) = raw.into_parts();
             // What cannot be asked for again has nothing to be compared with.
@@ -159,7 +160,7 @@ impl Verifier {
                 }
             };
             let span = Span::new(Stage::VerifyPart, Kind::Service, started, Instant::now());
-            (checked, span)
+            (checked, span.with(clue))
         }
     }
 

@@ -66,6 +66,11 @@ fn is_fresh(path: &Path) -> bool {
     // One line: the binary, a colon, and its sources, with spaces in names escaped.
     let sources = made_of.split_once(": ").map_or("", |(_, sources)| sources);
     let sources = sources.replace("\\ ", "\0");
+    // A copied target folder has binaries of another tree.
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("proto");
+    if !sources.contains(&*tree.to_string_lossy().replace(' ', "\0")) {
+        return false;
+    }
     let newest: Option<SystemTime> = sources
         .split_whitespace()
         .filter_map(|source| modified(Path::new(&source.replace('\0', " "))))

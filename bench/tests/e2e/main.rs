@@ -24,6 +24,7 @@ mod deadlines;
 mod device;
 #[cfg(test)]
 mod digests;
+mod explain;
 #[cfg(test)]
 mod flips;
 #[cfg(test)]

@@ -87,8 +87,38 @@ pub(crate) enum Verb {
     Verify(CachedArg),
     /// Write a checkpoint anew, compressed and with digests of everything; loads take it as it is
     Pack(PackArgs),
+    /// Say where the time of a load went, cause by cause, with the evidence
+    Explain(ExplainArgs),
+    /// Write the timeline of a load as Chrome trace JSON, which Perfetto opens
+    Trace(TraceArgs),
     /// Show the daemon at a glance: tiers, queues, loads, origins
     Status,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  forebay explain
+  forebay explain my-load --format json | jq -r '.causes[] | [.cause, .seconds] | @tsv'")]
+pub(crate) struct ExplainArgs {
+    /// The id of one of the last loads; without it, or with `last`, the one that ended last
+    #[arg(value_name = "LOAD-ID|last")]
+    pub(crate) load_id: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  forebay trace last -o load.json
+  forebay trace my-load -o - | gzip > load.json.gz")]
+pub(crate) struct TraceArgs {
+    /// The id of one of the last loads, or `last`
+    #[arg(value_name = "LOAD-ID|last")]
+    pub(crate) load_id: String,
+
+    /// Where to write it; `-` for stdout
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -315,6 +315,6 @@ fn by_tier(bytes: BytesByTier) -> Value {
     json!({ "ram": bytes.ram, "nvme": bytes.nvme, "origin": bytes.origin })
 }
 
-fn array<T>(items: &[T], object: impl Fn(&T) -> Value) -> Value {
+pub(crate) fn array<T>(items: &[T], object: impl Fn(&T) -> Value) -> Value {
     items.iter().map(object).collect()
 }

@@ -17,6 +17,7 @@ mod context;
 mod device;
 mod digest;
 mod error;
+mod explain;
 mod files;
 mod get;
 mod inspect;
@@ -30,6 +31,7 @@ mod progress;
 mod status;
 mod sums;
 mod text;
+mod trace;
 mod verify;
 mod worker;
 
@@ -104,6 +106,14 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Verb::Evict(args) => keep::evict(&context, &args, &mut output).await,
         Verb::Verify(args) => verify::run(&context, &args.uri, &mut output).await,
         Verb::Pack(args) => pack::run(&context, &args, &mut output).await,
+        Verb::Explain(args) => {
+            let load_id = explain::which(args.load_id.as_deref());
+            explain::run(&context, load_id, &mut output).await
+        }
+        Verb::Trace(args) => {
+            let load_id = explain::which(Some(&args.load_id));
+            trace::run(&context, load_id, args.output.as_deref(), &mut output).await
+        }
         Verb::Status => status::status(&context, &mut output).await,
     }
 }

@@ -96,6 +96,8 @@ fn mistakes_on_the_command_line_exit_with_2() {
         "pin",
         "unpin s3://b/k s3://b/l",
         "verify",
+        "trace",
+        "explain a b",
     ] {
         let args: Vec<&str> = line.split_whitespace().collect();
         let output = forebay("unix:///nowhere", &args).output().unwrap();
@@ -362,6 +364,10 @@ fn control_verbs_print_tables_and_objects() {
         (&["pin", "s3://b/k"], &["2.0 KiB in NVMe", "512 B missing"], "missing_bytes"),
         (&["unpin", "s3://b/k"], &["2 checkpoints unpinned"], "checkpoints"),
         (&["evict", "s3://b/k"], &["2.0 KiB freed", "3 checkpoints"], "freed_bytes"),
+        (&["explain"], &["The GPU waited 750.0 ms of 1.00 s.\n", "last-load"], "verdict"),
+        (&["explain", "last"], &["origin_throttle", "12 answers (http)"], "causes"),
+        (&["explain", "x"], &["as load x", "Ask for a higher request rate."], "longest_gaps"),
+        (&["trace", "last"], &["\"resolve\"", "\"copy\"", "\"chunks 0\""], "traceEvents"),
         (&["status"], &["forebayd fake", "memory is not locked"], "degraded"),
         (&["status"], &["NVMe recovering, 3.0 GiB of 100.0 GiB", "threads (io_"], "nvme"),
         (&["status"], &["8-15", "64.0 GiB", "321", "4321", "77"], "numa"),
@@ -379,6 +385,21 @@ fn control_verbs_print_tables_and_objects() {
         assert!(object(&stdout(&json)).get(field).is_some(), "{args:?}");
         assert!(human.stderr.is_empty() && json.stderr.is_empty());
     }
+}
+
+#[test]
+fn a_trace_is_written_where_it_is_asked_for() {
+    let fake = Fake::start(checkpoint());
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("trace.json");
+    let output = run(&fake, &["trace", "my-load", "-o", file.to_str().unwrap()]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(stdout(&output).contains("3 spans of load my-load"), "{}", stdout(&output));
+    let trace = object(&fs::read_to_string(&file).unwrap());
+    assert_eq!(trace["otherData"]["load_id"], "my-load");
+    let nowhere = dir.path().join("no/such/folder");
+    let output = run(&fake, &["trace", "last", "-o", nowhere.to_str().unwrap()]);
+    assert_eq!(code(&output), 1, "{}", stdout(&output));
 }
 
 #[test]

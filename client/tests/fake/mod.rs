@@ -20,6 +20,8 @@
     reason = "what goes wrong in here fails the test"
 )]
 
+mod explain;
+
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -724,6 +726,22 @@ impl Forebay for Service {
         let events = [progress(0), progress(4096), Event::Summary(summary)];
         let events = events.map(|event| pb::VerifyResponse { event: Some(event) });
         self.0.stream(events.into()).await
+    }
+
+    async fn explain(
+        &self,
+        request: Request<pb::ExplainRequest>,
+    ) -> Result<Response<pb::ExplainResponse>, Status> {
+        self.0.answer(explain::explained(request.into_inner().load_id)).await
+    }
+
+    type TraceStream = Responses<pb::TraceResponse>;
+
+    async fn trace(
+        &self,
+        request: Request<pb::TraceRequest>,
+    ) -> Result<Response<Self::TraceStream>, Status> {
+        self.0.stream(explain::traced(&request.into_inner().load_id)).await
     }
 
     async fn status(

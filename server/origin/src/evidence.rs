@@ -8,6 +8,8 @@ use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 /// The state of a TCP connection: fields of Linux's `TCP_INFO` that tell a slow origin from a bad
 /// path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -49,6 +51,22 @@ pub struct TcpDelta {
     pub out_of_order: u64,
     /// Segments sent again by this side.
     pub retransmits: u64,
+}
+
+/// A stretch of a body in which nothing came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Silence {
+    /// When the wait for the next byte began.
+    pub start: Instant,
+    /// How long it was.
+    pub length: Duration,
+    /// How long the byte that ended it lay in the socket before this side took it: time that was
+    /// not the network's. Known to a millisecond.
+    pub late: Duration,
+    /// Segments that came out of order since the silence before it: a loss on the way here.
+    pub out_of_order: u64,
+    /// Round-trip time as the receiving side estimates it then; zero where that is not known.
+    pub receive_rtt: Duration,
 }
 
 impl TcpSnapshot {

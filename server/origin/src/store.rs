@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::checksum::Checksums;
 use crate::error::{OriginError, OriginErrorKind};
-use crate::evidence::TcpDelta;
+use crate::evidence::{Silence, TcpDelta};
 use crate::key::ObjectKey;
 use crate::pin::Pin;
 pub use crate::terms::ReadTerms;
@@ -83,6 +83,12 @@ pub struct AttemptRecord {
     pub address: Option<IpAddr>,
     /// What happened on its connection, where the kernel tells.
     pub tcp: Option<TcpDelta>,
+    /// The same until the head of the answer was there.
+    pub head_tcp: Option<TcpDelta>,
+    /// Of `body`: how long the next bytes were waited for, with none in the socket.
+    pub waited: Duration,
+    /// The longest of these waits, at most 16, in the order of time.
+    pub silences: Vec<Silence>,
     /// How it ended.
     pub outcome: AttemptOutcome,
 }

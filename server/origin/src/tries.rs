@@ -21,6 +21,7 @@ use crate::engine::unit;
 use crate::error::{OriginError, OriginErrorKind, OriginFailure};
 use crate::fault::Fault;
 use crate::hedge::{Copied, Overtaken};
+use crate::journal::{self, CallId};
 use crate::key::ObjectKey;
 use crate::schedule::{RetryPolicy, next_wait};
 use crate::stats::{Counters, InFlight};
@@ -65,6 +66,10 @@ pub(crate) struct Tries<'a> {
     record: ReadRecord,
     /// What the last attempt was to bring.
     wanted: u64,
+    /// When it was asked for: before the endpoint let it.
+    wanted_at: Instant,
+    /// Which call of the process this is.
+    call: CallId,
     /// What the last retry cost.
     taken: Option<u32>,
     /// Even the first attempt shall have a new connection.
@@ -161,6 +166,8 @@ impl<'a> Tries<'a> {
             on_wire: None,
             record: ReadRecord::default(),
             wanted: 0,
+            wanted_at: Instant::now(),
+            call: CallId::next(),
             taken: None,
             fresh: distrusted.is_some(),
             avoid: distrusted.and_then(|distrust| distrust.0),
@@ -175,7 +182,7 @@ impl<'a> Tries<'a> {
         let retry = self.record.attempts > 0;
         let mut permit = None;
         let since = Instant::now();
-        self.wanted = bytes;
+        (self.wanted, self.wanted_at) = (bytes, since);
         self.on_wire = None;
         if let Some(renewal) = self.ground.renewal {
             renewal.ready().await;
@@ -333,7 +340,7 @@ impl<'a> Tries<'a> {
             spent.bytes += bytes;
             spent.throttles += u32::from(throttled);
         }
-        self.record.attempt_log.push(AttemptRecord {
+        let record = AttemptRecord {
             started: attempt.started,
             dns: seen.dns,
             connect: seen.connect,
@@ -343,8 +350,13 @@ impl<'a> Tries<'a> {
             bytes,
             address: seen.mark.as_ref().map(Mark::address),
             tcp: seen.tcp,
+            head_tcp: seen.head_tcp,
+            waited: seen.waited,
+            silences: seen.silences,
             outcome,
-        });
+        };
+        journal::note(self.call, self.wanted_at, &record);
+        self.record.attempt_log.push(record);
     }
 
     /// The error of a call whose next attempt was not let in: that of the attempt before, if any.

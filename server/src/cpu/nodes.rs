@@ -20,9 +20,18 @@ use std::sync::{Arc, OnceLock};
 use forebay_io::{CpuList, NodeId, NumaError, NumaPlan};
 
 use super::{Stopped, Workers};
+use crate::timeline::Clue;
 
 /// Physical cores of a node that are left to the runtime, the kernel and the clients.
 const CORES_LEFT: usize = 2;
+
+/// What the calling thread's work on some memory has to say about itself: whether it is far.
+pub(crate) fn distance(memory: NodeId) -> Clue {
+    match forebay_io::current_node() {
+        Ok(here) if here != memory => Clue::Far,
+        _ => Clue::None,
+    }
+}
 
 thread_local! {
     /// The node that this thread sat down at last.

@@ -67,8 +67,9 @@ pub(crate) struct Granted {
 pub(crate) enum ClientEvent {
     /// It has used these leases.
     Release(Vec<u64>),
-    /// Its copy engine was busy: start and end since it saw `Opened`.
-    Copies(Vec<(Duration, Duration)>),
+    /// Its copy engine was busy: start and end since it saw `Opened`; and no later than when that
+    /// was, if it says so.
+    Copies(Vec<(Duration, Duration)>, Option<Instant>),
     /// It is gone.
     Lost,
 }
@@ -85,7 +86,6 @@ pub(super) struct Conversation<'a> {
     unsent: VecDeque<LoadEvent>,
     opened_sent: Instant,
     granted_at: Vec<Option<Instant>>,
-    copies: Vec<(Instant, Instant)>,
     client_done: bool,
 }
 
@@ -105,7 +105,6 @@ impl<'a> Conversation<'a> {
             unsent: VecDeque::new(),
             opened_sent: Instant::now(),
             granted_at: vec![None; head.plan.chunks().len()],
-            copies: Vec::new(),
             client_done: false,
         }
     }
@@ -166,11 +165,6 @@ impl<'a> Conversation<'a> {
         self.outbox.send(event).await.map_err(|_closed| lost())
     }
 
-    /// The busy stretches of the client's copy engine.
-    pub(super) fn copies(&self) -> &[(Instant, Instant)] {
-        &self.copies
-    }
-
     /// Grants a chunk, or says that there are no more; true then.
     fn grant(&mut self, filler: &Filler<'_>, ready: Option<Ready>) -> bool {
         let Some(ready) = ready else {
@@ -195,11 +189,10 @@ impl<'a> Conversation<'a> {
                 let ended = self.stay.session().release(&leases);
                 self.released(&ended);
             }
-            Some(ClientEvent::Copies(spans)) => {
-                let room = (self.granted_at.len() + 1) * COPIES_PER_CHUNK_MAX - self.copies.len();
-                let opened = self.opened_sent;
-                let spans = spans.into_iter().take(room);
-                self.copies.extend(spans.map(|(start, end)| (opened + start, opened + end)));
+            Some(ClientEvent::Copies(spans, opened)) => {
+                let most = (self.granted_at.len() + 1) * COPIES_PER_CHUNK_MAX;
+                let opened = opened.unwrap_or(self.opened_sent);
+                self.timeline.copies_ran(spans, opened, most);
             }
             Some(ClientEvent::Lost) => return Err(lost()),
             None => self.client_done = true,

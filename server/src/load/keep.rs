@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::filler::{Filler, Ready};
 use super::proofs;
 use super::{
-    Entry, Head, LoadRequest, Stages, answered, in_time, open, report, state_of, superseded,
+    Entry, Head, LoadRequest, Stages, answered, in_time, keeper, open, report, state_of, superseded,
 };
 use crate::admission::AdmissionPermit;
 use crate::handoff::SessionStay;
@@ -55,18 +55,20 @@ pub(crate) async fn keep(
     stages: &Arc<Stages>,
     request: &LoadRequest,
     keep: Keep,
-    timeline: &Timeline,
+    timeline: &Arc<Timeline>,
     stay: SessionStay,
     progress: mpsc::Sender<Progress>,
 ) -> Result<Report, Failure> {
     let entry = stages.loads.enter(stay.load(), state_of(request, timeline));
     let state = Arc::clone(entry.state());
+    let keeper = keeper(stages, request, timeline);
     let keeping = keep_all(stages, (request, keep), timeline, &entry, &progress);
     let kept = tokio::select! {
         kept = in_time(request.deadline, keeping) => kept,
         () = state.superseded.cancelled() => Err(superseded(request)),
     };
     answered(stages, request, &kept);
+    keeper.keep(kept.as_ref());
     stay.finish();
     kept
 }
@@ -100,7 +102,7 @@ async fn keep_all(
         pin.keep().await;
     }
     let tally = Tally { peak_slots: permit.peak_slots(), ..tally };
-    Ok(report(request, &head, timeline, tally, &[]))
+    Ok(report(stages, request, &head, timeline, tally))
 }
 
 /// One checkpoint being kept.

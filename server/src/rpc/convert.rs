@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use forebay_proto::model::is_load_id;
 use forebay_proto::{BadShard, Failure, Reason, Shard, StageSeconds, pb};
+use tokio::time::Instant;
 
 use crate::admission::Lane;
 use crate::load::conversation::{ClientEvent, Granted, Opened};
@@ -14,6 +15,7 @@ use crate::nvme::StoredCheckpoint;
 use crate::ram::CachedCheckpoint;
 use crate::report::{DeviceKind, DeviceUse, Report, Tier, TierBytes};
 use crate::resolve::{Manifest, Object, Revision, Tensor};
+use crate::timeline::{Kind, Stage};
 
 /// Objects or tensors of one page: some hundreds of kilobytes at most, as keys have at most 1 KiB
 /// and names at most 4 KiB.
@@ -107,6 +109,7 @@ pub(super) fn device(device: Option<pb::DeviceUse>) -> Result<Option<DeviceUse>,
 
 /// What a client says in the middle of a load.
 pub(super) fn client_event(event: pb::load_request::Event) -> Result<ClientEvent, Failure> {
+    let received = Instant::now();
     match event {
         pb::load_request::Event::Open(_) => {
             Err(Failure::new(Reason::BadRequest, "the load is open already"))
@@ -117,7 +120,10 @@ pub(super) fn client_event(event: pb::load_request::Event) -> Result<ClientEvent
                 let start = Duration::from_nanos(span.start_nanos);
                 (start, Duration::from_nanos(span.end_nanos.max(span.start_nanos)))
             };
-            Ok(ClientEvent::Copies(copies.spans.into_iter().map(span).collect()))
+            // Clients of before did not say when they sent it.
+            let sent = Some(copies.sent_nanos).filter(|nanos| *nanos > 0);
+            let opened = sent.and_then(|sent| received.checked_sub(Duration::from_nanos(sent)));
+            Ok(ClientEvent::Copies(copies.spans.into_iter().map(span).collect(), opened))
         }
     }
 }
@@ -238,19 +244,11 @@ pub(super) fn report(report: &Report) -> pb::LoadReport {
         retries: tally.cost.retries,
         hedges: tally.cost.hedges,
         stages: report.stages.iter().map(stage).collect(),
-        critical_path: report
-            .critical_path
-            .iter()
-            .map(|(stage, kind, time)| pb::PathStep {
-                stage: stage.as_str().to_owned(),
-                kind: kind.as_str().to_owned(),
-                seconds: time.as_secs_f64(),
-            })
-            .collect(),
+        critical_path: path(report),
         unattributed_seconds: report.unattributed.as_secs_f64(),
         device_idle: report
-            .device_idle
-            .iter()
+            .idle
+            .sums()
             .map(|(cause, time)| pb::IdleTime {
                 cause: cause.as_str().to_owned(),
                 seconds: time.as_secs_f64(),
@@ -282,6 +280,16 @@ pub(super) fn report(report: &Report) -> pb::LoadReport {
             why: device.why.clone(),
         }),
     }
+}
+
+/// The critical path of a load.
+pub(super) fn path(report: &Report) -> Vec<pb::PathStep> {
+    let step = |(stage, kind, time): &(Stage, Kind, Duration)| pb::PathStep {
+        stage: stage.as_str().to_owned(),
+        kind: kind.as_str().to_owned(),
+        seconds: time.as_secs_f64(),
+    };
+    report.critical_path.iter().map(step).collect()
 }
 
 pub(super) fn progress(progress: &Progress) -> pb::PrefetchProgress {

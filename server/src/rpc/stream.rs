@@ -117,7 +117,7 @@ pub(super) fn with_account(mut failure: Failure, timeline: &Timeline) -> Failure
 pub(super) async fn load(
     shared: &Arc<Shared>,
     context: Context,
-    timeline: &Timeline,
+    timeline: &Arc<Timeline>,
     mut incoming: Streaming<pb::LoadRequest>,
     out: &Out<pb::LoadResponse>,
 ) -> Result<(), Failure> {
@@ -274,7 +274,7 @@ pub(super) async fn stat(
 pub(super) async fn prefetch(
     shared: &Arc<Shared>,
     context: Context,
-    timeline: &Timeline,
+    timeline: &Arc<Timeline>,
     asked: pb::PrefetchRequest,
     out: &Out<pb::PrefetchResponse>,
 ) -> Result<(), Failure> {

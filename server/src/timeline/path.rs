@@ -1,7 +1,8 @@
 //! The critical path of a load: which chain of waits and work decided its length.
 //!
-//! [`walk`] starts at the end of the load and goes backwards in time. It takes the chunk that was
-//! used last and follows its spans towards their start. Where the chunk waited for a resource, the
+//! [`Paths::walk`] starts at the end of the load and goes backwards in time. It takes the chunk that
+//! was used last and follows its spans towards their start. [`Paths::to_copy`] does the same for one
+//! gap between two copies, from the chunk that ended it. Where the chunk waited for a resource, the
 //! walk jumps to the chunk that held it:
 //!
 //! * a wait for its turn (`turn`) ended because an earlier chunk was readable, or had its slot: the
@@ -19,7 +20,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{ChunkTrace, Kind, Span, Stage};
+use super::{ChunkTrace, Clue, Kind, Span, Stage};
+
+/// Pieces of work on near and on far memory, at least, before one is compared with the other.
+const FAR_PIECES_MIN: u32 = 3;
+
+/// How much longer far ones take, at least, before they are said to.
+const FAR_DIFFERENCE_MIN: f64 = 1.1;
 
 /// The chain that decided the length of a load.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,31 +48,120 @@ impl CriticalPath {
     }
 }
 
+/// The spans of a load, in order for walks.
+pub(crate) struct Paths<'a> {
+    load: &'a [Span],
+    chunks: &'a BTreeMap<usize, ChunkTrace>,
+    events: Events,
+}
+
 /// Walks back from `end` to `opened`.
-pub(crate) fn walk(
+#[cfg(test)]
+fn walk(
     opened: Instant,
     end: Instant,
     load: &[Span],
     chunks: &BTreeMap<usize, ChunkTrace>,
 ) -> CriticalPath {
-    let events = Events::of(chunks);
-    let mut walk = Walk {
-        at: end,
-        opened,
-        segments: Vec::new(),
-        unattributed: Duration::ZERO,
-        visited: BTreeSet::new(),
-    };
-    let mut current = latest(&events.last, opened, end).map(|(_, chunk)| chunk);
-    // Every turn moves `at` towards `opened`, or visits a chunk it has not visited at this instant.
-    while let Some(chunk) = current.and_then(|index| chunks.get(&index)) {
-        current = walk.through(chunk, &events);
+    Paths::of(load, chunks).walk(opened, end)
+}
+
+impl<'a> Paths<'a> {
+    /// Of a load's own spans and those of its chunks.
+    pub(crate) fn of(load: &'a [Span], chunks: &'a BTreeMap<usize, ChunkTrace>) -> Self {
+        Self { load, chunks, events: Events::of(chunks) }
     }
-    for span in load.iter().rev() {
-        walk.charge(span);
+
+    /// The critical path from `opened` to `end`: back from the chunk that ended last.
+    pub(crate) fn walk(&self, opened: Instant, end: Instant) -> CriticalPath {
+        self.walk_from(latest(&self.events.last, opened, end), (opened, end))
     }
-    walk.close();
-    CriticalPath { segments: walk.segments, unattributed: walk.unattributed }
+
+    /// What decided that a copy began at `end` and not at `from`: back from the chunk that was
+    /// readable last by then. None if no chunk became readable in between: then the one that holds
+    /// what is readable is to be asked.
+    pub(crate) fn to_copy(&self, from: Instant, end: Instant) -> Option<CriticalPath> {
+        let readable = latest(&self.events.published, from, end)?;
+        Some(self.walk_from(Some(readable), (from, end)))
+    }
+
+    /// What went on in a gap that no chunk ended: back from the one that was readable next, else
+    /// from the one that was given up last.
+    pub(crate) fn to_nothing(&self, from: Instant, end: Instant) -> CriticalPath {
+        let after = |events: &[(Instant, usize)]| {
+            events.get(events.partition_point(|(at, _)| *at < end)).copied()
+        };
+        let next = after(&self.events.published).or_else(|| after(&self.events.last));
+        let next = next.or_else(|| latest(&self.events.last, from, end));
+        self.walk_from(next, (from, end))
+    }
+
+    /// Whether a client held a chunk all the time, readable before and released after.
+    pub(crate) fn is_held(&self, from: Instant, to: Instant) -> bool {
+        let until =
+            |events: &[(Instant, usize)], when| events.partition_point(|(at, _)| *at <= when);
+        until(&self.events.published, from) > until(&self.events.released, to)
+    }
+
+    /// When the origin said "slow down", until when it was waited for that: in the order of time.
+    pub(crate) fn throttles(&self) -> Vec<(Instant, Instant)> {
+        let throttled = self.spans().filter(|span| span.clue == Clue::Throttled);
+        let mut throttles: Vec<_> = throttled.map(|span| (span.start, span.end)).collect();
+        throttles.sort_unstable();
+        throttles
+    }
+
+    /// By stage, the share of its time that work on another node's memory took more than on its
+    /// own, if there was enough of both to tell, and a difference.
+    pub(crate) fn far_shares(&self) -> BTreeMap<Stage, f64> {
+        // Time and number of pieces: near, far.
+        let mut sums: BTreeMap<Stage, [(Duration, u32); 2]> = BTreeMap::new();
+        for span in self.spans().filter(|span| span.kind == Kind::Service) {
+            if matches!(span.stage, Stage::Decompress | Stage::VerifyPart | Stage::NvmeRead) {
+                let [near, far] = sums.entry(span.stage).or_default();
+                let (time, pieces) = if span.clue == Clue::Far { far } else { near };
+                *time += span.length();
+                *pieces += 1;
+            }
+        }
+        let more = |[near, far]: [(Duration, u32); 2]| {
+            let mean = |(time, pieces): (Duration, u32)| {
+                (pieces >= FAR_PIECES_MIN).then(|| time.as_secs_f64() / f64::from(pieces))
+            };
+            let (near, far) = mean(near).zip(mean(far))?;
+            (far > near * FAR_DIFFERENCE_MIN).then(|| 1.0 - near / far)
+        };
+        sums.into_iter().filter_map(|(stage, sums)| Some((stage, more(sums)?))).collect()
+    }
+
+    fn spans(&self) -> impl Iterator<Item = &Span> {
+        self.load.iter().chain(self.chunks.values().flat_map(|trace| &trace.spans))
+    }
+
+    fn walk_from(
+        &self,
+        last: Option<(Instant, usize)>,
+        (opened, end): (Instant, Instant),
+    ) -> CriticalPath {
+        let mut walk = Walk {
+            at: end,
+            opened,
+            segments: Vec::new(),
+            unattributed: Duration::ZERO,
+            visited: BTreeSet::new(),
+        };
+        let mut current = last.map(|(_, chunk)| chunk);
+        // Every turn moves `at` towards `opened`, or visits a chunk it has not visited at this
+        // instant.
+        while let Some(chunk) = current.and_then(|index| self.chunks.get(&index)) {
+            current = walk.through(chunk, &self.events);
+        }
+        for span in self.load.iter().rev() {
+            walk.charge(span);
+        }
+        walk.close();
+        CriticalPath { segments: walk.segments, unattributed: walk.unattributed }
+    }
 }
 
 /// When what a wait may wait for happened, and to which chunk: each list in the order of time.
@@ -78,6 +174,8 @@ struct Events {
     body_done: Vec<(Instant, usize)>,
     /// A chunk was readable, or had its slot: the next one has its turn.
     moved_on: Vec<(Instant, usize)>,
+    /// A chunk was readable.
+    published: Vec<(Instant, usize)>,
 }
 
 impl Events {
@@ -90,7 +188,8 @@ impl Events {
             events.sort_unstable();
             events
         };
-        let mut moved_on = sorted(&|trace| trace.end_of(Stage::Publish));
+        let published = sorted(&|trace| trace.end_of(Stage::Publish));
+        let mut moved_on = published.clone();
         moved_on.extend(sorted(&|trace| trace.end_of_queue(Stage::LeaseAlloc)));
         moved_on.sort_unstable();
         Self {
@@ -98,6 +197,7 @@ impl Events {
             released: sorted(&|trace| trace.end_of(Stage::ClientAck)),
             body_done: sorted(&|trace| trace.end_of(Stage::Body)),
             moved_on,
+            published,
         }
     }
 
@@ -133,6 +233,9 @@ impl Walk {
         for span in chunk.spans.iter().rev() {
             if span.start >= self.at {
                 continue;
+            }
+            if self.at <= self.opened {
+                return None;
             }
             let until = span.end.min(self.at);
             let cause = events.ending(span).and_then(|events| latest(events, span.start, until));

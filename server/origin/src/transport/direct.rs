@@ -22,7 +22,7 @@ use super::idle::IdlePool;
 use super::probe::{Break, Probe};
 use super::stream::Stream;
 use super::wire::{Framing, Head, Wire};
-use crate::evidence::{SocketEvidence, TcpSnapshot};
+use crate::evidence::{Silence, SocketEvidence, TcpDelta, TcpSnapshot};
 use crate::filling::{Filling, length};
 use crate::stats::Counters;
 
@@ -33,6 +33,11 @@ const RECEIVE: usize = 256 << 10;
 const LINE_MAX: usize = 4096;
 /// Trailers that are passed over.
 const TRAILERS_MAX: usize = 64;
+
+/// Shorter waits for the next bytes are summed, and no more: they are the pace of the connection.
+const SILENCE_MIN: Duration = Duration::from_millis(10);
+/// Silences of one body that are told apart: the longest.
+const SILENCES_MAX: usize = 16;
 
 /// The place in a request where the transport leaves the body of its answer.
 #[derive(Debug, Clone, Default)]
@@ -78,11 +83,65 @@ impl TcpWatch {
         Self { evidence: Arc::clone(evidence), before, probe: probe.clone() }
     }
 
-    /// Notes what happened since.
-    pub(crate) fn end(&self, stream: &Stream) {
-        let after = self.before.zip(self.evidence.tcp(stream.socket()));
-        let delta = after.map(|(before, after)| after.since(&before));
-        self.probe.note(|seen| seen.tcp = delta);
+    /// Notes what happened until the head was there.
+    pub(crate) fn head(&self, stream: &Stream) {
+        let delta = self.since(stream);
+        self.probe.note(|seen| seen.head_tcp = delta);
+    }
+
+    fn since(&self, stream: &Stream) -> Option<TcpDelta> {
+        let (before, after) = self.before.zip(self.evidence.tcp(stream.socket()))?;
+        Some(after.since(&before))
+    }
+
+    /// Notes what happened since, and what the waits for bytes came to.
+    pub(crate) fn end(&self, stream: &Stream, waits: &mut Waits) {
+        let silences = waits.longest();
+        let delta = self.since(stream);
+        self.probe.note(|seen| {
+            seen.tcp = delta;
+            seen.waited += waits.all;
+            seen.silences.extend(silences);
+        });
+    }
+
+    /// What the kernel says of a silence that has just ended.
+    fn silence(&self, stream: &Stream, start: Instant, length: Duration, waits: &mut Waits) {
+        let now = self.evidence.tcp(stream.socket());
+        let before = waits.out_of_order.or(self.before.map(|before| before.out_of_order));
+        let (mut late, mut out_of_order, mut receive_rtt) = Default::default();
+        if let Some(now) = now {
+            late = now.silent.min(length);
+            out_of_order = before.map_or(0, |before| now.out_of_order.saturating_sub(before));
+            receive_rtt = now.receive_rtt;
+            waits.out_of_order = Some(now.out_of_order);
+        }
+        waits.silences.push(Silence { start, length, late, out_of_order, receive_rtt });
+        if waits.silences.len() >= 2 * SILENCES_MAX {
+            waits.silences = waits.longest();
+        }
+    }
+}
+
+/// The waits of one body.
+#[derive(Debug, Default)]
+pub(crate) struct Waits {
+    all: Duration,
+    silences: Vec<Silence>,
+    /// Segments out of order when it was last looked.
+    out_of_order: Option<u64>,
+}
+
+impl Waits {
+    /// The longest silences, in the order of time.
+    fn longest(&mut self) -> Vec<Silence> {
+        let mut silences = std::mem::take(&mut self.silences);
+        if silences.len() > SILENCES_MAX {
+            silences.sort_by_key(|silence| std::cmp::Reverse(silence.length));
+            silences.truncate(SILENCES_MAX);
+            silences.sort_by_key(|silence| silence.start);
+        }
+        silences
     }
 }
 
@@ -94,6 +153,7 @@ pub(crate) struct DirectBody {
     keeps: bool,
     terms: BodyTerms,
     patience: Patience,
+    waits: Waits,
 }
 
 /// How a body ended before its time.
@@ -124,7 +184,8 @@ impl Stopped {
 impl DirectBody {
     pub(crate) fn new(wire: Wire, head: &Head, terms: BodyTerms) -> Self {
         let patience = Patience::new(terms.idle);
-        Self { wire, framing: head.framing, keeps: head.keeps, terms, patience }
+        let waits = Waits::default();
+        Self { wire, framing: head.framing, keeps: head.keeps, terms, patience, waits }
     }
 
     /// Receives the whole body, which has to be over `until` then.
@@ -140,7 +201,7 @@ impl DirectBody {
             Framing::Chunked => self.receive_chunks(filling).await,
             Framing::Close => self.receive_to_the_end(filling).await,
         };
-        self.terms.watch.end(&self.wire.stream);
+        self.terms.watch.end(&self.wire.stream, &mut self.waits);
         if received.as_ref().is_err_and(|stopped| stopped.broke == Break::Protocol) {
             // Whatever it was that came, it was not what the head promised.
             filling.take_back(begun);
@@ -168,7 +229,7 @@ impl DirectBody {
             Framing::Chunked => self.receive_chunks(&mut filling).await,
             Framing::Close => self.receive_to_the_end(&mut filling).await,
         };
-        self.terms.watch.end(&self.wire.stream);
+        self.terms.watch.end(&self.wire.stream, &mut self.waits);
         let filled = filling.filled;
         if received.is_ok() && self.framing == Framing::Length(length(filled)) {
             self.finished();
@@ -270,7 +331,7 @@ impl DirectBody {
             return Ok(bytes);
         }
         self.patience.begin();
-        poll_fn(|cx| {
+        let some = poll_fn(|cx| {
             let mut buffer = ReadBuf::new(into);
             match Pin::new(&mut self.wire.stream).poll_read(cx, &mut buffer) {
                 Poll::Ready(read) => {
@@ -278,19 +339,35 @@ impl DirectBody {
                 }
                 Poll::Pending => self.patience.poll(cx).map(Err),
             }
-        })
-        .await
+        });
+        let some = some.await;
+        self.waited();
+        some
+    }
+
+    /// A wait for bytes is over, if there was one.
+    fn waited(&mut self) {
+        let Some(since) = self.patience.since.take() else { return };
+        let length = since.elapsed();
+        self.waits.all += length;
+        if length >= SILENCE_MIN {
+            self.terms.watch.silence(&self.wire.stream, since, length, &mut self.waits);
+        }
     }
 
     /// More of the connection behind what is unread.
     async fn more(&mut self) -> Result<usize, Stopped> {
         self.patience.begin();
-        let mut reading = std::pin::pin!(self.wire.read_more());
-        poll_fn(|cx| match reading.as_mut().poll(cx) {
-            Poll::Ready(read) => Poll::Ready(read.map_err(|error| Stopped::by(&error))),
-            Poll::Pending => self.patience.poll(cx).map(Err),
-        })
-        .await
+        let more = {
+            let mut reading = std::pin::pin!(self.wire.read_more());
+            let more = poll_fn(|cx| match reading.as_mut().poll(cx) {
+                Poll::Ready(read) => Poll::Ready(read.map_err(|error| Stopped::by(&error))),
+                Poll::Pending => self.patience.poll(cx).map(Err),
+            });
+            more.await
+        };
+        self.waited();
+        more
     }
 }
 

@@ -7,7 +7,7 @@ use object_store::client::{HttpError, HttpErrorKind, HttpRequest};
 use tokio::time::{Instant, timeout};
 
 use super::answer::{added, note_times, note_unconnected};
-use super::direct::{BodyTerms, DirectBody, TcpWatch};
+use super::direct::{BodyTerms, DirectBody, TcpWatch, Waits};
 use super::probe::{Break, Probe, Route};
 use super::service::{Transport, is_to_be_left, silent};
 use super::stream::Stream;
@@ -40,7 +40,7 @@ impl Transport {
             let limit = self.timeouts.first_byte;
             let answered = timeout(limit, wire.exchange(request)).await;
             if !matches!(answered, Ok(Ok(_))) {
-                watch.end(&wire.stream);
+                watch.end(&wire.stream, &mut Waits::default());
             }
             let head = match answered {
                 Ok(Ok(head)) => head,
@@ -56,13 +56,14 @@ impl Transport {
             probe.note(|seen| {
                 seen.first_byte = added(seen.first_byte, Some(begun.elapsed()));
             });
+            watch.head(&wire.stream);
             return Ok(self.with_body(request.uri(), wire, head, watch));
         }
     }
 
     async fn connect(&self, uri: &Uri, route: Route, probe: &Probe) -> Result<Stream, HttpError> {
         // What a connection before this one led to says nothing about it.
-        probe.note(|seen| (seen.mark, seen.tcp) = (None, None));
+        probe.note(|seen| (seen.mark, seen.tcp, seen.head_tcp) = (None, None, None));
         self.connector.open(uri, route).await.map_err(|error| {
             probe.note(|seen| note_unconnected(seen, &error));
             HttpError::new(HttpErrorKind::Connect, error)

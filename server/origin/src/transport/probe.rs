@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::checksum::Checksums;
 use crate::engine::book::Mark;
-use crate::evidence::TcpDelta;
+use crate::evidence::{Silence, TcpDelta};
 
 tokio::task_local! {
     /// The route of the attempt that the current task makes.
@@ -94,6 +94,12 @@ pub(crate) struct Seen {
     pub(crate) broke: Option<(Break, String)>,
     /// What happened on the connection until now, or the end of the body.
     pub(crate) tcp: Option<TcpDelta>,
+    /// The same until the head of the answer was there.
+    pub(crate) head_tcp: Option<TcpDelta>,
+    /// How long the body's next bytes were waited for, all waits together.
+    pub(crate) waited: Duration,
+    /// The longest of these waits, in the order of time.
+    pub(crate) silences: Vec<Silence>,
     /// The address that the request went to.
     pub(crate) mark: Option<Mark>,
     /// The address that it did not go to, because no handshake came about.

@@ -102,8 +102,31 @@ async fn an_attempt_tells_what_happened_on_its_connection() {
     origin.fault(FaultRule::new("o", Fault::ResetAfter(1000)).nth(1));
     let mut bytes = vec![0; usize::try_from(BYTES).unwrap()];
     let record = store.read(&request(&meta, 0..BYTES), &mut bytes).await.unwrap();
-    let told: Vec<_> = record.attempt_log.iter().map(|attempt| attempt.tcp).collect();
-    let told: Vec<_> =
-        told.iter().flatten().map(|tcp| (tcp.bytes_received, tcp.out_of_order)).collect();
-    assert_eq!(told, [(10, 0), (10, 0)], "of a failed one too, and only what is new");
+    for attempt in &record.attempt_log {
+        let (head, whole) = (attempt.head_tcp.unwrap(), attempt.tcp.unwrap());
+        assert_eq!((head.bytes_received, head.out_of_order), (10, 0), "only what is new");
+        assert!(whole.bytes_received > head.bytes_received, "of a failed one too: {whole:?}");
+        assert_eq!(whole.out_of_order, 0);
+    }
+    assert_eq!(record.attempt_log.len(), 2);
+}
+
+#[tokio::test]
+async fn an_attempt_tells_when_nothing_came() {
+    const IDLE: Duration = Duration::from_millis(200);
+    let origin = HttpOrigin::start(HttpOptions::default()).await;
+    origin.put("o", Content::synthetic(7, BYTES));
+    let uri = uri(&origin.url("o"));
+    let mut settings = quick();
+    settings.timeouts.body_idle = IDLE;
+    let store = origins(settings).with_evidence(Arc::<Kernel>::default()).open(&uri).unwrap();
+    let meta = store.head(uri.key()).await.unwrap();
+    origin.fault(FaultRule::new("o", Fault::StallAfter(BYTES / 2)).nth(1));
+    let mut bytes = vec![0; usize::try_from(BYTES).unwrap()];
+    let record = store.read(&request(&meta, 0..BYTES), &mut bytes).await.unwrap();
+    let stalled = &record.attempt_log[0];
+    let longest = stalled.silences.iter().max_by_key(|silence| silence.length).unwrap();
+    assert!(longest.length >= IDLE, "{longest:?}");
+    assert!(stalled.waited >= longest.length && stalled.waited <= stalled.body, "{stalled:?}");
+    assert!(stalled.silences.is_sorted_by_key(|silence| silence.start));
 }

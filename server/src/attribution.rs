@@ -1,0 +1,430 @@
+//! What the copy engine waited for: every gap between copies, moment by moment, charged to one cause
+//! of a closed set.
+//!
+//! A gap ends when a copy begins. [`Paths::to_copy`] follows the chunk that became readable last
+//! before that, backwards through its waits and its work, so that the gap is cut into pieces with a
+//! stage each. A stage alone is no cause: what is known of the piece decides (its [`Clue`], and what
+//! the machine went through meanwhile), by the rules of [`charge`]. Where nothing became readable
+//! and the client holds chunks, it waited for nothing but itself. What no rule covers is `unknown`.
+//!
+//! Pure: spans and differences of counters in, charges out. Pieces have no overlap and leave no
+//! hole, so the causes sum to the gaps.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::timeline::path::Paths;
+use crate::timeline::{Clue, Kind, Span, Stage};
+
+/// From this share of the time on, a CPU quota is what a load waits for.
+const THROTTLED_SHARE: f64 = 0.2;
+
+/// From this share of its threads' time in the run queue on, work of ours is slow for want of CPUs.
+const RUN_QUEUE_SHARE: f64 = 0.2;
+
+/// How long after the origin said "slow down" our own restraint is its doing.
+const RESTRAINT: Duration = Duration::from_secs(10);
+
+/// Charges that are kept one by one; beyond that the shortest are only in the sums.
+const CHARGES_MAX: usize = 4096;
+
+/// What the copy engine waited for. Names as in metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Cause {
+    /// Name resolution.
+    Dns,
+    /// Making a connection: TCP and TLS.
+    TcpConnect,
+    /// Segments were lost on the way, and sent again.
+    TcpRetransmit,
+    /// The origin said "slow down", or is asked for no more than is configured.
+    OriginThrottle,
+    /// The origin, or the path to it, was as slow as that.
+    OriginSlow,
+    /// Bytes of a file that were not in the page cache.
+    PageCache,
+    /// Waiting for the disk of the NVMe tier.
+    NvmeQueue,
+    /// Reads of the NVMe tier.
+    NvmeService,
+    /// Waiting for a decode worker, or for memory to decode from.
+    DecompressQueue,
+    /// Decoding, with the digests that belong to it.
+    DecompressCpu,
+    /// Work on memory of another NUMA node, as far as it was slower than on its own.
+    NumaRemote,
+    /// Waiting for a place among the active loads.
+    AdmissionQueue,
+    /// Waiting for a slot that other loads held.
+    LeaseMemory,
+    /// Digests, and waiting for them.
+    Verify,
+    /// The daemon did not get the CPU: a quota, or others who run.
+    CpuThrottle,
+    /// Readable, and the client did not take it.
+    Client,
+    /// No evidence.
+    Unknown,
+}
+
+impl Cause {
+    /// Every cause.
+    pub(crate) const ALL: [Self; 17] = [
+        Self::Dns,
+        Self::TcpConnect,
+        Self::TcpRetransmit,
+        Self::OriginThrottle,
+        Self::OriginSlow,
+        Self::PageCache,
+        Self::NvmeQueue,
+        Self::NvmeService,
+        Self::DecompressQueue,
+        Self::DecompressCpu,
+        Self::NumaRemote,
+        Self::AdmissionQueue,
+        Self::LeaseMemory,
+        Self::Verify,
+        Self::CpuThrottle,
+        Self::Client,
+        Self::Unknown,
+    ];
+
+    /// The name on the wire.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Dns => "dns",
+            Self::TcpConnect => "tcp_connect",
+            Self::TcpRetransmit => "tcp_retransmit",
+            Self::OriginThrottle => "origin_throttle",
+            Self::OriginSlow => "origin_slow",
+            Self::PageCache => "page_cache",
+            Self::NvmeQueue => "nvme_queue",
+            Self::NvmeService => "nvme_service",
+            Self::DecompressQueue => "decompress_queue",
+            Self::DecompressCpu => "decompress_cpu",
+            Self::NumaRemote => "numa_remote",
+            Self::AdmissionQueue => "admission_queue",
+            Self::LeaseMemory => "lease_memory",
+            Self::Verify => "verify",
+            Self::CpuThrottle => "cpu_throttle",
+            Self::Client => "client",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// What the machine went through in some stretch of time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Troubles {
+    /// Between the two looks, which lie around the stretch.
+    pub(crate) over: Duration,
+    /// The daemon's group was kept off the CPUs by its quota; none where nothing tells.
+    pub(crate) throttled: Option<Duration>,
+    /// The daemon's threads waited for a CPU, and ran, all together; none where nothing tells.
+    pub(crate) run_queue: Option<(Duration, Duration)>,
+}
+
+impl Troubles {
+    /// The share of the time in which a quota kept the daemon off the CPUs.
+    fn throttled_share(&self) -> f64 {
+        self.throttled.map_or(0.0, |time| share(time, self.over))
+    }
+
+    /// The share of their time that the daemon's threads waited for a CPU.
+    fn run_queue_share(&self) -> f64 {
+        self.run_queue.map_or(0.0, |(waited, ran)| share(waited, waited + ran))
+    }
+}
+
+fn share(part: Duration, whole: Duration) -> f64 {
+    if whole.is_zero() { 0.0 } else { (part.as_secs_f64() / whole.as_secs_f64()).min(1.0) }
+}
+
+/// Knows what the machine went through.
+pub(crate) trait HostTroubles: Sync {
+    /// Between two moments; none where nobody looked.
+    fn between(&self, from: Instant, to: Instant) -> Option<Troubles>;
+}
+
+/// Nobody looked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Unwatched;
+
+impl HostTroubles for Unwatched {
+    fn between(&self, _from: Instant, _to: Instant) -> Option<Troubles> {
+        None
+    }
+}
+
+/// A stretch in which the copy engine waited for one thing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Charge {
+    /// For what.
+    pub(crate) cause: Cause,
+    /// From when.
+    pub(crate) from: Instant,
+    /// Until when.
+    pub(crate) to: Instant,
+}
+
+impl Charge {
+    fn length(&self) -> Duration {
+        self.to - self.from
+    }
+}
+
+/// What there is of evidence for one cause.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct CauseTotal {
+    /// Which.
+    pub(crate) cause: Cause,
+    /// In all gaps together.
+    pub(crate) time: Duration,
+    /// The longest stretch.
+    pub(crate) longest: Duration,
+    /// How sure that is, 0 to 1: the share of that time for which everything was there that could
+    /// have said otherwise.
+    pub(crate) confidence: f64,
+    /// What it rests on, by stage of the load.
+    pub(crate) stages: BTreeMap<(Stage, Kind), Duration>,
+    /// Segments that came out of order, or were sent again.
+    pub(crate) lost_segments: u64,
+    /// KiB of files that were not in the page cache.
+    pub(crate) cold_kib: u64,
+    /// Time that a CPU quota took, and that threads waited for a CPU, around these stretches.
+    pub(crate) throttled: Duration,
+    /// See `throttled`.
+    pub(crate) run_queue: Duration,
+}
+
+/// Every gap, charged.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Attribution {
+    /// In the order of time, at most 4096: the longest.
+    pub(crate) charges: Vec<Charge>,
+    /// The sums, the largest first.
+    pub(crate) causes: Vec<CauseTotal>,
+    /// How many gaps there were.
+    pub(crate) gaps: u64,
+    /// How long they were, together.
+    pub(crate) idle: Duration,
+}
+
+impl Attribution {
+    /// Seconds by cause, the largest first.
+    pub(crate) fn sums(&self) -> impl Iterator<Item = (Cause, Duration)> {
+        self.causes.iter().map(|total| (total.cause, total.time))
+    }
+
+    /// How sure all of it is: the mean over the time; 1 without a gap.
+    pub(crate) fn confidence(&self) -> f64 {
+        if self.idle.is_zero() {
+            return 1.0;
+        }
+        let sure = |total: &CauseTotal| total.confidence * total.time.as_secs_f64();
+        self.causes.iter().map(sure).sum::<f64>() / self.idle.as_secs_f64()
+    }
+}
+
+/// Charges every gap. Gaps come in the order of time, without overlap.
+pub(crate) fn attribute(
+    gaps: &[(Instant, Instant)],
+    paths: &Paths<'_>,
+    host: &dyn HostTroubles,
+) -> Attribution {
+    let context = Context { throttles: paths.throttles(), far: paths.far_shares(), host };
+    let mut books = Books::default();
+    for (from, to) in gaps.iter().copied().filter(|(from, to)| from < to) {
+        books.gaps += 1;
+        match paths.to_copy(from, to) {
+            Some(path) => books.path(&path.segments, (from, to), &context),
+            // It had what to copy, and did not.
+            None if paths.is_held(from, to) => {
+                let span = Span::new(Stage::ClientAck, Kind::Service, from, to);
+                books.piece(&span, &context);
+            }
+            None => books.path(&paths.to_nothing(from, to).segments, (from, to), &context),
+        }
+    }
+    books.close()
+}
+
+/// What the rules look at beside a piece.
+struct Context<'a> {
+    /// When the origin said "slow down", until when it was waited for that: in the order of time.
+    throttles: Vec<(Instant, Instant)>,
+    /// By stage: the share of the time that work on another node's memory took more than on its own.
+    far: BTreeMap<Stage, f64>,
+    host: &'a dyn HostTroubles,
+}
+
+impl Context<'_> {
+    /// Whether the origin had asked for restraint.
+    fn is_restrained(&self, at: Instant) -> bool {
+        let before = self.throttles.partition_point(|(from, _)| *from <= at);
+        self.throttles[..before].last().is_some_and(|(_, to)| *to + RESTRAINT > at)
+    }
+}
+
+/// What a stage and its clue say, before the machine is asked.
+fn charge(span: &Span, context: &Context<'_>) -> Cause {
+    match (span.stage, span.kind, span.clue) {
+        (Stage::Admission, ..) => Cause::AdmissionQueue,
+        (Stage::Dns, ..) => Cause::Dns,
+        (Stage::Connect | Stage::Tls, ..) => Cause::TcpConnect,
+        (Stage::LeaseAlloc, ..) => Cause::LeaseMemory,
+        (Stage::NvmeRead, Kind::Queue, _) => Cause::NvmeQueue,
+        (Stage::NvmeRead, Kind::Service, _) => Cause::NvmeService,
+        (Stage::Decompress, Kind::Queue, _) => Cause::DecompressQueue,
+        (Stage::Decompress, Kind::Service, _) => Cause::DecompressCpu,
+        (Stage::VerifyPart | Stage::VerifyObject, ..) => Cause::Verify,
+        (Stage::ClientAck, ..) => Cause::Client,
+        (Stage::Ttfb | Stage::Body | Stage::Backoff, _, Clue::Throttled) => Cause::OriginThrottle,
+        (Stage::Ttfb | Stage::Body, _, Clue::Lost(_)) => Cause::TcpRetransmit,
+        (Stage::Body, _, Clue::Cold(_)) => Cause::PageCache,
+        (Stage::Body, _, Clue::Unread | Clue::Busy) => Cause::Unknown,
+        (Stage::Ttfb | Stage::Body | Stage::Backoff, ..) => Cause::OriginSlow,
+        (Stage::ConnAcquire, ..) if context.is_restrained(span.start) => Cause::OriginThrottle,
+        (Stage::ConnAcquire, ..) => Cause::OriginSlow,
+        (Stage::Resolve | Stage::Plan | Stage::Turn | Stage::Fetch | Stage::Publish, ..) => {
+            Cause::Unknown
+        }
+    }
+}
+
+/// Whether a piece is work of this process, which is as slow as it gets the CPU.
+fn is_ours(span: &Span) -> bool {
+    match span.stage {
+        Stage::Plan
+        | Stage::Turn
+        | Stage::Resolve
+        | Stage::Publish
+        | Stage::VerifyPart
+        | Stage::VerifyObject
+        | Stage::Decompress => true,
+        Stage::Body => matches!(span.clue, Clue::Unread | Clue::Busy),
+        _ => false,
+    }
+}
+
+#[derive(Default)]
+struct Books {
+    gaps: u64,
+    charges: Vec<Charge>,
+    totals: BTreeMap<Cause, CauseTotal>,
+}
+
+impl Books {
+    /// Books a path backwards through a gap; what it does not cover is unknown.
+    fn path(&mut self, segments: &[Span], (from, to): (Instant, Instant), context: &Context<'_>) {
+        let mut at = from;
+        for span in segments.iter().rev() {
+            if span.start > at {
+                self.unknown(at, span.start);
+            }
+            self.piece(span, context);
+            at = span.end;
+        }
+        if at < to {
+            self.unknown(at, to);
+        }
+    }
+
+    fn piece(&mut self, span: &Span, context: &Context<'_>) {
+        let cause = charge(span, context);
+        let troubles = context.host.between(span.start, span.end);
+        if let Some(troubles) = &troubles {
+            let starved = is_ours(span) && troubles.run_queue_share() > RUN_QUEUE_SHARE;
+            if troubles.throttled_share() > THROTTLED_SHARE || starved {
+                let total = self.book(Cause::CpuThrottle, span, 1.0);
+                total.throttled += troubles.throttled.unwrap_or_default().min(troubles.over);
+                total.run_queue += troubles.run_queue.map_or(Duration::ZERO, |(wait, _)| wait);
+                return;
+            }
+        }
+        // Without a look at the CPUs, work of ours may have been starved.
+        let sure = if is_ours(span) && troubles.is_none() { 0.5 } else { 1.0 };
+        let far = context.far.get(&span.stage).filter(|_| span.clue == Clue::Far);
+        if let Some(far) = far {
+            let more = span.length().mul_f64(*far);
+            let own = span.end - more;
+            self.book(cause, &Span { end: own, ..*span }, sure);
+            // By where the memory lies, and how long it took: nobody counts the accesses.
+            self.book(Cause::NumaRemote, &Span { start: own, ..*span }, 0.5);
+            return;
+        }
+        self.book(cause, span, sure);
+    }
+
+    fn unknown(&mut self, from: Instant, to: Instant) {
+        self.charge(Cause::Unknown, from, to);
+        self.total(Cause::Unknown, to - from, 0.0);
+    }
+
+    fn book(&mut self, cause: Cause, span: &Span, sure: f64) -> &mut CauseTotal {
+        self.charge(cause, span.start, span.end);
+        let sure = if cause == Cause::Unknown { 0.0 } else { sure };
+        let total = self.total(cause, span.length(), sure);
+        *total.stages.entry((span.stage, span.kind)).or_default() += span.length();
+        match span.clue {
+            Clue::Lost(segments) => total.lost_segments += u64::from(segments),
+            Clue::Cold(kib) => total.cold_kib += u64::from(kib),
+            _ => {}
+        }
+        total
+    }
+
+    fn charge(&mut self, cause: Cause, from: Instant, to: Instant) {
+        match self.charges.last_mut() {
+            Some(last) if last.cause == cause && last.to == from => last.to = to,
+            _ if from < to => self.charges.push(Charge { cause, from, to }),
+            _ => {}
+        }
+    }
+
+    /// The confidence is a sum over the time until the books are closed.
+    fn total(&mut self, cause: Cause, time: Duration, sure: f64) -> &mut CauseTotal {
+        let total = self.totals.entry(cause).or_insert_with(|| CauseTotal {
+            cause,
+            time: Duration::ZERO,
+            longest: Duration::ZERO,
+            confidence: 0.0,
+            stages: BTreeMap::new(),
+            lost_segments: 0,
+            cold_kib: 0,
+            throttled: Duration::ZERO,
+            run_queue: Duration::ZERO,
+        });
+        total.time += time;
+        total.confidence += sure * time.as_secs_f64();
+        total
+    }
+
+    fn close(self) -> Attribution {
+        let Self { gaps, mut charges, mut totals } = self;
+        for charge in &charges {
+            if let Some(total) = totals.get_mut(&charge.cause) {
+                total.longest = total.longest.max(charge.length());
+            }
+        }
+        if charges.len() > CHARGES_MAX {
+            charges.sort_by_key(|charge| std::cmp::Reverse(charge.length()));
+            charges.truncate(CHARGES_MAX);
+            charges.sort_by_key(|charge| charge.from);
+        }
+        let mut causes: Vec<CauseTotal> =
+            totals.into_values().filter(|total| !total.time.is_zero()).collect();
+        for total in &mut causes {
+            total.confidence /= total.time.as_secs_f64();
+        }
+        causes.sort_by_key(|total| std::cmp::Reverse(total.time));
+        let idle = causes.iter().map(|total| total.time).sum();
+        Attribution { charges, causes, gaps, idle }
+    }
+}
+
+#[cfg(test)]
+#[path = "attribution_tests.rs"]
+mod tests;

@@ -1,0 +1,291 @@
+//! Attempts at an origin as spans: their phases, and what the kernel says of each.
+//!
+//! A phase is a span. A body is cut further: where nothing came for a while, the silence is a span
+//! of its own, with what the socket said when it ended. A loss on the way here shows as segments out
+//! of order behind a silence of at least two round trips (a downloader's kernel does not see what
+//! the sender sends again); bytes that lay in the socket before they were taken were this side's to
+//! take. Pure: records in, spans out.
+
+use std::time::Duration;
+
+use forebay_origin::{AttemptOutcome, AttemptRecord, JournalEntry, OriginErrorKind, TcpDelta};
+use tokio::time::Instant;
+
+use super::{Clue, Kind, Span, Stage};
+
+/// Round trips that a silence lasts at least when a loss is to blame for it: sooner nothing is sent
+/// again.
+const LOSS_ROUND_TRIPS: u32 = 2;
+
+/// The phases of every attempt of a call, one after the other, from when it was offered until it
+/// ended; what lies between two attempts is backoff.
+pub(crate) fn attempt_spans(log: &[AttemptRecord], offered: Instant, ended: Instant) -> Vec<Span> {
+    let mut spans = Vec::new();
+    let (mut at, mut before) = (offered, Clue::None);
+    for (n, attempt) in log.iter().enumerate() {
+        if attempt.started > at {
+            // Before the first attempt the part waits for leave of the endpoint.
+            let stage = if n == 0 { Stage::ConnAcquire } else { Stage::Backoff };
+            spans.push(Span::new(stage, Kind::Queue, at, attempt.started).with(before));
+        }
+        at = phases(attempt, at.max(attempt.started), &mut spans);
+        before = ending(attempt.outcome);
+    }
+    // The last attempt's body ends when the read returned: rounding between the two clocks' reads
+    // belongs to it.
+    if let Some(last) = spans.last_mut() {
+        last.end = ended.max(last.start);
+    }
+    spans
+}
+
+/// What several calls at a time leave of the time from `start` to `end`: backwards from the end, the
+/// call that ended last, then what ended before that one began, and so on. The rest is `idle`.
+pub(crate) fn call_spans(
+    entries: &[JournalEntry],
+    (start, end): (Instant, Instant),
+    idle: Stage,
+) -> Vec<Span> {
+    let mut calls: std::collections::BTreeMap<u64, Vec<&JournalEntry>> = Default::default();
+    for entry in entries {
+        calls.entry(entry.call).or_default().push(entry);
+    }
+    let mut calls: Vec<(Instant, Vec<Span>)> = calls.values().map(|call| spans_of(call)).collect();
+    calls.sort_by_key(|(ended, _)| *ended);
+    let (mut at, mut spans) = (end, Vec::new());
+    for (_, call) in calls.iter().rev() {
+        for span in call.iter().rev().filter(|span| span.start < span.end) {
+            let (from, to) = (span.start.max(start), span.end.min(at));
+            if from >= to {
+                continue;
+            }
+            if to < at {
+                spans.push(Span::new(idle, Kind::Service, to, at));
+            }
+            spans.push(Span { start: from, end: to, ..*span });
+            at = from;
+        }
+    }
+    if start < at {
+        spans.push(Span::new(idle, Kind::Service, start, at));
+    }
+    spans.reverse();
+    spans
+}
+
+/// The spans of one call, and when it ended.
+fn spans_of(call: &[&JournalEntry]) -> (Instant, Vec<Span>) {
+    let log: Vec<AttemptRecord> = call.iter().map(|entry| entry.attempt.clone()).collect();
+    let ended = call.iter().map(|entry| entry.ended).max();
+    let Some((first, ended)) = call.first().zip(ended) else { return (Instant::now(), Vec::new()) };
+    (ended, attempt_spans(&log, first.wanted, ended))
+}
+
+/// How an attempt's end explains its time, and that of the wait after it.
+fn ending(outcome: AttemptOutcome) -> Clue {
+    match outcome {
+        AttemptOutcome::Failed(OriginErrorKind::Throttled | OriginErrorKind::BreakerOpen) => {
+            Clue::Throttled
+        }
+        AttemptOutcome::Failed(_) => Clue::Failed,
+        AttemptOutcome::Done | AttemptOutcome::Overtaken => Clue::None,
+    }
+}
+
+/// Adds the phases of one attempt, from `at` on; when it ended.
+fn phases(attempt: &AttemptRecord, mut at: Instant, spans: &mut Vec<Span>) -> Instant {
+    let throttled = Some(ending(attempt.outcome)).filter(|clue| *clue == Clue::Throttled);
+    let connecting =
+        [(Stage::Dns, attempt.dns), (Stage::Connect, attempt.connect), (Stage::Tls, attempt.tls)];
+    for (stage, length) in connecting.into_iter().filter_map(|(stage, time)| Some((stage, time?))) {
+        spans.push(Span::new(stage, Kind::Service, at, at + length));
+        at += length;
+    }
+    if let Some(length) = attempt.first_byte {
+        let clue = throttled.unwrap_or_else(|| first_byte(attempt.head_tcp.as_ref(), length));
+        spans.push(Span::new(Stage::Ttfb, Kind::Service, at, at + length).with(clue));
+        at += length;
+    }
+    body(attempt, at, throttled, spans);
+    at + attempt.body
+}
+
+/// Why the first byte took so long.
+fn first_byte(tcp: Option<&TcpDelta>, length: Duration) -> Clue {
+    let Some(tcp) = tcp else { return Clue::None };
+    let lost = tcp.out_of_order + tcp.retransmits;
+    if lost > 0 && length >= tcp.rtt.max(tcp.receive_rtt) * LOSS_ROUND_TRIPS {
+        return Clue::Lost(u32::try_from(lost).unwrap_or(u32::MAX));
+    }
+    Clue::None
+}
+
+fn body(attempt: &AttemptRecord, start: Instant, throttled: Option<Clue>, spans: &mut Vec<Span>) {
+    let end = start + attempt.body;
+    let pace = throttled.unwrap_or_else(|| pace(attempt));
+    let mut at = start;
+    let mut add = |from: Instant, to: Instant, clue: Clue| {
+        if from < to {
+            spans.push(Span::new(Stage::Body, Kind::Service, from, to).with(clue));
+        }
+    };
+    for silence in &attempt.silences {
+        let (from, to) = (silence.start.max(at), (silence.start + silence.length).min(end));
+        if from >= to {
+            continue;
+        }
+        add(at, from, pace);
+        let taken = to.checked_sub(silence.late).unwrap_or(from).max(from);
+        let lost =
+            silence.out_of_order > 0 && silence.length >= silence.receive_rtt * LOSS_ROUND_TRIPS;
+        let clue = match u32::try_from(silence.out_of_order) {
+            Ok(segments) if lost => Clue::Lost(segments),
+            _ => Clue::Silent,
+        };
+        add(from, taken, throttled.unwrap_or(clue));
+        add(taken, to, Clue::Unread);
+        at = to;
+    }
+    // A body that took no time is one still: what follows it begins there.
+    if at < end || at == start {
+        spans.push(Span::new(Stage::Body, Kind::Service, at, end).with(pace));
+    }
+}
+
+/// What set the pace of a body beside its silences.
+fn pace(attempt: &AttemptRecord) -> Clue {
+    let silent: Duration = attempt.silences.iter().map(|silence| silence.length).sum();
+    let moving = attempt.body.saturating_sub(silent);
+    let waited = attempt.waited.saturating_sub(silent);
+    if waited * 2 < moving { Clue::Busy } else { Clue::None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forebay_origin::Silence;
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    /// An attempt that waited for all of its body's bytes.
+    fn attempt(started: Instant, first_byte: u64, body: u64) -> AttemptRecord {
+        AttemptRecord {
+            started,
+            dns: None,
+            connect: None,
+            tls: None,
+            first_byte: Some(ms(first_byte)),
+            body: ms(body),
+            bytes: 0,
+            address: None,
+            tcp: None,
+            head_tcp: None,
+            waited: ms(body),
+            silences: Vec::new(),
+            outcome: AttemptOutcome::Done,
+        }
+    }
+
+    fn seen(zero: Instant, spans: &[Span]) -> Vec<(Stage, u128, u128, Clue)> {
+        let at = |at: Instant| (at - zero).as_millis();
+        spans.iter().map(|s| (s.stage, at(s.start), at(s.end), s.clue)).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn attempts_become_spans_without_a_gap() {
+        let start = Instant::now();
+        let mut first = attempt(start + ms(10), 20, 30);
+        first.connect = Some(ms(5));
+        first.outcome = AttemptOutcome::Failed(OriginErrorKind::Throttled);
+        let log = [first, attempt(start + ms(85), 10, 20)];
+        assert_eq!(
+            seen(start, &attempt_spans(&log, start, start + ms(116))),
+            [
+                (Stage::ConnAcquire, 0, 10, Clue::None),
+                (Stage::Connect, 10, 15, Clue::None),
+                (Stage::Ttfb, 15, 35, Clue::Throttled),
+                (Stage::Body, 35, 65, Clue::Throttled),
+                (Stage::Backoff, 65, 85, Clue::Throttled),
+                (Stage::Ttfb, 85, 95, Clue::None),
+                (Stage::Body, 95, 116, Clue::None),
+            ]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_is_cut_where_nothing_came() {
+        let start = Instant::now();
+        let mut one = attempt(start, 10, 190);
+        let silence = |from: u64, length: u64, late: u64, out_of_order: u64| Silence {
+            start: start + ms(from),
+            length: ms(length),
+            late: ms(late),
+            out_of_order,
+            receive_rtt: ms(10),
+        };
+        // A pause of the origin; a loss; one too short to be a loss; bytes that this side left.
+        one.silences = vec![
+            silence(20, 30, 0, 0),
+            silence(60, 40, 0, 3),
+            silence(110, 15, 0, 2),
+            silence(130, 50, 50, 0),
+        ];
+        one.waited = ms(135);
+        assert_eq!(
+            seen(start, &attempt_spans(&[one], start, start + ms(200))),
+            [
+                (Stage::Ttfb, 0, 10, Clue::None),
+                (Stage::Body, 10, 20, Clue::Busy),
+                (Stage::Body, 20, 50, Clue::Silent),
+                (Stage::Body, 50, 60, Clue::Busy),
+                (Stage::Body, 60, 100, Clue::Lost(3)),
+                (Stage::Body, 100, 110, Clue::Busy),
+                (Stage::Body, 110, 125, Clue::Silent),
+                (Stage::Body, 125, 130, Clue::Busy),
+                (Stage::Body, 130, 180, Clue::Unread),
+                (Stage::Body, 180, 200, Clue::Busy),
+            ]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_byte_after_lost_segments_is_the_path_s() {
+        let start = Instant::now();
+        let mut one = attempt(start, 300, 10);
+        let tcp = TcpDelta { rtt: ms(20), retransmits: 1, ..TcpDelta::default() };
+        one.head_tcp = Some(tcp);
+        let spans = attempt_spans(&[one.clone()], start, start + ms(310));
+        assert_eq!(spans[0].clue, Clue::Lost(1));
+        one.head_tcp = Some(TcpDelta { rtt: ms(200), ..tcp });
+        let spans = attempt_spans(&[one], start, start + ms(310));
+        assert_eq!(spans[0].clue, Clue::None, "sooner than it could be sent again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_side_by_side_leave_one_chain() {
+        let start = Instant::now();
+        let entry = |call: u64, wanted: u64, first_byte: u64, body: u64| JournalEntry {
+            call,
+            wanted: start + ms(wanted),
+            attempt: attempt(start + ms(wanted), first_byte, body),
+            ended: start + ms(wanted + first_byte + body),
+        };
+        // One by itself; then two at once, the second of which ends last.
+        let entries = [entry(1, 0, 20, 10), entry(2, 40, 10, 5), entry(3, 40, 30, 10)];
+        let spans = call_spans(&entries, (start, start + ms(90)), Stage::Resolve);
+        assert_eq!(
+            seen(start, &spans),
+            [
+                (Stage::Ttfb, 0, 20, Clue::None),
+                (Stage::Body, 20, 30, Clue::None),
+                (Stage::Resolve, 30, 40, Clue::None),
+                (Stage::Ttfb, 40, 70, Clue::None),
+                (Stage::Body, 70, 80, Clue::None),
+                (Stage::Resolve, 80, 90, Clue::None),
+            ]
+        );
+        assert_eq!(call_spans(&[], (start, start + ms(9)), Stage::Resolve).len(), 1);
+    }
+}
