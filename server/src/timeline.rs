@@ -282,6 +282,16 @@ impl Timeline {
         path::walk(self.opened, end, &inner.load, &inner.chunks)
     }
 
+    /// Reads the spans of the load, and those of each chunk. Nobody can write meanwhile.
+    #[cfg(feature = "otlp")]
+    pub(crate) fn read<T>(
+        &self,
+        read: impl FnOnce(&[Span], &BTreeMap<usize, ChunkTrace>) -> T,
+    ) -> T {
+        let inner = self.lock();
+        read(&inner.load, &inner.chunks)
+    }
+
     /// When the first chunk was readable by the client.
     pub(crate) fn first_chunk_at(&self) -> Option<Instant> {
         let inner = self.lock();

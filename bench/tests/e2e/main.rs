@@ -58,4 +58,6 @@ mod secrets;
 #[cfg(test)]
 mod shapes;
 #[cfg(test)]
+mod traces;
+#[cfg(test)]
 mod zst;

@@ -44,6 +44,7 @@ mod sink;
 mod stats;
 mod store;
 mod terms;
+mod trace;
 mod transport;
 mod tries;
 mod uri;
@@ -72,4 +73,5 @@ pub use store::{
     ReadRequest, ReadTerms,
 };
 pub use terms::Spent;
+pub use trace::TraceTag;
 pub use uri::{OriginUri, Scheme, UriError};
