@@ -1,5 +1,5 @@
 //! Compiles the contract with protox (no protoc needed) and writes the descriptor set that
-//! reflection serves.
+//! reflection serves. With the feature `otlp` the messages of OTLP too, which it does not serve.
 
 use std::path::PathBuf;
 
@@ -12,5 +12,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         protox::prost::Message::encode_to_vec(&descriptors),
     )?;
     tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    println!("cargo:rerun-if-changed=otlp/trace_service.proto");
+    if std::env::var_os("CARGO_FEATURE_OTLP").is_some() {
+        let descriptors = protox::compile(["otlp/trace_service.proto"], ["."])?;
+        tonic_prost_build::configure().compile_fds(descriptors)?;
+    }
     Ok(())
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 pub fn report(report: &Report) -> Value {
     json!({
         "load_id": report.load_id,
+        "trace_id": report.trace_id,
         "uri": report.uri,
         "revision": report.revision.as_str(),
         "bytes": report.bytes,

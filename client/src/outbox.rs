@@ -18,7 +18,6 @@
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use forebay_device::CopySpan;
 use forebay_proto::model::LeaseId;

@@ -173,6 +173,12 @@ pub fn is_load_id(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(allowed)
 }
 
+/// A trace id as it is told: 32 lower-case hex digits, or nothing where it is not told.
+fn is_trace_id(text: &str) -> bool {
+    let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    text.is_empty() || text.len() == 32 && text.bytes().all(digit)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

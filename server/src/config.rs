@@ -5,7 +5,9 @@
 //! contradiction refused with the place of the value that causes it. This is the only module that
 //! reads the environment, and it takes one snapshot of it.
 
+mod export;
 pub(crate) mod flags;
+mod host;
 pub(crate) mod raw;
 pub(crate) mod size;
 
@@ -19,6 +21,7 @@ use forebay_io::Preference;
 use forebay_origin::{EngineSettings, OriginBlock, OriginSettings, OriginUri, Timeouts};
 
 pub use flags::Flags;
+use host::Host;
 pub use raw::ConfigError;
 use raw::{Raw, RawOrigin, Written};
 
@@ -102,6 +105,8 @@ pub struct Settings {
     pub(crate) no_progress: Duration,
     pub(crate) drain: Duration,
     pub(crate) origins: OriginSettings,
+    /// Where spans of finished loads go, if they are exported.
+    pub(crate) otlp_endpoint: Option<String>,
     pub(crate) notify_socket: Option<PathBuf>,
 }
 
@@ -180,60 +185,12 @@ impl Settings {
             no_progress: take.duration("no_progress", NO_PROGRESS)?,
             drain: take.duration("drain", DRAIN)?,
             origins: take.origins(connections)?,
+            otlp_endpoint: take.otlp_endpoint()?,
             notify_socket: env.get("NOTIFY_SOCKET").map(PathBuf::from),
         };
         debug_assert!(raw.values.is_empty(), "a known key that nothing takes: {:?}", raw.values);
         Ok(settings)
     }
-}
-
-/// What the defaults depend on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Host {
-    memory_bytes: u64,
-    uid: u32,
-}
-
-impl Host {
-    fn probe() -> Self {
-        Self { memory_bytes: memory_bytes(), uid: rustix::process::getuid().as_raw() }
-    }
-}
-
-/// Memory that the cgroup or the host allows.
-fn memory_bytes() -> u64 {
-    let host = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| {
-            let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-            line.split_whitespace().next()?.parse::<u64>().ok()
-        })
-        .map_or(0, |kib| kib * 1024);
-    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    limit_files(&own)
-        .iter()
-        .filter_map(|path| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok())
-        .fold(host, u64::min)
-}
-
-/// The files that may limit this process: those of its own cgroup and of every ancestor, version 2
-/// and 1. `own` is what `/proc/self/cgroup` says.
-fn limit_files(own: &str) -> Vec<PathBuf> {
-    let of_line = |line: &str| {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (fields.next()?, fields.next()?);
-        let (root, file) = if controllers.is_empty() {
-            ("/sys/fs/cgroup", "memory.max")
-        } else if controllers.split(',').any(|name| name == "memory") {
-            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
-        } else {
-            return None;
-        };
-        let path = Path::new(path.trim_start_matches('/')).to_owned();
-        let below_root = path.ancestors().map(|dir| Path::new(root).join(dir).join(file));
-        Some(below_root.collect::<Vec<_>>())
-    };
-    own.lines().filter_map(of_line).flatten().collect()
 }
 
 /// One snapshot of the environment; variables that are no text are left out.
@@ -245,13 +202,14 @@ fn environment() -> BTreeMap<String, String> {
 
 impl Raw {
     fn read_flags(&mut self, flags: &Flags) {
-        let Flags { config: _, listen, cache_dir, ram, nvme, metrics, log, check_config: _ } =
-            flags;
+        let Flags { listen, cache_dir, ram, nvme, metrics, log, otlp_endpoint, .. } = flags;
         if !listen.is_empty() {
             self.set("listen", listen.join(","), "--listen".into());
         }
         let texts = [("cache_dir", cache_dir), ("ram", ram), ("nvme", nvme), ("metrics", metrics)];
-        for (key, value) in texts.into_iter().chain([("log", log)]) {
+        for (key, value) in
+            texts.into_iter().chain([("log", log), ("otlp_endpoint", otlp_endpoint)])
+        {
             if let Some(value) = value {
                 self.set(key, value.clone(), format!("--{}", key.replace('_', "-")));
             }
@@ -422,7 +380,8 @@ impl Take<'_> {
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
         let engine = EngineSettings { limit_max: connections, ..EngineSettings::default() };
-        Ok(OriginSettings { origins, env, timeouts, engine, ..OriginSettings::default() })
+        let trace = self.truth("trace_origins", false)?;
+        Ok(OriginSettings { origins, env, timeouts, engine, trace, ..OriginSettings::default() })
     }
 }
 
@@ -443,6 +402,7 @@ fn origin_block(written: Written<RawOrigin>) -> Result<OriginBlock, ConfigError>
         checksums,
         max_bytes_per_second,
         max_connections,
+        trace,
     } = value;
     if let Err(problem) = known_scheme(&prefix) {
         return Err(bad("origin.prefix", place, problem));
@@ -469,6 +429,7 @@ fn origin_block(written: Written<RawOrigin>) -> Result<OriginBlock, ConfigError>
         checksums: checksums.unwrap_or(true),
         max_bytes_per_second,
         max_connections,
+        trace,
     })
 }
 
@@ -544,6 +505,9 @@ impl fmt::Display for Settings {
         writeln!(f, "max_loads = {}", self.max_loads)?;
         writeln!(f, "max_queue = {}", self.max_queue)?;
         writeln!(f, "connections = {}", self.origins.engine.limit_max)?;
+        writeln!(f, "trace_origins = {}", self.origins.trace)?;
+        let otlp_endpoint = self.otlp_endpoint.clone().unwrap_or_else(|| "off".to_owned());
+        writeln!(f, "otlp_endpoint = {}", quoted(otlp_endpoint))?;
         let durations = [
             ("deadline", self.deadline),
             ("deadline_max", self.deadline_max),
@@ -572,6 +536,9 @@ impl fmt::Display for Settings {
             if let Some(connections) = block.max_connections {
                 writeln!(f, "max_connections = {connections}")?;
             }
+            if let Some(trace) = block.trace {
+                writeln!(f, "trace = {trace}")?;
+            }
         }
         for name in self.origins.env.keys() {
             writeln!(f, "# {name} = ***")?;
@@ -598,6 +565,7 @@ fn without_secrets(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::host::limit_files;
     use super::*;
 
     const HOST: Host = Host { memory_bytes: 16 << 30, uid: 1000 };
@@ -695,7 +663,8 @@ mod tests {
             metrics = \"off\"\nlog = \"json\"\nallow_uids = [5]\nchunk = \"1MiB\"\nlock_memory = false\n\
             max_loads = 2\nmax_queue = 3\nconnections = 4\ndeadline = \"5s\"\ndeadline_max = \"6s\"\n\
             no_progress = \"7s\"\ndrain = \"8s\"\nfirst_byte_timeout = \"9s\"\nbody_idle_timeout = \"10s\"\n\
-            [[origin]]\nprefix = \"s3://b\"\nendpoint = \"http://user:p@pw@h:1/x?sig=pw\"\nmax_bytes_per_second = \"1MiB\"\n";
+            trace_origins = true\notlp_endpoint = \"off\"\n\
+            [[origin]]\nprefix = \"s3://b\"\nendpoint = \"http://user:p@pw@h:1/x?sig=pw\"\nmax_bytes_per_second = \"1MiB\"\ntrace = false\n";
         for key in &raw::KEYS[..raw::KEYS.len() - 1] {
             assert!(file.contains(&format!("{key} = ")), "{key} is not in this test");
         }

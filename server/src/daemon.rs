@@ -15,7 +15,6 @@ mod place;
 mod tiers;
 mod vitals;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -37,7 +36,7 @@ use tonic_health::server::{HealthReporter, health_reporter};
 
 use crate::admission::Admission;
 use crate::admission::queue::Limits;
-use crate::config::{ConfigError, Flags, LogForm, Settings};
+use crate::config::{ConfigError, Flags, Settings};
 use crate::cpu::{NodeWorkers, Workers};
 use crate::decode::Decoder;
 use crate::evidence::KernelEvidence;
@@ -50,6 +49,7 @@ use crate::loads::Loads;
 use crate::metrics::{self, Metrics, PartMeters};
 use crate::numa::Numa;
 use crate::nvme::NvmeTier;
+use crate::otlp::Exporter;
 use crate::pack::Packer;
 use crate::ram::RamTier;
 use crate::ram::pool::Pool;
@@ -158,7 +158,7 @@ fn run(flags: &Flags) -> Result<(), DaemonError> {
         print!("{settings}");
         return Ok(());
     }
-    start_log(settings.log());
+    crate::log::start(settings.log());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("forebay-io")
@@ -168,23 +168,6 @@ fn run(flags: &Flags) -> Result<(), DaemonError> {
     // What is left are tasks that ignored their end; they do not hold up the exit.
     runtime.shutdown_background();
     ran
-}
-
-/// Lines go to stderr. A subscriber that is there already (another daemon of a test) stays.
-fn start_log(form: LogForm) {
-    use tracing_subscriber::prelude::*;
-    let level = tracing_subscriber::filter::LevelFilter::INFO;
-    let colours = std::io::stderr().is_terminal();
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
-    let started = match form {
-        LogForm::Human => tracing_subscriber::registry().with(lines.with_filter(level)).try_init(),
-        LogForm::Json => {
-            tracing_subscriber::registry().with(lines.json().with_filter(level)).try_init()
-        }
-    };
-    if started.is_err() {
-        tracing::debug!("a log subscriber is installed already");
-    }
 }
 
 /// A daemon that serves.
@@ -233,11 +216,16 @@ impl Daemon {
         let sessions = Arc::<Sessions>::default();
         let packer = Packer::start(Arc::clone(&origins))
             .map_err(DaemonError::system("start the pack workers"))?;
+        let closing = CancellationToken::new();
+        let mut listeners = watch_runtime(&closing);
+        let exporter = settings.otlp_endpoint.as_deref();
+        let exporter = exporter.map(|url| Exporter::start(url, &mut listeners, &closing));
         let shared = Arc::new(Shared {
             stages: Arc::clone(&stages),
             sessions,
             origins: Arc::clone(&origins),
             packer,
+            exporter: exporter.transpose().map_err(DaemonError::Internal)?,
             resolver,
             tasks: TaskTracker::new(),
             handoffs: TaskTracker::new(),
@@ -254,8 +242,6 @@ impl Daemon {
         let (health, health_service) = health_reporter();
         let routes = routes(&shared, health_service)?;
         let face = Face { routes, allow_uids: Arc::new(settings.allow_uids.clone()) };
-        let closing = CancellationToken::new();
-        let mut listeners = watch_runtime(&closing);
         places.serve(&mut listeners, &shared, &face, &closing)?;
         let metrics_at = serve_metrics(&settings, &mut listeners, &shared, recorder).await?;
         set_health(&health, ServingStatus::Serving).await;

@@ -16,12 +16,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use forebay_origin::ReadTerms;
+use forebay_origin::{ReadTerms, TraceTag};
 use forebay_proto::{Failure, Reason};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 use crate::admission::Lane;
 use crate::deadline::Deadline;
@@ -260,10 +261,12 @@ impl Flights {
         let log = Arc::new(FlightLog::default());
         let terms = waiter.terms();
         let filling = fill(Arc::clone(&log), terms.clone());
-        let task = self.tasks.spawn(async move {
+        // Its requests and its lines in the log belong to the load that starts it.
+        let flying = TraceTag::carry(async move {
             let landed = filling.await;
             sender.send_replace(Some(landed));
         });
+        let task = self.tasks.spawn(flying.in_current_span());
         let flight = Arc::new(Flight {
             key,
             outcome,

@@ -39,10 +39,14 @@ mod evidence;
 mod explain;
 mod history;
 mod http;
+mod log;
 mod metrics;
 mod numa;
+#[cfg_attr(not(feature = "otlp"), path = "no_otlp.rs")]
+mod otlp;
 mod proof;
 mod report;
 mod residency;
 mod staging;
 mod timeline;
+mod trace;

@@ -147,6 +147,8 @@ table! {
     SESSIONS "forebay_sessions" Gauge Count [] "Client processes";
     DNS_LOOKUPS "forebay_dns_lookups_total" Counter Count ["result"] "Look-ups of origins' names: ok, nxdomain, servfail, timeout; stale counts answers served past their time";
     DNS_AGE_SECONDS "forebay_dns_age_seconds" Gauge Seconds [] "Age of the oldest answer in use";
+    BAD_TRACE_PARENTS "forebay_trace_parents_rejected_total" Counter Count [] "Calls whose traceparent is not valid: they begin a trace of their own";
+    TRACE_SPANS "forebay_trace_spans_total" Counter Count ["result"] "Spans of finished loads: exported, rejected by the collector, or dropped because it is slow (queue_full) or fails (failed)";
     DEGRADED "forebay_degraded" Gauge Count ["what"] "1 where something asked for could not be had";
 }
 
@@ -216,6 +218,17 @@ pub(crate) fn failed(failure: &Failure) {
         _ => {}
     }
     stages(&failure.stages);
+}
+
+/// A call has a `traceparent` that is not valid.
+pub(crate) fn bad_trace_parent() {
+    counter!(BAD_TRACE_PARENTS).increment(1);
+}
+
+/// What became of spans that were to be exported.
+#[cfg_attr(not(feature = "otlp"), expect(dead_code, reason = "only exports have spans"))]
+pub(crate) fn spans(result: &'static str, count: u64) {
+    counter!(TRACE_SPANS, "result" => result).increment(count);
 }
 
 /// A chunk's bytes differ from their digest.

@@ -12,6 +12,7 @@ mod packing;
 pub(crate) mod serve;
 mod status;
 mod stream;
+mod traced;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,9 +30,11 @@ use crate::deadline::{Deadline, parse_grpc_timeout};
 use crate::handoff::{Peer, Sessions};
 use crate::load::Stages;
 use crate::metrics;
+use crate::otlp::Exporter;
 use crate::pack::Packer;
 use crate::timeline::Timeline;
-use stream::{Ending, GuardedStream, PAGE_QUEUE};
+use crate::trace::TraceContext;
+use stream::{Ending, GuardedStream, PAGE_QUEUE, Told};
 
 /// Checkpoints of one `List` message.
 const LIST_PAGE: usize = 100;
@@ -47,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) origins: Arc<Origins>,
     /// Writes checkpoints anew.
     pub(crate) packer: Packer,
+    /// Where spans of finished loads go, if they are exported.
+    pub(crate) exporter: Option<Exporter>,
     /// Names of origins, looked up ahead of time.
     pub(crate) resolver: Arc<AheadResolver>,
     /// The tree that streams run in.
@@ -75,6 +80,13 @@ impl Shared {
         }
         client_gone()
     }
+
+    /// What a load did, to whoever records traces. It was answered by then.
+    fn export(&self, told: Told<'_>, failed: Option<&Failure>) {
+        if let Some(exporter) = &self.exporter {
+            exporter.finished(told.trace, told.timeline, failed);
+        }
+    }
 }
 
 /// The service.
@@ -89,6 +101,7 @@ struct Context {
     peer: Peer,
     deadline: Deadline,
     opened: Instant,
+    trace: TraceContext,
 }
 
 impl Service {
@@ -98,14 +111,15 @@ impl Service {
 
     fn context<T>(&self, method: &'static str, request: &Request<T>) -> Result<Context, Status> {
         let opened = Instant::now();
+        let trace = traced::context(request.metadata()).map_err(|failure| failure.to_status())?;
         let budget = self.budget(request.metadata()).map_err(|failure| {
             metrics::request_ended(method, failure.kind().as_str(), 0.0);
-            failure.to_status()
+            traced::named(failure, trace).to_status()
         })?;
         let peer = request.extensions().get::<Peer>().copied().ok_or_else(|| {
             Failure::new(Reason::Internal, "a request without its peer").to_status()
         })?;
-        Ok(Context { peer, deadline: Deadline::after(opened, budget), opened })
+        Ok(Context { peer, deadline: Deadline::after(opened, budget), opened, trace })
     }
 
     fn budget(&self, metadata: &MetadataMap) -> Result<Duration, Failure> {
@@ -141,7 +155,7 @@ impl Service {
                 outcome = answering => outcome,
                 () = gone.cancelled() => Err(shared.ended()),
             };
-            Ending { method, context: context.opened }.tell(outcome, &out, &gone).await;
+            Ending { method, context }.tell(outcome, &out, &gone).await;
         });
         stream
     }
@@ -154,7 +168,8 @@ impl Service {
     ) -> Result<Response<T>, Status> {
         let code = outcome.as_ref().map_or_else(|failure| failure.kind().as_str(), |_| "OK");
         metrics::request_ended(method, code, context.opened.elapsed().as_secs_f64());
-        outcome.map(Response::new).map_err(|failure| failure.to_status())
+        let named = |failure| traced::named(failure, context.trace).to_status();
+        outcome.map(Response::new).map_err(named)
     }
 }
 
@@ -199,16 +214,22 @@ impl Forebay for Service {
         let context = self.context("Load", &request)?;
         let (out, stream, gone) = stream::open(stream::GRANT_QUEUE, &self.shared.stop);
         let shared = Arc::clone(&self.shared);
+        let trace = traced::begin("Load", &context, request.metadata());
         let incoming = request.into_inner();
-        self.shared.tasks.spawn(async move {
-            let timeline = Arc::new(Timeline::new(context.opened));
+        self.shared.tasks.spawn(Arc::clone(&trace).run(async move {
+            let timeline = Arc::new(Timeline::of_trace(context.opened, trace.context()));
+            let told = Told { timeline: &timeline, trace: &trace };
             let outcome = tokio::select! {
-                outcome = stream::load(&shared, context, &timeline, incoming, &out) => outcome,
+                outcome = stream::load(&shared, context, told, incoming, &out) => outcome,
                 () = gone.cancelled() => Err(shared.ended()),
             };
-            let outcome = outcome.map_err(|failure| stream::with_account(failure, &timeline));
-            Ending { method: "Load", context: context.opened }.tell(outcome, &out, &gone).await;
-        });
+            let outcome = outcome.map_err(|failure| stream::with_account(failure, told.timeline));
+            let failed = outcome.as_ref().err().cloned();
+            Ending { method: "Load", context }.tell(outcome, &out, &gone).await;
+            // The client has the end of its stream before anything else is done.
+            drop(out);
+            shared.export(told, failed.as_ref());
+        }));
         Ok(Response::new(stream))
     }
 
@@ -219,16 +240,22 @@ impl Forebay for Service {
         let context = self.context("Prefetch", &request)?;
         let (out, stream, gone) = stream::open(PAGE_QUEUE, &self.shared.stop);
         let shared = Arc::clone(&self.shared);
+        let trace = traced::begin("Prefetch", &context, request.metadata());
         let asked = request.into_inner();
-        self.shared.tasks.spawn(async move {
-            let timeline = Arc::new(Timeline::new(context.opened));
+        self.shared.tasks.spawn(Arc::clone(&trace).run(async move {
+            let timeline = Arc::new(Timeline::of_trace(context.opened, trace.context()));
+            let told = Told { timeline: &timeline, trace: &trace };
             let outcome = tokio::select! {
-                outcome = stream::prefetch(&shared, context, &timeline, asked, &out) => outcome,
+                outcome = stream::prefetch(&shared, context, told, asked, &out) => outcome,
                 () = gone.cancelled() => Err(shared.ended()),
             };
-            let outcome = outcome.map_err(|failure| stream::with_account(failure, &timeline));
-            Ending { method: "Prefetch", context: context.opened }.tell(outcome, &out, &gone).await;
-        });
+            let outcome = outcome.map_err(|failure| stream::with_account(failure, told.timeline));
+            let failed = outcome.as_ref().err().cloned();
+            Ending { method: "Prefetch", context }.tell(outcome, &out, &gone).await;
+            // The client has the end of its stream before anything else is done.
+            drop(out);
+            shared.export(told, failed.as_ref());
+        }));
         Ok(Response::new(stream))
     }
 
@@ -239,15 +266,16 @@ impl Forebay for Service {
         let context = self.context("Stat", &request)?;
         let (out, stream, gone) = stream::open(PAGE_QUEUE, &self.shared.stop);
         let shared = Arc::clone(&self.shared);
+        let trace = traced::begin("Stat", &context, request.metadata());
         let uri = request.into_inner().uri;
-        self.shared.tasks.spawn(async move {
+        self.shared.tasks.spawn(trace.run(async move {
             let answering = context.deadline.cut(stream::stat(&shared, context, &uri, &out));
             let outcome = tokio::select! {
                 outcome = answering => outcome.map_err(|_expired| deadline()).and_then(|done| done),
                 () = gone.cancelled() => Err(shared.ended()),
             };
-            Ending { method: "Stat", context: context.opened }.tell(outcome, &out, &gone).await;
-        });
+            Ending { method: "Stat", context }.tell(outcome, &out, &gone).await;
+        }));
         Ok(Response::new(stream))
     }
 
@@ -309,15 +337,16 @@ impl Forebay for Service {
         let context = self.context("Verify", &request)?;
         let (out, stream, gone) = stream::open(PAGE_QUEUE, &self.shared.stop);
         let shared = Arc::clone(&self.shared);
+        let trace = traced::begin("Verify", &context, request.metadata());
         let uri = request.into_inner().uri;
-        self.shared.tasks.spawn(async move {
+        self.shared.tasks.spawn(trace.run(async move {
             let checking = context.deadline.cut(kept::verify(&shared.stages, &uri, &out));
             let outcome = tokio::select! {
                 outcome = checking => outcome.map_err(|_expired| deadline()).and_then(|done| done),
                 () = gone.cancelled() => Err(shared.ended()),
             };
-            Ending { method: "Verify", context: context.opened }.tell(outcome, &out, &gone).await;
-        });
+            Ending { method: "Verify", context }.tell(outcome, &out, &gone).await;
+        }));
         Ok(Response::new(stream))
     }
 
@@ -329,15 +358,16 @@ impl Forebay for Service {
         context.deadline = packing::deadline(context.opened, request.metadata());
         let (out, stream, gone) = stream::open(PAGE_QUEUE, &self.shared.stop);
         let shared = Arc::clone(&self.shared);
+        let trace = traced::begin("Pack", &context, request.metadata());
         let asked = request.into_inner();
-        self.shared.tasks.spawn(async move {
+        self.shared.tasks.spawn(trace.run(async move {
             let packing = context.deadline.cut(packing::pack(&shared, context, asked, &out));
             let outcome = tokio::select! {
                 outcome = packing => outcome.map_err(|_expired| deadline()).and_then(|done| done),
                 () = gone.cancelled() => Err(shared.ended()),
             };
-            Ending { method: "Pack", context: context.opened }.tell(outcome, &out, &gone).await;
-        });
+            Ending { method: "Pack", context }.tell(outcome, &out, &gone).await;
+        }));
         Ok(Response::new(stream))
     }
 

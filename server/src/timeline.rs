@@ -25,6 +25,7 @@ use forebay_proto::StageSeconds;
 use tokio::time::Instant;
 
 use crate::cost::FetchCost;
+use crate::trace::TraceContext;
 
 pub(crate) use attempts::{attempt_spans, call_spans};
 
@@ -219,6 +220,7 @@ impl ChunkTrace {
 #[derive(Debug)]
 pub(crate) struct Timeline {
     opened: Instant,
+    trace: Option<TraceContext>,
     inner: Mutex<Inner>,
 }
 
@@ -293,7 +295,17 @@ impl Drop for Spending<'_> {
 impl Timeline {
     /// A timeline that begins now.
     pub(crate) fn new(opened: Instant) -> Self {
-        Self { opened, inner: Mutex::default() }
+        Self { opened, trace: None, inner: Mutex::default() }
+    }
+
+    /// The same, of a load that belongs to a trace.
+    pub(crate) fn of_trace(opened: Instant, trace: TraceContext) -> Self {
+        Self { trace: Some(trace), ..Self::new(opened) }
+    }
+
+    /// The trace that it belongs to.
+    pub(crate) fn trace(&self) -> Option<TraceContext> {
+        self.trace
     }
 
     /// When the load was opened.
@@ -407,6 +419,16 @@ impl Timeline {
     pub(crate) fn len(&self) -> usize {
         let inner = self.lock();
         inner.load.len() + inner.chunks.values().map(|trace| trace.spans.len()).sum::<usize>()
+    }
+
+    /// Reads the spans of the load, and those of each chunk. Nobody can write meanwhile.
+    #[cfg(feature = "otlp")]
+    pub(crate) fn read<T>(
+        &self,
+        read: impl FnOnce(&[Span], &BTreeMap<usize, ChunkTrace>) -> T,
+    ) -> T {
+        let inner = self.lock();
+        read(&inner.load, &inner.chunks)
     }
 
     /// When the first chunk was readable by the client.

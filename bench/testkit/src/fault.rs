@@ -293,6 +293,7 @@ mod tests {
             range: Some(100..200),
             if_match: None,
             if_unmodified_since: None,
+            traceparent: None,
         }
     }
 

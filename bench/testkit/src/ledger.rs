@@ -39,6 +39,7 @@ pub(crate) struct Target {
     pub(crate) range: Option<Range<u64>>,
     pub(crate) if_match: Option<String>,
     pub(crate) if_unmodified_since: Option<String>,
+    pub(crate) traceparent: Option<String>,
 }
 
 /// Sums over requests.
@@ -80,6 +81,8 @@ pub struct RequestRecord {
     pub if_match: Option<String>,
     /// Its `If-Unmodified-Since`.
     pub if_unmodified_since: Option<String>,
+    /// Its `traceparent`.
+    pub traceparent: Option<String>,
     /// The status answered; 0 while or where no response was made.
     pub status: u16,
     /// Body bytes handed to the connection so far.
@@ -134,6 +137,7 @@ impl Entry {
             range: self.target.range.clone(),
             if_match: self.target.if_match.clone(),
             if_unmodified_since: self.target.if_unmodified_since.clone(),
+            traceparent: self.target.traceparent.clone(),
             status: self.status.load(Ordering::Relaxed),
             body_bytes: self.body_bytes.load(Ordering::Relaxed),
         }

@@ -37,6 +37,8 @@ use crate::pace::Pace;
 use crate::plan::{Before, Bend, Plan, Refusal, Script};
 use crate::random::mix;
 
+const TRACEPARENT: http::HeaderName = http::HeaderName::from_static("traceparent");
+
 /// Where a fake origin listens and how fast it is.
 #[derive(Clone, Debug)]
 pub struct LinkOptions {
@@ -277,6 +279,7 @@ impl Gate {
             range: head::requested_range(&parts.headers),
             if_match: head::header(&parts.headers, &http::header::IF_MATCH),
             if_unmodified_since: head::header(&parts.headers, &http::header::IF_UNMODIFIED_SINCE),
+            traceparent: head::header(&parts.headers, &TRACEPARENT),
         };
         let entry = self.shared.ledger.open(target.clone());
         let plan = self.shared.faults.strike(&target).map_or_else(Plan::default, Plan::from);

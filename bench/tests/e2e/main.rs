@@ -59,4 +59,6 @@ mod secrets;
 #[cfg(test)]
 mod shapes;
 #[cfg(test)]
+mod traces;
+#[cfg(test)]
 mod zst;

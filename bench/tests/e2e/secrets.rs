@@ -2,12 +2,22 @@
 
 use std::time::Duration;
 
-use forebay_client::{CallOptions, LoadRequest, PrefetchRequest, Reason};
+use forebay_client::{CallOptions, LoadRequest, PrefetchRequest, Reason, TraceParent};
 use forebay_testkit::{Content, Fault, FaultRule, HttpOptions, HttpOrigin};
+use serde_json::Value;
 
 use crate::harness::{CHUNK, NodeSpec, digests, failure, s3, s3_uri};
 
+const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 const QUERY: &str = "X-Amz-Signature=canary-sig&X-Amz-Credential=canary%2Fcred";
+
+/// Lines about loads say whose they are: what is looked through has the spans in it.
+#[track_caller]
+fn assert_traced(log: &str) {
+    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let traced = |line: &Value| line["trace_id"] == PARENT[3..35] && line["load_id"].is_string();
+    assert!(lines.filter(traced).count() > 5, "{log}");
+}
 
 #[tokio::test]
 async fn a_presigned_query_is_shown_by_nothing() {
@@ -60,7 +70,8 @@ async fn a_presigned_query_is_shown_by_nothing() {
         (format!("{host}?{QUERY}"), None),
         (format!("{host}/blob/?{QUERY}"), None),
     ];
-    let options = CallOptions { deadline: Some(Duration::from_secs(2)), trace_parent: None };
+    let trace_parent = Some(TraceParent::parse(PARENT).unwrap());
+    let options = CallOptions { deadline: Some(Duration::from_secs(2)), trace_parent };
     let client = node.client.with_options(options);
     for (uri, reason) in failing {
         let error = failure(&client, LoadRequest::new(&uri)).await;
@@ -77,7 +88,9 @@ async fn a_presigned_query_is_shown_by_nothing() {
     heard.push(format!("{error:?}"));
 
     heard.push(node.get("/metrics").await.1);
-    heard.push(node.daemon.log());
+    let log = node.daemon.log();
+    assert_traced(&log);
+    heard.push(log);
     for text in heard {
         assert!(!text.contains("canary"), "{text}");
     }

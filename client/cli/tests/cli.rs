@@ -219,6 +219,7 @@ fn load_prints_one_object_with_every_field() {
     assert_eq!(json["digests"][3], json!({"key": "d e/ü", "sha256": sha256(&fake.object(3))}));
     for field in [
         "load_id",
+        "trace_id",
         "uri",
         "revision",
         "bytes",

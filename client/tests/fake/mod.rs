@@ -914,6 +914,7 @@ async fn load(
         checkpoint_bytes: script.objects.iter().map(|(_, bytes)| bytes.len() as u64).sum(),
         chunk_bytes: script.chunk_bytes as u64,
         window_bytes: u64::from(script.slots) * script.chunk_bytes as u64,
+        trace_id: String::new(),
     };
     say(out, Event::Opened(opened)).await?;
     for page in script.pages() {

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use super::{Malformed, Manifest, ObjectIndex, Revision, Tier, is_load_id};
+use super::{Malformed, Manifest, ObjectIndex, Revision, Tier, is_load_id, is_trace_id};
 use crate::pb;
 
 /// Names the handoff session of a process. Whoever knows it can attach: never shown.
@@ -60,6 +60,8 @@ pub struct Opened {
     pub chunk_bytes: usize,
     /// At most this many bytes can be leased to the load at one time.
     pub window_bytes: u64,
+    /// The trace it belongs to, 32 hex digits; empty from a daemon that does not say.
+    pub trace_id: String,
 }
 
 impl Opened {
@@ -80,6 +82,9 @@ impl Opened {
         if opened.granted_bytes > 0 && opened.window_bytes == 0 {
             return bad("a window of 0 bytes".into());
         }
+        if !is_trace_id(&opened.trace_id) {
+            return bad(format!("trace id {:?}", opened.trace_id));
+        }
         Ok(Self {
             load_id: opened.load_id,
             session: SessionToken(opened.session.to_vec()),
@@ -92,6 +97,7 @@ impl Opened {
             checkpoint_bytes: opened.checkpoint_bytes,
             chunk_bytes,
             window_bytes: opened.window_bytes,
+            trace_id: opened.trace_id,
         })
     }
 }
@@ -226,6 +232,7 @@ mod tests {
             pb::LoadOpened { chunk_bytes: 0, ..opened() },
             pb::LoadOpened { chunk_bytes: u64::MAX, ..opened() },
             pb::LoadOpened { window_bytes: 0, ..opened() },
+            pb::LoadOpened { trace_id: "Ab".repeat(16), ..opened() },
         ] {
             Opened::receive(bad).unwrap_err();
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{BytesByTier, Malformed, Revision, required, span};
+use super::{BytesByTier, Malformed, Revision, is_trace_id, required, span};
 use crate::pb;
 
 const MESSAGE: &str = "LoadReport";
@@ -91,6 +91,8 @@ pub struct Report {
     pub placement: Option<PlacementReport>,
     /// What the client copied the bytes to, if it did.
     pub device: Option<DeviceUse>,
+    /// The trace it belongs to, 32 hex digits; empty from a daemon that does not say.
+    pub trace_id: String,
 }
 
 /// Objects of a load by what their bytes were held to, now or when they were first fetched.
@@ -166,6 +168,9 @@ impl Report {
             Ok(IdleTime { time: time("device_idle.seconds", idle.seconds)?, cause: idle.cause })
         });
         let verified = report.verified.unwrap_or_default();
+        if !is_trace_id(&report.trace_id) {
+            return Err(Malformed::new(MESSAGE, format!("trace id {:?}", report.trace_id)));
+        }
         Ok(Self {
             load_id: report.load_id,
             uri: report.uri,
@@ -199,6 +204,7 @@ impl Report {
             },
             placement: report.placement.map(PlacementReport::receive),
             device: report.device.map(DeviceUse::receive),
+            trace_id: report.trace_id,
         })
     }
 }
@@ -293,6 +299,7 @@ mod tests {
             pb::LoadReport { wall_seconds: f64::NAN, ..report() },
             pb::LoadReport { unattributed_seconds: -1.0, ..report() },
             pb::LoadReport { revision: String::new(), ..report() },
+            pb::LoadReport { trace_id: "4bf9".into(), ..report() },
         ] {
             Report::receive(bad).unwrap_err();
         }

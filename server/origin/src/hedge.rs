@@ -103,7 +103,7 @@ impl ObjectOrigin {
         let start = request.range.start + length(at);
         let rest = ReadRequest { range: start..request.range.end, ..request.clone() };
         let avoid = attempt.probe.seen().mark.map(|mark| mark.address());
-        let route = Route { first: true, fresh: true, avoid };
+        let route = Route { first: true, fresh: true, avoid, trace: attempt.trace() };
         let copy = Attempt::new(route, &self.counters, Some(permit));
         let work = self.read_once(&rest, path, &mut into, &copy.probe);
         let mut second = Box::pin(copy.run(work));

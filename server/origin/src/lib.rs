@@ -45,6 +45,7 @@ mod sink;
 mod stats;
 mod store;
 mod terms;
+mod trace;
 mod transport;
 mod tries;
 mod uri;
@@ -74,4 +75,5 @@ pub use store::{
     ReadRequest, ReadTerms,
 };
 pub use terms::Spent;
+pub use trace::TraceTag;
 pub use uri::{OriginUri, Scheme, UriError};

@@ -211,7 +211,8 @@ impl Origins {
             }
             scheme => {
                 let transport = self.transport(open, block).map_err(local)?;
-                let transport = transport.counting(Arc::clone(&counters));
+                let traced = block.trace.unwrap_or(self.settings.trace);
+                let transport = transport.counting(Arc::clone(&counters)).tracing(traced);
                 let env = &self.settings.env;
                 let plan = Plan { bucket: uri.authority(), block, env, transport };
                 let cloud = match scheme {

@@ -25,6 +25,8 @@ pub struct OriginSettings {
     pub retry: RetryPolicy,
     /// What is done about slow and failing endpoints.
     pub engine: EngineSettings,
+    /// Whether requests say which trace they belong to, where an origin's block does not say.
+    pub trace: bool,
 }
 
 /// Settings of the origins under a prefix.
@@ -51,6 +53,8 @@ pub struct OriginBlock {
     pub max_bytes_per_second: Option<u64>,
     /// Requests to this origin at a time, and idle connections kept.
     pub max_connections: Option<usize>,
+    /// Whether requests say which trace they belong to; none: as the settings do.
+    pub trace: Option<bool>,
 }
 
 impl Default for OriginBlock {
@@ -66,6 +70,7 @@ impl Default for OriginBlock {
             checksums: true,
             max_bytes_per_second: None,
             max_connections: None,
+            trace: None,
         }
     }
 }
@@ -186,6 +191,7 @@ impl fmt::Debug for OriginSettings {
             .field("timeouts", &self.timeouts)
             .field("retry", &self.retry)
             .field("engine", &self.engine)
+            .field("trace", &self.trace)
             .finish()
     }
 }

@@ -27,6 +27,7 @@ use crate::schedule::{RetryPolicy, next_wait};
 use crate::stats::{Counters, InFlight};
 use crate::store::{AttemptOutcome, AttemptRecord, ReadRecord, ReadTerms};
 use crate::terms::OnWire;
+use crate::trace::TraceTag;
 use crate::transport::probe::{Probe, ROUTE, Route, Seen, WRITE};
 
 /// The largest answer to a write.
@@ -102,6 +103,11 @@ impl Attempt {
             _inflight: counters.begin(),
             permit,
         }
+    }
+
+    /// The trace that it belongs to.
+    pub(crate) fn trace(&self) -> Option<TraceTag> {
+        self.route.trace
     }
 
     /// Runs the attempt's work where the transport can see its route.
@@ -202,7 +208,8 @@ impl<'a> Tries<'a> {
             spent.retries += u32::from(retry);
         }
         self.generation = self.ground.renewal.map_or(0, Renewal::generation);
-        let route = Route { first: !retry, fresh: retry || self.fresh, avoid: self.avoid };
+        let (fresh, trace) = (retry || self.fresh, TraceTag::current());
+        let route = Route { first: !retry, fresh, avoid: self.avoid, trace };
         Ok(Attempt::new(route, self.ground.counters, permit))
     }
 

@@ -35,6 +35,9 @@ pub struct Flags {
     /// Form of the log: human or json
     #[arg(long, value_name = "FORM")]
     pub(crate) log: Option<String>,
+    /// Where spans of finished loads go, over OTLP/gRPC: http://HOST:PORT, or `off`
+    #[arg(long, value_name = "URL")]
+    pub(crate) otlp_endpoint: Option<String>,
     /// Print the resolved settings and exit
     #[arg(long)]
     pub(crate) check_config: bool,

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
 /// Settings of the top level: file key, and the flag and variable of the same name.
-pub(crate) const KEYS: [&str; 21] = [
+pub(crate) const KEYS: [&str; 23] = [
     "listen",
     "cache_dir",
     "ram",
@@ -30,11 +30,13 @@ pub(crate) const KEYS: [&str; 21] = [
     "drain",
     "first_byte_timeout",
     "body_idle_timeout",
+    "trace_origins",
+    "otlp_endpoint",
     "origin",
 ];
 
 /// Settings of one `[[origin]]`.
-pub(crate) const ORIGIN_KEYS: [&str; 10] = [
+pub(crate) const ORIGIN_KEYS: [&str; 11] = [
     "prefix",
     "endpoint",
     "region",
@@ -45,6 +47,7 @@ pub(crate) const ORIGIN_KEYS: [&str; 10] = [
     "checksums",
     "max_bytes_per_second",
     "max_connections",
+    "trace",
 ];
 
 /// The prefix of environment variables: `FOREBAY_RAM` is `ram`.
@@ -115,6 +118,7 @@ pub(crate) struct RawOrigin {
     pub(crate) checksums: Option<bool>,
     pub(crate) max_bytes_per_second: Option<String>,
     pub(crate) max_connections: Option<usize>,
+    pub(crate) trace: Option<bool>,
 }
 
 /// All settings as written. Lists are joined by commas.
@@ -191,6 +195,7 @@ impl Raw {
                 ca_file: text("ca_file"),
                 anonymous: truth("anonymous")?,
                 checksums: truth("checksums")?,
+                trace: truth("trace")?,
                 max_bytes_per_second: text("max_bytes_per_second"),
                 max_connections: match text("max_connections") {
                     None => None,

@@ -16,6 +16,7 @@ use crate::ram::CachedCheckpoint;
 use crate::report::{DeviceKind, DeviceUse, Report, Tier, TierBytes};
 use crate::resolve::{Manifest, Object, Revision, Tensor};
 use crate::timeline::{Kind, Stage};
+use crate::trace::TraceContext;
 
 /// Objects or tensors of one page: some hundreds of kilobytes at most, as keys have at most 1 KiB
 /// and names at most 4 KiB.
@@ -128,7 +129,7 @@ pub(super) fn client_event(event: pb::load_request::Event) -> Result<ClientEvent
     }
 }
 
-pub(super) fn opened(opened: &Opened, session: &[u8]) -> pb::LoadOpened {
+pub(super) fn opened(opened: &Opened, session: &[u8], trace: TraceContext) -> pb::LoadOpened {
     let manifest = opened.plan.manifest();
     pb::LoadOpened {
         load_id: opened.load_id.clone(),
@@ -142,6 +143,7 @@ pub(super) fn opened(opened: &Opened, session: &[u8]) -> pb::LoadOpened {
         checkpoint_bytes: manifest.bytes(),
         chunk_bytes: opened.chunk_bytes,
         window_bytes: opened.window_bytes,
+        trace_id: trace.trace_id.to_string(),
     }
 }
 
@@ -229,7 +231,7 @@ fn stage(stage: &StageSeconds) -> pb::StageTime {
     }
 }
 
-pub(super) fn report(report: &Report) -> pb::LoadReport {
+pub(super) fn report(report: &Report, trace: Option<TraceContext>) -> pb::LoadReport {
     let tally = &report.tally;
     pb::LoadReport {
         load_id: report.load_id.clone(),
@@ -279,6 +281,7 @@ pub(super) fn report(report: &Report) -> pb::LoadReport {
             path: device.path.clone(),
             why: device.why.clone(),
         }),
+        trace_id: trace.map(|trace| trace.trace_id.to_string()).unwrap_or_default(),
     }
 }
 

@@ -39,7 +39,10 @@ pub(super) fn explained(load: &KeptLoad) -> pb::ExplainResponse {
     };
     pb::ExplainResponse {
         verdict,
-        report: load.failure.is_none().then(|| convert::report(&load.report)),
+        report: load
+            .failure
+            .is_none()
+            .then(|| convert::report(&load.report, load.timeline.trace())),
         failure: failure(load),
         opened_unix_seconds: opened(load),
         idle_seconds: idle.idle.as_secs_f64(),

@@ -10,11 +10,11 @@ use std::task::{Context as TaskContext, Poll};
 
 use forebay_proto::{Failure, Placement, Reason, pb};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 use tokio_stream::Stream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Status, Streaming};
 
+use super::traced::named;
 use super::{Context, Shared, client_gone, convert, deadline, shown_uri};
 use crate::admission::Lane;
 use crate::flight::Waiter;
@@ -25,6 +25,7 @@ use crate::numa::Placed;
 use crate::plan::{Selection, plan};
 use crate::report::Report;
 use crate::timeline::Timeline;
+use crate::trace::{About, RequestTrace};
 
 /// Grants on their way to the connection.
 pub(super) const GRANT_QUEUE: usize = 64;
@@ -67,10 +68,28 @@ pub(super) fn open<T>(
     (out, stream, gone)
 }
 
+/// Where a load writes down what it does.
+#[derive(Clone, Copy)]
+pub(super) struct Told<'a> {
+    pub(super) timeline: &'a Arc<Timeline>,
+    pub(super) trace: &'a RequestTrace,
+}
+
+impl Told<'_> {
+    /// It is known what is loaded.
+    fn is_about(&self, request: &LoadRequest) {
+        self.trace.is_about(About {
+            load_id: request.load_id.clone(),
+            uri: request.shown_uri.clone(),
+            lane: request.lane.as_str(),
+        });
+    }
+}
+
 /// The end of a call.
 pub(super) struct Ending {
     pub(super) method: &'static str,
-    pub(super) context: Instant,
+    pub(super) context: Context,
 }
 
 impl Ending {
@@ -81,7 +100,7 @@ impl Ending {
         out: &Out<T>,
         gone: &CancellationToken,
     ) {
-        let seconds = self.context.elapsed().as_secs_f64();
+        let seconds = self.context.opened.elapsed().as_secs_f64();
         let Err(failure) = outcome else {
             metrics::request_ended(self.method, "OK", seconds);
             return;
@@ -92,7 +111,7 @@ impl Ending {
         // A client that is gone is not told, nor is one that does not read while the daemon stops.
         tokio::select! {
             biased;
-            told = out.send(Err(failure.to_status())) => drop(told),
+            told = out.send(Err(named(failure, self.context.trace).to_status())) => drop(told),
             () = gone.cancelled() => {}
         }
     }
@@ -117,7 +136,7 @@ pub(super) fn with_account(mut failure: Failure, timeline: &Timeline) -> Failure
 pub(super) async fn load(
     shared: &Arc<Shared>,
     context: Context,
-    timeline: &Arc<Timeline>,
+    told: Told<'_>,
     mut incoming: Streaming<pb::LoadRequest>,
     out: &Out<pb::LoadResponse>,
 ) -> Result<(), Failure> {
@@ -142,14 +161,15 @@ pub(super) async fn load(
         deadline: context.deadline,
         expected: convert::expected(open.verify, open.sha256)?,
     };
+    told.is_about(&request);
     let stay = shared.sessions.enter(&open.session, context.peer)?;
     let token = stay.session().token();
     let (events, heard) = mpsc::channel(GRANT_QUEUE);
     let (said, client_events) = mpsc::channel(CLIENT_QUEUE);
-    let lending = lend(&shared.stages, &request, timeline, stay, (events, client_events));
+    let lending = lend(&shared.stages, &request, told.timeline, stay, (events, client_events));
     let talking = async {
-        let (ended, told) = tokio::join!(lending, tell(heard, token.as_bytes(), out));
-        ended.and(told)
+        let (ended, heard) = tokio::join!(lending, tell(heard, token.as_bytes(), told.trace, out));
+        ended.and(heard)
     };
     tokio::select! {
         ended = talking => ended,
@@ -202,6 +222,7 @@ async fn hear(
 async fn tell(
     mut heard: mpsc::Receiver<LoadEvent>,
     session: &[u8],
+    trace: &RequestTrace,
     out: &Out<pb::LoadResponse>,
 ) -> Result<(), Failure> {
     use pb::load_response::Event;
@@ -209,7 +230,7 @@ async fn tell(
     while let Some(event) = heard.recv().await {
         match event {
             LoadEvent::Opened(opened) => {
-                send(Event::Opened(convert::opened(&opened, session))).await?;
+                send(Event::Opened(convert::opened(&opened, session, trace.context()))).await?;
                 for page in convert::pages(opened.plan.manifest(), &[]) {
                     send(Event::Manifest(page)).await?;
                 }
@@ -217,8 +238,8 @@ async fn tell(
             LoadEvent::Granted(granted) => send(Event::Grant(convert::grant(&granted))).await?,
             LoadEvent::Complete => send(Event::Complete(pb::LoadComplete {})).await?,
             LoadEvent::Report(report) => {
-                ended("load", &report);
-                send(Event::Report(convert::report(&report))).await?;
+                ended("load", &report, trace);
+                send(Event::Report(convert::report(&report, Some(trace.context())))).await?;
             }
         }
     }
@@ -274,7 +295,7 @@ pub(super) async fn stat(
 pub(super) async fn prefetch(
     shared: &Arc<Shared>,
     context: Context,
-    timeline: &Arc<Timeline>,
+    told: Told<'_>,
     asked: pb::PrefetchRequest,
     out: &Out<pb::PrefetchResponse>,
 ) -> Result<(), Failure> {
@@ -297,6 +318,7 @@ pub(super) async fn prefetch(
         deadline: context.deadline,
         expected: Expected::default(),
     };
+    told.is_about(&request);
     let stay = shared.sessions.enter(&[], context.peer)?;
     let (steps, heard) = mpsc::channel(1);
     let send = |event: Event| send(out, pb::PrefetchResponse { event: Some(event) });
@@ -307,12 +329,12 @@ pub(super) async fn prefetch(
         }
         Ok::<(), Failure>(())
     };
-    let keeping = keep(&shared.stages, &request, wanted, timeline, stay, steps);
-    let (kept, told) = tokio::join!(keeping, telling);
-    told?;
+    let keeping = keep(&shared.stages, &request, wanted, told.timeline, stay, steps);
+    let (kept, heard) = tokio::join!(keeping, telling);
+    heard?;
     let report = kept?;
-    ended("prefetch", &report);
-    send(Event::Report(convert::report(&report))).await
+    ended("prefetch", &report, told.trace);
+    send(Event::Report(convert::report(&report, Some(told.trace.context())))).await
 }
 
 /// Sends messages one after the other.
@@ -328,8 +350,9 @@ async fn send<T>(out: &Out<T>, message: T) -> Result<(), Failure> {
 }
 
 /// Counts and logs a finished load.
-fn ended(what: &'static str, report: &Report) {
+fn ended(what: &'static str, report: &Report, trace: &RequestTrace) {
     metrics::load_ended(report);
+    trace.is_done(report);
     let bytes = report.tally.tiers.total();
     tracing::info!(
         load_id = report.load_id,

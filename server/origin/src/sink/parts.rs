@@ -27,6 +27,7 @@ use crate::filling::length;
 use crate::key::ObjectKey;
 use crate::pin::Pin;
 use crate::store::OriginStore;
+use crate::trace::TraceTag;
 
 /// The smallest part: S3 and Google want 5 MiB.
 const PART_BYTES_MIN: u64 = 8 << 20;
@@ -251,7 +252,8 @@ impl CloudUpload {
         self.filled = 0;
         let number = self.parts.len();
         self.parts.push(None);
-        self.sending.spawn(Arc::clone(&self.whole).send(id, number, payload));
+        let sending = Arc::clone(&self.whole).send(id, number, payload);
+        self.sending.spawn(TraceTag::carry(sending));
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::checksum::Checksums;
 use crate::engine::book::Mark;
 use crate::evidence::{Silence, TcpDelta};
+use crate::trace::TraceTag;
 
 tokio::task_local! {
     /// The route of the attempt that the current task makes.
@@ -29,6 +30,8 @@ pub(crate) struct Route {
     pub(crate) fresh: bool,
     /// ... and not to the address that has just failed, if there is another.
     pub(crate) avoid: Option<IpAddr>,
+    /// The trace that it belongs to.
+    pub(crate) trace: Option<TraceTag>,
 }
 
 impl Route {

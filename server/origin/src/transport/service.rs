@@ -37,6 +37,7 @@ use crate::engine::book::Mark;
 use crate::evidence::SocketEvidence;
 use crate::settings::Timeouts;
 use crate::stats::Counters;
+use crate::trace::TRACE_PARENT;
 use crate::uri::{Secret, WebTarget};
 
 /// Idle connections are closed before the origins do it (S3 and nginx keep them for 20 s or more).
@@ -78,6 +79,8 @@ pub(crate) struct Transport {
     pub(super) counters: Arc<Counters>,
     signed: Option<Arc<SignedTarget>>,
     probe: Option<Probe>,
+    /// Requests say which trace they belong to.
+    traced: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +125,7 @@ impl Transport {
             counters: Arc::default(),
             signed: None,
             probe: None,
+            traced: false,
         }
     }
 
@@ -133,6 +137,11 @@ impl Transport {
     /// This transport, counting for one origin.
     pub(crate) fn counting(&self, counters: Arc<Counters>) -> Self {
         Self { counters, ..self.clone() }
+    }
+
+    /// This transport, saying which trace its requests belong to, or not.
+    pub(crate) fn tracing(self, traced: bool) -> Self {
+        Self { traced, ..self }
     }
 
     /// This transport for a web server: redirects are followed, as web servers for large files make
@@ -156,6 +165,10 @@ impl Transport {
             let target = signed.for_path(request.uri().path());
             *request.uri_mut() = with_target(request.uri(), target.reveal())
                 .ok_or_else(|| HttpError::new(HttpErrorKind::Request, Refused::BadTarget))?;
+        }
+        let trace = Route::current().trace.filter(|_| self.traced);
+        if let Some(header) = trace.and_then(|trace| trace.header()) {
+            request.headers_mut().insert(TRACE_PARENT, header);
         }
         Ok(())
     }
@@ -252,8 +265,10 @@ impl Transport {
             if parts.uri.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
                 return Err(not_followed(probe, "a redirect from https to http"));
             }
-            // Whatever names the first host does not name the next.
+            // Whatever names the first host does not name the next, nor is it said to it whose trace
+            // this is.
             parts.headers.remove(HOST);
+            parts.headers.remove(TRACE_PARENT);
             parts.uri = next;
         }
         Err(not_followed(probe, "too many redirects"))
