@@ -544,6 +544,7 @@ mod tests {
                 bytes: 0,
                 address: None,
                 tcp: None,
+                cold_bytes: 0,
                 outcome: AttemptOutcome::Done,
             };
         let mut log = [attempt(10, Some(5), Some(20), 30), attempt(85, None, Some(10), 20)];

@@ -34,6 +34,7 @@ mod cost;
 mod cpu;
 mod digest;
 mod error;
+#[allow(dead_code, unused_imports, reason = "attribution and the doctor are to read all of it")]
 mod evidence;
 mod http;
 mod metrics;

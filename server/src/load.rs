@@ -32,6 +32,7 @@ use crate::admission::{Admission, AdmissionPermit, Holder, Lane};
 use crate::cpu::{NodeWorkers, Workers};
 use crate::deadline::{Deadline, Expired};
 use crate::decode::{DecodeError, Decoder};
+use crate::evidence::Evidence;
 use crate::fetch::{FetchedChunk, Fetcher, staged_bytes};
 use crate::flight::{FlightLog, Flights, Landed, Waiter};
 use crate::handoff::{Peer, SessionStay};
@@ -85,6 +86,8 @@ pub(crate) struct Stages {
     pub(crate) chunk_bytes: u64,
     /// How long a load may stand still.
     pub(crate) no_progress: Duration,
+    /// Looks at the machine while loads run.
+    pub(crate) evidence: Arc<Evidence>,
 }
 
 /// What a client asks for.
@@ -139,6 +142,7 @@ pub(crate) async fn lend(
     stay: SessionStay,
     talk: (mpsc::Sender<LoadEvent>, mpsc::Receiver<ClientEvent>),
 ) -> Result<(), Failure> {
+    let _sampling = stages.evidence.begin();
     let entry = stages.loads.enter(stay.load(), state_of(request, timeline));
     let state = Arc::clone(entry.state());
     let lending = async {
@@ -163,6 +167,7 @@ pub(crate) async fn lend(
         drop(permit);
         head.handed_over();
         conversation.linger().await?;
+        stages.evidence.look();
         let report = report(request, &head, timeline, tally, conversation.copies());
         let said = conversation.say(LoadEvent::Report(Box::new(report)));
         tokio::time::timeout(stages.no_progress, said).await.map_err(|_elapsed| lost())?

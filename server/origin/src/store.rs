@@ -83,6 +83,9 @@ pub struct AttemptRecord {
     pub address: Option<IpAddr>,
     /// What happened on its connection, where the kernel tells.
     pub tcp: Option<TcpDelta>,
+    /// Bytes of a file that were known not to be in the page cache when they were wanted: a disk
+    /// had to bring them. Counted from the first that was missing to the end of its piece of a MiB.
+    pub cold_bytes: u64,
     /// How it ended.
     pub outcome: AttemptOutcome,
 }

@@ -343,6 +343,7 @@ impl<'a> Tries<'a> {
             bytes,
             address: seen.mark.as_ref().map(Mark::address),
             tcp: seen.tcp,
+            cold_bytes: seen.cold_bytes,
             outcome,
         });
     }

@@ -94,6 +94,8 @@ pub(crate) struct Seen {
     pub(crate) broke: Option<(Break, String)>,
     /// What happened on the connection until now, or the end of the body.
     pub(crate) tcp: Option<TcpDelta>,
+    /// Bytes of a file that were not in the page cache.
+    pub(crate) cold_bytes: u64,
     /// The address that the request went to.
     pub(crate) mark: Option<Mark>,
     /// The address that it did not go to, because no handshake came about.
