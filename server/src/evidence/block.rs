@@ -39,8 +39,17 @@ impl CachePlace {
 /// The device, or why there is none.
 #[derive(Debug)]
 pub(super) enum BlockDevice {
-    Known { name: String, note: String, stat: KeptFile },
-    Unknown { why: String },
+    Known {
+        name: String,
+        /// What to know of it; may be empty.
+        note: String,
+        /// Its counters are not those of the disk.
+        hides_disk: bool,
+        stat: KeptFile,
+    },
+    Unknown {
+        why: String,
+    },
 }
 
 impl BlockDevice {
@@ -64,18 +73,20 @@ impl BlockDevice {
                 format!("{name} counts nothing: write 1 to {}/queue/iostats", folder.display());
             return Self::Unknown { why };
         }
-        if is_virtual(&folder, &name) {
-            notes.push(
-                "a virtual device: the queue of the host below it is hidden, so confidence \
-                        is low"
-                    .to_owned(),
-            );
+        let hides_disk = is_virtual(&folder, &name);
+        if hides_disk {
+            notes.push("a virtual device: it hides the queue below it, confidence is low".into());
         }
         let stat = KeptFile::open(folder.join("stat"));
         match stat.why_not() {
             Some(why) => Self::Unknown { why },
-            None => Self::Known { name, note: notes.join("; "), stat },
+            None => Self::Known { name, note: notes.join("; "), hides_disk, stat },
         }
+    }
+
+    /// Whether its counters are those of something above the disk.
+    pub(super) fn hides_disk(&self) -> bool {
+        matches!(self, Self::Known { hides_disk: true, .. })
     }
 
     pub(super) fn read(&self, buffer: &mut TextBuffer) -> Option<DiskSample> {
@@ -148,8 +159,7 @@ fn descend(top: &Path) -> (PathBuf, Vec<String>) {
                 folder.clone_from(only);
             }
             several => {
-                let low = "confidence is low";
-                notes.push(format!("an array over {} devices: {low}", several.len()));
+                notes.push(format!("an array over {} devices", several.len()));
                 break;
             }
         }
@@ -212,7 +222,7 @@ mod tests {
             let device = below(&tree, "/cache", device);
             let (available, why) = device.state();
             assert!(available && why.starts_with("nvme0n1") && why.contains(note), "{why}");
-            assert!(!why.contains("low"), "{why}");
+            assert!(!device.hides_disk(), "{why}");
             let disk = device.read(buffer).unwrap();
             assert_eq!((disk.reads, disk.read_bytes), (84930, 6_439_002 * 512));
             assert_eq!(disk.time_in_queue, Duration::from_millis(435_948));
@@ -223,7 +233,7 @@ mod tests {
     fn what_hides_its_queue_says_so() {
         let tree = machine();
         let (_, why) = below(&tree, "/cache", (9, 0)).state();
-        assert!(why.contains("over 2 devices") && why.contains("low"), "{why}");
+        assert!(why.contains("over 2 devices") && why.contains("confidence is low"), "{why}");
         let (_, why) = below(&tree, "/cache", (253, 9)).state();
         assert!(why.starts_with("zram0") && why.contains("virtual"), "{why}");
         tree.write(&format!("{DEVICES}/nvme0n1/queue/iostats"), "0\n");

@@ -88,7 +88,7 @@ impl Cgroup {
             return (false, why.to_owned());
         }
         let folder = self.cpu_folder.as_deref().unwrap_or_else(|| Path::new("?"));
-        (true, format!("{} groups, from {} up", self.cpu.len(), folder.display()))
+        (true, format!("from {} up", folder.display()))
     }
 
     /// The same of refaults.
@@ -148,6 +148,7 @@ impl Found<'_> {
     fn below(&self, mount: &Mount, path: &str) -> Option<(PathBuf, PathBuf)> {
         let top = self.roots.place(&mount.point);
         let relative = Path::new(path).strip_prefix(&mount.root).ok();
+        let relative = relative.filter(|relative| *relative != Path::new(""));
         let folder = relative.map(|relative| top.join(relative)).filter(|f| f.is_dir());
         top.is_dir().then(|| (folder.unwrap_or_else(|| top.clone()), top))
     }

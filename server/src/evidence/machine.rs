@@ -194,11 +194,12 @@ fn cache_facts(roots: &Roots, place: &CachePlace) -> Vec<Fact> {
         Some(mount) => mount_fact(mount),
         None => Fact::ok("cache_mount", "unknown: no mount that can be seen"),
     };
-    let (known, words) = BlockDevice::below(roots, Some(place)).state();
-    let device = Fact::ok("cache_device", &words);
+    let below = BlockDevice::below(roots, Some(place));
+    let (known, words) = below.state();
+    let device = Fact::ok("cache_device", words);
     let device = match known {
         false => device.but(Verdict::Warn, "waiting for the disk can be told from our side only"),
-        true if words.contains("low") => device
+        true if below.hides_disk() => device
             .but(Verdict::Warn, "put the cache on a local NVMe disk that the daemon sees itself"),
         true => device,
     };
