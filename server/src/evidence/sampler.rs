@@ -22,9 +22,9 @@ pub(crate) const PACE: Duration = Duration::from_millis(25);
 /// Every so many looks one reads everything.
 pub(crate) const THOROUGH_EVERY: u32 = 4;
 
-/// A thorough look that is not older than this stands for one at the begin or end of a load, so
-/// that many short loads do not look without end.
-const FRESH: Duration = Duration::from_millis(10);
+/// A thorough look that is not older than this stands for one at the end of a load: a load that is
+/// shorter does not pay for looks, and many short ones do not look without end.
+const FRESH: Duration = PACE;
 
 /// Looks at the machine while loads run.
 #[derive(Debug)]
@@ -49,9 +49,9 @@ impl Evidence {
         Self { host, samples, active: AtomicUsize::new(0), begun: Notify::new() }
     }
 
-    /// Looks at once, and then at the usual pace for as long as the answer is held.
+    /// Has the machine looked at at once, beside the caller, and then at the usual pace for as long
+    /// as the answer is held.
     pub(crate) fn begin(self: &Arc<Self>) -> Sampling {
-        self.look();
         if self.active.fetch_add(1, Ordering::AcqRel) == 0 {
             self.begun.notify_one();
         }
@@ -71,6 +71,7 @@ impl Evidence {
         loop {
             if self.active.load(Ordering::Acquire) == 0 {
                 self.begun.notified().await;
+                self.look();
                 continue;
             }
             tokio::time::sleep(PACE).await;
@@ -116,13 +117,16 @@ mod tests {
 
         let opened = Instant::now();
         let one = evidence.begin();
+        tokio::task::yield_now().await;
         assert_eq!(host.looks(), (1, 0), "at once");
         let other = evidence.begin();
+        tokio::task::yield_now().await;
         assert_eq!(host.looks(), (1, 0), "the same look is good for both");
         tokio::time::sleep(PACE * 8 + PACE / 2).await;
         let (thorough, glances) = host.looks();
         assert_eq!((thorough, glances), (1 + 2, 6));
         drop(one);
+        assert_eq!(host.looks().0, thorough, "one was taken just before");
         tokio::time::sleep(PACE * 4).await;
         assert!(host.looks().1 > glances, "the other load runs");
         drop(other);
@@ -136,6 +140,8 @@ mod tests {
         let again = evidence.begin();
         tokio::time::sleep(PACE * 3).await;
         assert!(host.looks().1 > ended.1, "a load after a pause is looked at again");
+        let before = host.looks().0;
         drop(again);
+        assert_eq!(host.looks().0, before + 1, "the last look of a load is thorough");
     }
 }
