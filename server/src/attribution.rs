@@ -149,9 +149,11 @@ pub(crate) trait HostTroubles: Sync {
 }
 
 /// Nobody looked.
+#[cfg(test)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Unwatched;
 
+#[cfg(test)]
 impl HostTroubles for Unwatched {
     fn between(&self, _from: Instant, _to: Instant) -> Option<Troubles> {
         None

@@ -39,7 +39,7 @@ use crate::admission::queue::Limits;
 use crate::config::{ConfigError, Flags, Settings};
 use crate::cpu::{NodeWorkers, Workers};
 use crate::decode::Decoder;
-use crate::evidence::KernelEvidence;
+use crate::evidence::{CachePlace, Evidence, KernelEvidence, ProcEvidence, Roots};
 use crate::fetch::Fetcher;
 use crate::flight::Flights;
 use crate::handoff::Sessions;
@@ -212,12 +212,12 @@ impl Daemon {
         let nvme = tiers::open_nvme(&settings, under, &mut degraded);
         let parts =
             Parts { origins: &origins, records, flights: &flights, ram, nvme, numa, workers };
-        let stages = build_stages(&settings, parts)?;
+        let stages = build_stages(&settings, parts, open_evidence(cache.as_ref()))?;
         let sessions = Arc::<Sessions>::default();
         let packer = Packer::start(Arc::clone(&origins))
             .map_err(DaemonError::system("start the pack workers"))?;
         let closing = CancellationToken::new();
-        let mut listeners = watch_runtime(&closing);
+        let mut listeners = JoinSet::new();
         let exporter = settings.otlp_endpoint.as_deref();
         let exporter = exporter.map(|url| Exporter::start(url, &mut listeners, &closing));
         let shared = Arc::new(Shared {
@@ -242,6 +242,7 @@ impl Daemon {
         let (health, health_service) = health_reporter();
         let routes = routes(&shared, health_service)?;
         let face = Face { routes, allow_uids: Arc::new(settings.allow_uids.clone()) };
+        watch(&mut listeners, &stages.evidence, &closing);
         places.serve(&mut listeners, &shared, &face, &closing)?;
         let metrics_at = serve_metrics(&settings, &mut listeners, &shared, recorder).await?;
         set_health(&health, ServingStatus::Serving).await;
@@ -331,6 +332,13 @@ fn survey(degraded: &mut Vec<String>) -> Result<(Arc<Numa>, Arc<NodeWorkers>), D
     Ok((Arc::new(numa), Arc::new(workers)))
 }
 
+/// The looks at this machine, and at the disk below the cache directory.
+fn open_evidence(cache: Option<&CacheDir>) -> Arc<Evidence> {
+    let place = cache.and_then(|cache| CachePlace::of(cache.path()).ok());
+    let host = ProcEvidence::open(Roots::system(), place.as_ref());
+    Arc::new(Evidence::new(Arc::new(host)))
+}
+
 /// One line, and a message to who waits for it.
 fn tell_ready(settings: &Settings, listen: &str, metrics: Option<&str>) {
     tracing::info!(
@@ -366,7 +374,11 @@ struct Parts<'a> {
     workers: Arc<NodeWorkers>,
 }
 
-fn build_stages(settings: &Settings, parts: Parts<'_>) -> Result<Arc<Stages>, DaemonError> {
+fn build_stages(
+    settings: &Settings,
+    parts: Parts<'_>,
+    evidence: Arc<Evidence>,
+) -> Result<Arc<Stages>, DaemonError> {
     let Parts { origins, records, flights, ram, nvme, numa, workers } = parts;
     let limits = Limits { queued_max: settings.max_queue, active_max: settings.max_loads };
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -399,6 +411,7 @@ fn build_stages(settings: &Settings, parts: Parts<'_>) -> Result<Arc<Stages>, Da
         workers,
         chunk_bytes: settings.chunk_bytes,
         no_progress: settings.no_progress,
+        evidence,
     };
     stages.admission.grow(stages.ram.pool().slots());
     Ok(Arc::new(stages))
@@ -476,16 +489,17 @@ async fn serve_metrics(
     Ok(Some(bound.to_string()))
 }
 
-/// The tasks that live until the end; the first of them measures how late the runtime is.
-fn watch_runtime(closing: &CancellationToken) -> JoinSet<()> {
-    let (mut tasks, closing) = (JoinSet::new(), closing.clone());
+/// The tasks that live until the end; the first of them measure how late the runtime is, and look
+/// at the machine.
+fn watch(tasks: &mut JoinSet<()>, evidence: &Arc<Evidence>, closing: &CancellationToken) {
+    let (evidence, closing) = (Arc::clone(evidence), closing.clone());
     tasks.spawn(async move {
         tokio::select! {
             () = lag::watch(metrics::runtime_lag) => {}
+            () = evidence.watch() => {}
             () = closing.cancelled() => {}
         }
     });
-    tasks
 }
 
 /// SIGTERM and SIGINT.

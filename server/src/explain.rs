@@ -5,6 +5,8 @@
 //! nowhere else; figures keep their sources, so that a page can show them and a script can read
 //! them.
 
+mod machine;
+
 use std::time::Duration;
 
 use crate::attribution::{Attribution, Cause, CauseTotal, Charge};
@@ -190,6 +192,7 @@ fn evidence(total: &CauseTotal, load: &KeptLoad) -> Vec<Fact> {
         }
         _ => {}
     }
+    facts.extend(load.host.iter().flat_map(|host| machine::facts(total.cause, host)));
     facts
 }
 
@@ -279,7 +282,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::attribution::Unwatched;
+    use crate::evidence::Samples;
     use crate::history::{History, Opening};
     use crate::timeline::{Clue, Span, Stage, Timeline};
 
@@ -296,9 +299,9 @@ mod tests {
                 Span::new(Stage::Publish, Kind::Service, at(700), at(700)),
             ],
         );
-        let history = History::default();
+        let (history, samples) = (History::default(), Samples::default());
         let opening = Opening { load_id: "l", uri: "s3://b/", lane: "interactive" };
-        let keeper = history.keeper(opening, &timeline, &Unwatched);
+        let keeper = history.keeper(opening, &timeline, &samples);
         tokio::time::advance(Duration::from_millis(700)).await;
         keeper.keep(Err(&Failure::new(Reason::Deadline, "late")));
         history.last().unwrap()

@@ -515,6 +515,7 @@ mod tests {
             head_tcp: None,
             waited: ms(30),
             silences: Vec::new(),
+            cold_bytes: 0,
             outcome,
         };
         let throttled = AttemptOutcome::Failed(OriginErrorKind::Throttled);

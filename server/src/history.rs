@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use forebay_proto::{Failure, Reason};
 use tokio::time::Instant;
 
-use crate::attribution::HostTroubles;
+use crate::evidence::{HostDelta, Samples};
 use crate::report::{Report, Subject, Tally, close};
 use crate::timeline::Timeline;
 
@@ -32,6 +32,8 @@ pub(crate) struct KeptLoad {
     pub(crate) timeline: Arc<Timeline>,
     /// When it was opened, by the clock on the wall.
     pub(crate) opened_at: SystemTime,
+    /// What the machine went through meanwhile.
+    pub(crate) host: Option<HostDelta>,
 }
 
 /// The last loads of a daemon.
@@ -54,7 +56,7 @@ pub(crate) struct Keeper<'a> {
     history: &'a History,
     opening: Opening<'a>,
     timeline: &'a Arc<Timeline>,
-    host: &'a dyn HostTroubles,
+    host: &'a Samples,
     opened_at: SystemTime,
     kept: bool,
 }
@@ -65,7 +67,7 @@ impl History {
         &'a self,
         opening: Opening<'a>,
         timeline: &'a Arc<Timeline>,
-        host: &'a dyn HostTroubles,
+        host: &'a Samples,
     ) -> Keeper<'a> {
         let since = timeline.opened().elapsed();
         let now = SystemTime::now();
@@ -117,7 +119,10 @@ impl Keeper<'_> {
 
     fn push(&self, report: Report, failure: Option<Failure>) {
         let timeline = Arc::clone(self.timeline);
-        self.history.push(KeptLoad { report, failure, timeline, opened_at: self.opened_at });
+        let opened = timeline.opened();
+        let host = self.host.between(opened, opened + report.wall);
+        let opened_at = self.opened_at;
+        self.history.push(KeptLoad { report, failure, timeline, opened_at, host });
     }
 }
 
@@ -136,7 +141,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::attribution::{Cause, Unwatched};
+    use crate::attribution::Cause;
     use crate::timeline::{Kind, Span, Stage};
 
     fn opening(load_id: &str) -> Opening<'_> {
@@ -160,9 +165,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_cut_off_is_kept_with_what_it_waited_for() {
-        let history = History::default();
+        let (history, samples) = (History::default(), Samples::default());
         let timeline = timeline(20);
-        let keeper = history.keeper(opening("a"), &timeline, &Unwatched);
+        let keeper = history.keeper(opening("a"), &timeline, &samples);
         tokio::time::advance(Duration::from_millis(20)).await;
         drop(keeper);
         let kept = history.last().unwrap();
@@ -175,11 +180,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_oldest_go_first_and_an_id_means_its_last_load() {
-        let history = History::default();
+        let (history, samples) = (History::default(), Samples::default());
         let failure = Failure::new(Reason::Deadline, "late");
         let keep = |id: &str, spans: u32| {
             let timeline = timeline(spans);
-            history.keeper(opening(id), &timeline, &Unwatched).keep(Err(&failure));
+            history.keeper(opening(id), &timeline, &samples).keep(Err(&failure));
         };
         for n in 0..=LOADS_MAX {
             keep(&n.to_string(), 1);

@@ -35,6 +35,7 @@ mod cost;
 mod cpu;
 mod digest;
 mod error;
+#[allow(dead_code, unused_imports, reason = "the doctor is to read all of it")]
 mod evidence;
 mod explain;
 mod history;

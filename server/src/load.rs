@@ -29,10 +29,10 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::admission::{Admission, AdmissionPermit, Holder, Lane};
-use crate::attribution::{HostTroubles, Unwatched};
 use crate::cpu::{NodeWorkers, Workers};
 use crate::deadline::{Deadline, Expired};
 use crate::decode::{DecodeError, Decoder};
+use crate::evidence::Evidence;
 use crate::fetch::{FetchedChunk, Fetcher, staged_bytes};
 use crate::flight::{FlightLog, Flights, Landed, Waiter};
 use crate::handoff::{Peer, SessionStay};
@@ -89,13 +89,8 @@ pub(crate) struct Stages {
     pub(crate) chunk_bytes: u64,
     /// How long a load may stand still.
     pub(crate) no_progress: Duration,
-}
-
-impl Stages {
-    /// What the machine went through.
-    fn troubles(&self) -> &dyn HostTroubles {
-        &Unwatched
-    }
+    /// Looks at the machine while loads run.
+    pub(crate) evidence: Arc<Evidence>,
 }
 
 /// What a client asks for.
@@ -150,6 +145,7 @@ pub(crate) async fn lend(
     stay: SessionStay,
     talk: (mpsc::Sender<LoadEvent>, mpsc::Receiver<ClientEvent>),
 ) -> Result<(), Failure> {
+    let _sampling = stages.evidence.begin();
     let entry = stages.loads.enter(stay.load(), state_of(request, timeline));
     let state = Arc::clone(entry.state());
     let keeper = keeper(stages, request, timeline);
@@ -175,6 +171,7 @@ pub(crate) async fn lend(
         drop(permit);
         head.handed_over();
         conversation.linger().await?;
+        stages.evidence.look();
         let report = Box::new(report(stages, request, &head, timeline, tally));
         let said = conversation.say(LoadEvent::Report(report.clone()));
         tokio::time::timeout(stages.no_progress, said).await.map_err(|_elapsed| lost())??;
@@ -202,7 +199,7 @@ fn keeper<'a>(
     stages.history.keeper(
         Opening { load_id, uri, lane: lane.as_str() },
         timeline,
-        stages.troubles(),
+        stages.evidence.samples(),
     )
 }
 
@@ -385,7 +382,7 @@ fn report(
         device: request.device.as_ref(),
     };
     let tally = Tally { cost: timeline.cost(), ..tally };
-    close(subject, timeline, tally, (Instant::now(), stages.troubles()))
+    close(subject, timeline, tally, (Instant::now(), stages.evidence.samples()))
 }
 
 /// One chunk's way into the cache, near a node if one is given: from the NVMe tier if it is there,

@@ -377,7 +377,8 @@ impl Forebay for Service {
     ) -> Result<Response<pb::ExplainResponse>, Status> {
         let context = self.context("Explain", &request)?;
         let load = explain::find(&self.shared, &request.into_inner().load_id);
-        Self::unary("Explain", context, load.map(|load| explain::explained(&load)))
+        let sources = self.shared.stages.evidence.sources();
+        Self::unary("Explain", context, load.map(|load| explain::explained(&load, &sources)))
     }
 
     async fn trace(

@@ -24,10 +24,11 @@
 //! is reported as hung, never frees memory that the device may still write.
 //!
 //! Engines have threads of their own and know no runtime: their futures can be awaited anywhere.
-//! Unsafe code lies in `buffer`, `crc`, `numa`, `target`, `tcp` and `uring`.
+//! Unsafe code lies in `buffer`, `crc`, `numa`, `page_cache`, `target`, `tcp` and `uring`.
 //!
-//! Beside that: what the kernel tells of TCP connections ([`tcp_info`]), and memory and threads on
-//! NUMA nodes ([`NumaPlan`]); and CRCs, with what only some processors have ([`WideCrc64Nvme`]).
+//! Beside that: what the kernel tells of TCP connections ([`tcp_info`]) and of the page cache
+//! ([`cache_state`]), and memory and threads on NUMA nodes ([`NumaPlan`]); and CRCs, with what only
+//! some processors have ([`WideCrc64Nvme`]).
 
 mod buffer;
 mod call;
@@ -42,6 +43,7 @@ mod error;
 mod file;
 mod numa;
 mod op;
+mod page_cache;
 mod progress;
 mod quota;
 mod stats;
@@ -64,6 +66,7 @@ pub use numa::{
     page_nodes, pin_thread,
 };
 pub use op::{Done, Failed, FileOffset, Lane, Op, OpKind, OpTimes, Outcome, Payload};
+pub use page_cache::{CacheState, CacheUnknown, cache_state, is_resident};
 pub use stats::{EngineKind, IoStats, LaneStats};
 pub use target::{Carried, StableBytes, StableBytesMut};
-pub use tcp::{TcpInfo, tcp_info};
+pub use tcp::{TcpInfo, tcp_info, unread_bytes};

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// More than any kernel answers so far (280 bytes on Linux 6.18).
 const INFO_BYTES: usize = 512;
 
-/// Fields of `TCP_INFO`; those this kernel does not have are zero.
+/// Fields of `TCP_INFO`; those this kernel does not have are zero, but for those that are optional.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TcpInfo {
     /// Time since the last data came.
@@ -29,6 +29,19 @@ pub struct TcpInfo {
     pub data_segments_received: u32,
     /// Segments received out of order.
     pub out_of_order: u32,
+    /// Bytes that the receive buffer is tuned for: with the round-trip time, they bound the rate.
+    pub receive_space: u32,
+    /// The window that is offered to the other side, in bytes; zero stops it. Since Linux 6.2.
+    pub receive_window: Option<u32>,
+}
+
+/// Bytes that came and were not read yet: while there are some, the network is not what its reader
+/// waits for.
+///
+/// # Errors
+/// If the kernel does not tell, as of a descriptor that is no socket and no pipe.
+pub fn unread_bytes(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(rustix::io::ioctl_fionread(socket)?)
 }
 
 /// Reads the state of a TCP socket.
@@ -59,10 +72,11 @@ pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
 impl TcpInfo {
     /// Offsets are those of `struct tcp_info` in the kernel's `uapi/linux/tcp.h`.
     fn parse(info: &[u8]) -> Self {
-        let small = |at: usize| {
+        let present = |at: usize| {
             let bytes = info.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
-            bytes.map_or(0, u32::from_ne_bytes)
+            bytes.map(u32::from_ne_bytes)
         };
+        let small = |at: usize| present(at).unwrap_or_default();
         let large = |at: usize| {
             let bytes = info.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
             bytes.map_or(0, u64::from_ne_bytes)
@@ -79,6 +93,8 @@ impl TcpInfo {
             bytes_received: large(128),
             data_segments_received: small(152),
             out_of_order: small(224),
+            receive_space: small(96),
+            receive_window: present(232),
         }
     }
 }
@@ -99,11 +115,17 @@ mod tests {
         let before = tcp_info(client.as_fd()).unwrap();
         assert_eq!((before.bytes_received, before.data_segments_received), (0, 0));
         server.write_all(&[7; 10_000]).unwrap();
+        // Peeking waits for all of them, and leaves them there.
+        let waiting = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::WAITALL;
+        rustix::net::recv(&client, &mut [0_u8; 10_000][..], waiting).unwrap();
+        assert_eq!(unread_bytes(client.as_fd()).unwrap(), 10_000);
         client.read_exact(&mut [0; 10_000]).unwrap();
+        assert_eq!(unread_bytes(client.as_fd()).unwrap(), 0);
         let after = tcp_info(client.as_fd()).unwrap();
         assert_eq!(after.bytes_received, 10_000);
         assert!(after.data_segments_received > 0 && after.rtt > Duration::ZERO);
         assert_eq!(after.out_of_order, 0, "nothing is lost on the loopback");
+        assert!(after.receive_space > 0 && after.receive_window.is_none_or(|bytes| bytes > 0));
     }
 
     #[test]
@@ -113,5 +135,7 @@ mod tests {
         assert_eq!(TcpInfo::parse(&[0xff; 60]).bytes_received, 0);
         assert_eq!(TcpInfo::parse(&[]), TcpInfo::default());
         assert_eq!(TcpInfo::parse(&[0xff; 300]).min_rtt, Duration::ZERO);
+        assert_eq!(TcpInfo::parse(&[1; 232]).receive_window, None, "Linux before 6.2");
+        assert_eq!(TcpInfo::parse(&[1; 236]).receive_window, Some(0x0101_0101));
     }
 }

@@ -30,6 +30,12 @@ pub struct TcpSnapshot {
     pub out_of_order: u64,
     /// Segments sent again by this side since then.
     pub retransmits: u64,
+    /// Bytes that came and were not read yet.
+    pub unread: u64,
+    /// Bytes that the receive buffer is tuned for.
+    pub receive_space: u64,
+    /// Bytes that the sender may still send; none where the kernel does not tell.
+    pub receive_window: Option<u64>,
 }
 
 /// What happened on a connection during an attempt.
@@ -51,6 +57,15 @@ pub struct TcpDelta {
     pub out_of_order: u64,
     /// Segments sent again by this side.
     pub retransmits: u64,
+    /// Bytes that had come and were not read at its end: if there are some, it is not the network
+    /// that is slow.
+    pub unread: u64,
+    /// Bytes that the receive buffer was tuned for at its end: with the receive round-trip time,
+    /// they bound the rate.
+    pub receive_space: u64,
+    /// Bytes that the sender might still send at its end: zero means that we had stopped it. None
+    /// where the kernel does not tell.
+    pub receive_window: Option<u64>,
 }
 
 /// A stretch of a body in which nothing came.
@@ -82,6 +97,9 @@ impl TcpSnapshot {
             segments_received: self.segments_received.saturating_sub(before.segments_received),
             out_of_order: self.out_of_order.saturating_sub(before.out_of_order),
             retransmits: self.retransmits.saturating_sub(before.retransmits),
+            unread: self.unread,
+            receive_space: self.receive_space,
+            receive_window: self.receive_window,
         }
     }
 }

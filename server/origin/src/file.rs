@@ -4,6 +4,10 @@
 //! Reading a file blocks, and object_store's own stream hops to a blocking thread for every 8 KiB.
 //! Here a read asks for pieces of 1 MiB, one ahead of the one in use, in buffers that go round. A
 //! thread never waits for a reader, so a read that nobody polls holds up no other.
+//!
+//! A piece is read without waiting as far as it is in the page cache, and the rest of it with: how
+//! much that was is told, since it is what a disk had to bring. Filesystems that cannot do that are
+//! read plainly, and tell nothing.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -15,7 +19,10 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::filling::length;
 
 /// Threads of one kind.
 const THREADS: usize = 4;
@@ -41,8 +48,16 @@ struct Job {
 }
 
 enum Task {
-    Read { file: Arc<File>, offset: u64, buffer: Vec<u8>, reply: Reply<Vec<u8>> },
+    Read { file: Arc<File>, offset: u64, buffer: Vec<u8>, reply: Reply<Piece> },
     Do(Work),
+}
+
+/// Bytes that follow each other in a file.
+#[derive(Debug, Default)]
+pub(crate) struct Piece {
+    pub(crate) bytes: Vec<u8>,
+    /// How many at its end were known not to be in the page cache.
+    pub(crate) cold_bytes: u64,
 }
 
 /// Something that blocks.
@@ -72,7 +87,7 @@ impl FileThreads {
             file: Arc::new(file),
             left: range,
             ahead: VecDeque::with_capacity(AHEAD),
-            current: Vec::new(),
+            current: Piece::default(),
         }
     }
 
@@ -122,7 +137,7 @@ impl FileThreads {
         file: &Arc<File>,
         offset: u64,
         buffer: Vec<u8>,
-    ) -> io::Result<Answer<Vec<u8>>> {
+    ) -> io::Result<Answer<Piece>> {
         let (reply, answer) = oneshot::channel();
         let file = Arc::clone(file);
         self.submit(Task::Read { file, offset, buffer, reply }).await?;
@@ -159,8 +174,8 @@ fn work(jobs: &Mutex<Receiver<Job>>) {
         let Ok(Job { task, _place }) = job else { return };
         let heard = match task {
             Task::Read { reply, .. } if reply.is_closed() => false,
-            Task::Read { file, offset, mut buffer, reply } => {
-                reply.send(file.read_exact_at(&mut buffer, offset).map(|()| buffer)).is_ok()
+            Task::Read { file, offset, buffer, reply } => {
+                reply.send(read_piece(&file, offset, buffer)).is_ok()
             }
             Task::Do(work) => {
                 work();
@@ -173,22 +188,44 @@ fn work(jobs: &Mutex<Receiver<Job>>) {
     }
 }
 
+/// Fills the buffer from a file: what is in the page cache first.
+fn read_piece(file: &File, offset: u64, mut buffer: Vec<u8>) -> io::Result<Piece> {
+    let (mut filled, mut cold) = (0, false);
+    while filled < buffer.len() {
+        let at = offset + length(filled);
+        let into = &mut [io::IoSliceMut::new(&mut buffer[filled..])];
+        match preadv2(file, into, at, ReadWriteFlags::NOWAIT) {
+            // The file is too short, which the read below says properly.
+            Ok(0) => break,
+            Ok(bytes) => filled += bytes,
+            Err(Errno::INTR) => {}
+            Err(errno) => {
+                cold = errno == Errno::AGAIN;
+                break;
+            }
+        }
+    }
+    let cold_bytes = if cold { length(buffer.len() - filled) } else { 0 };
+    file.read_exact_at(&mut buffer[filled..], offset + length(filled))?;
+    Ok(Piece { bytes: buffer, cold_bytes })
+}
+
 /// A range of a file, piece by piece, in order.
 #[derive(Debug)]
 pub(crate) struct Pieces {
     readers: Arc<FileThreads>,
     file: Arc<File>,
     left: Range<u64>,
-    ahead: VecDeque<Answer<Vec<u8>>>,
-    current: Vec<u8>,
+    ahead: VecDeque<Answer<Piece>>,
+    current: Piece,
 }
 
 impl Pieces {
     /// The next piece, or `None` behind the last one.
-    pub(crate) async fn next(&mut self) -> Option<io::Result<&[u8]>> {
+    pub(crate) async fn next(&mut self) -> Option<io::Result<&Piece>> {
         while self.ahead.len() < AHEAD && self.left.start < self.left.end {
             let bytes = PIECE_BYTES.min(self.left.end - self.left.start);
-            let mut buffer = std::mem::take(&mut self.current);
+            let mut buffer = std::mem::take(&mut self.current.bytes);
             buffer.resize(usize::try_from(bytes).unwrap_or(usize::MAX), 0);
             match self.readers.piece(&self.file, self.left.start, buffer).await {
                 Ok(answer) => self.ahead.push_back(answer),
@@ -213,7 +250,7 @@ mod tests {
     async fn all(mut pieces: Pieces) -> Vec<u8> {
         let mut got = Vec::new();
         while let Some(piece) = pieces.next().await {
-            got.extend_from_slice(piece.unwrap());
+            got.extend_from_slice(&piece.unwrap().bytes);
         }
         got
     }
@@ -232,5 +269,33 @@ mod tests {
         let mut pieces = readers.read(file.reopen().unwrap(), 3_499_999..3_500_001);
         let error = pieces.next().await.unwrap().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    async fn cold_bytes(mut pieces: Pieces) -> u64 {
+        let mut cold = 0;
+        while let Some(piece) = pieces.next().await {
+            cold += piece.unwrap().cold_bytes;
+        }
+        cold
+    }
+
+    #[tokio::test]
+    async fn what_a_disk_had_to_bring_is_told() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&vec![7; 3 << 20]).unwrap();
+        rustix::fs::fdatasync(&file).unwrap();
+        let readers = Arc::new(FileThreads::start("origin-file").unwrap());
+        let cold = || cold_bytes(readers.read(file.reopen().unwrap(), 0..3 << 20));
+        assert_eq!(cold().await, 0, "it was just written");
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let mut byte = [0];
+        let probe = &mut [io::IoSliceMut::new(&mut byte)];
+        match preadv2(&file, probe, 2 << 20, ReadWriteFlags::NOWAIT) {
+            Err(Errno::AGAIN) => {}
+            answer => return println!("skipped the part with dropped pages: {answer:?}"),
+        }
+        let told = cold().await;
+        assert!(told > 0 && told <= 3 << 20, "{told}");
+        assert_eq!(cold().await, 0, "the read brought it into the page cache");
     }
 }

@@ -247,7 +247,7 @@ impl ObjectOrigin {
                 filling.complete(&seen)
             }
             GetResultPayload::File(file, _) => {
-                self.read_file(request, path, file, wanted, filling).await
+                self.read_file((request, path), file, wanted, filling, probe).await
             }
         }
     }
@@ -256,21 +256,24 @@ impl ObjectOrigin {
     /// nothing else would tell a mix of two versions from one.
     async fn read_file(
         &self,
-        request: &ReadRequest,
-        path: &Path,
+        (request, path): (&ReadRequest, &Path),
         file: std::fs::File,
         wanted: Range<u64>,
         filling: &mut Filling<'_>,
+        probe: &Probe,
     ) -> Result<(), Fault> {
         let seen = Seen::default();
         let Backend::File { readers, .. } = &self.backend else {
             return Err(Fault::new(OriginErrorKind::Unsupported, &seen, "a file as an answer"));
         };
         let mut pieces = readers.read(file, wanted);
-        while let Some(bytes) = pieces.next().await {
-            let bytes = bytes.map_err(|error| Fault::of_io(&error))?;
-            self.counters.received(bytes.len());
-            filling.take(bytes, filling.filled, &seen)?;
+        while let Some(piece) = pieces.next().await {
+            let piece = piece.map_err(|error| Fault::of_io(&error))?;
+            self.counters.received(piece.bytes.len());
+            if piece.cold_bytes > 0 {
+                probe.note(|seen| seen.cold_bytes += piece.cold_bytes);
+            }
+            filling.take(&piece.bytes, filling.filled, &seen)?;
         }
         filling.complete(&seen)?;
         let after = self.head_once(&*self.store, &request.key, path, &Probe::new()).boxed().await?;

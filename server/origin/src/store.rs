@@ -89,6 +89,9 @@ pub struct AttemptRecord {
     pub waited: Duration,
     /// The longest of these waits, at most 16, in the order of time.
     pub silences: Vec<Silence>,
+    /// Bytes of a file that were known not to be in the page cache when they were wanted: a disk
+    /// had to bring them. Counted from the first that was missing to the end of its piece of a MiB.
+    pub cold_bytes: u64,
     /// How it ended.
     pub outcome: AttemptOutcome,
 }

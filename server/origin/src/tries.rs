@@ -360,6 +360,7 @@ impl<'a> Tries<'a> {
             head_tcp: seen.head_tcp,
             waited: seen.waited,
             silences: seen.silences,
+            cold_bytes: seen.cold_bytes,
             outcome,
         };
         journal::note(self.call, self.wanted_at, &record);

@@ -59,6 +59,7 @@ pub(crate) async fn keep(
     stay: SessionStay,
     progress: mpsc::Sender<Progress>,
 ) -> Result<Report, Failure> {
+    let _sampling = stages.evidence.begin();
     let entry = stages.loads.enter(stay.load(), state_of(request, timeline));
     let state = Arc::clone(entry.state());
     let keeper = keeper(stages, request, timeline);
@@ -102,6 +103,7 @@ async fn keep_all(
         pin.keep().await;
     }
     let tally = Tally { peak_slots: permit.peak_slots(), ..tally };
+    stages.evidence.look();
     Ok(report(stages, request, &head, timeline, tally))
 }
 

@@ -8,6 +8,7 @@ use forebay_proto::{Failure, Reason, pb};
 use tokio::time::Instant;
 
 use super::{Shared, convert};
+use crate::evidence::SourceState;
 use crate::explain::{Explanation, Told, explain};
 use crate::history::KeptLoad;
 
@@ -29,7 +30,7 @@ pub(super) fn find(shared: &Shared, load_id: &str) -> Result<Arc<KeptLoad>, Fail
 }
 
 /// Where its time went.
-pub(super) fn explained(load: &KeptLoad) -> pb::ExplainResponse {
+pub(super) fn explained(load: &KeptLoad, sources: &[SourceState]) -> pb::ExplainResponse {
     let idle = &load.report.idle;
     let Explanation { verdict, causes, gaps, confidence } = explain(load);
     let gap = |(from, to, cause): (Duration, Duration, crate::attribution::Cause)| pb::IdleGap {
@@ -50,12 +51,20 @@ pub(super) fn explained(load: &KeptLoad) -> pb::ExplainResponse {
         confidence,
         causes: causes.into_iter().map(cause).collect(),
         longest_gaps: gaps.into_iter().map(gap).collect(),
-        sources: Vec::new(),
+        sources: sources.iter().map(source).collect(),
         load_id: load.report.load_id.clone(),
         uri: load.report.uri.clone(),
         wall_seconds: load.report.wall.as_secs_f64(),
         critical_path: convert::path(&load.report),
         unattributed_seconds: load.report.unattributed.as_secs_f64(),
+    }
+}
+
+fn source(state: &SourceState) -> pb::EvidenceSource {
+    pb::EvidenceSource {
+        source: state.source.as_str().to_owned(),
+        available: state.available,
+        why: state.why.clone(),
     }
 }
 

@@ -154,6 +154,9 @@ fn body(attempt: &AttemptRecord, start: Instant, throttled: Option<Clue>, spans:
 
 /// What set the pace of a body beside its silences.
 fn pace(attempt: &AttemptRecord) -> Clue {
+    if attempt.cold_bytes > 0 {
+        return Clue::Cold(u32::try_from(attempt.cold_bytes.div_ceil(1024)).unwrap_or(u32::MAX));
+    }
     let silent: Duration = attempt.silences.iter().map(|silence| silence.length).sum();
     let moving = attempt.body.saturating_sub(silent);
     let waited = attempt.waited.saturating_sub(silent);
@@ -184,6 +187,7 @@ mod tests {
             head_tcp: None,
             waited: ms(body),
             silences: Vec::new(),
+            cold_bytes: 0,
             outcome: AttemptOutcome::Done,
         }
     }

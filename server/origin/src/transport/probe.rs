@@ -103,6 +103,8 @@ pub(crate) struct Seen {
     pub(crate) waited: Duration,
     /// The longest of these waits, in the order of time.
     pub(crate) silences: Vec<Silence>,
+    /// Bytes of a file that were not in the page cache.
+    pub(crate) cold_bytes: u64,
     /// The address that the request went to.
     pub(crate) mark: Option<Mark>,
     /// The address that it did not go to, because no handshake came about.

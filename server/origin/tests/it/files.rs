@@ -171,3 +171,28 @@ async fn ranges_of_large_files_come_in_pieces() {
         assert!(bytes == content[range]);
     }
 }
+
+#[tokio::test]
+async fn an_attempt_says_how_much_a_disk_had_to_bring() {
+    let (folder, store, prefix) = folder();
+    write(folder.path(), "o", &pattern(3_000_000));
+    let file = fs::File::open(folder.path().join("o")).unwrap();
+    rustix::fs::fdatasync(&file).unwrap();
+    let meta = store.head(&prefix.join("o").unwrap()).await.unwrap();
+    let cold = async || {
+        let read = store.read(&request(&meta, 0..3_000_000), &mut vec![0; 3_000_000]).await;
+        read.unwrap().attempt_log[0].cold_bytes
+    };
+    assert_eq!(cold().await, 0, "it was just written");
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    let mut byte = [0];
+    let into = &mut [std::io::IoSliceMut::new(&mut byte)];
+    let how = rustix::io::ReadWriteFlags::NOWAIT;
+    match rustix::io::preadv2(&file, into, 2_500_000, how) {
+        Err(rustix::io::Errno::AGAIN) => {}
+        answer => return println!("skipped the part with dropped pages: {answer:?}"),
+    }
+    let told = cold().await;
+    assert!(told > 0 && told <= 3_000_000, "{told}");
+    assert_eq!(cold().await, 0, "the read brought it into the page cache");
+}
