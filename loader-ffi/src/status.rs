@@ -3,12 +3,14 @@
 //! The numbers of errors are those of `ErrorKind::c_status`, so that every library and the wire
 //! tell the same kinds apart; a test holds the two together.
 
-use forebay_client::ClientError;
+use forebay_client::{ClientError, ErrorKind};
 
 /// It worked.
 pub const FB_OK: i32 = 0;
 /// It worked, and there is no further one. No error.
 pub const FB_END: i32 = 1;
+/// It is not done yet. No error.
+pub const FB_PENDING: i32 = 2;
 /// The callback of the caller ended the load.
 pub const FB_CANCELLED: i32 = -1;
 /// The caller's mistake: correct the call.
@@ -35,9 +37,14 @@ pub const FB_UNAUTHENTICATED: i32 = -16;
 pub const FB_BUSY: i32 = -100;
 /// The handle is NULL, closed, or of another kind.
 pub const FB_BAD_HANDLE: i32 = -101;
+/// The device or its driver failed, or has no room: `fb_last_error` has what the driver said.
+pub const FB_DEVICE_FAILED: i32 = -102;
+
+/// The stage of failures of a device.
+const DEVICE_STAGE: &str = "dma";
 
 /// A call that failed: its status, and a sentence for a person.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Fault {
     pub(crate) status: i32,
     pub(crate) text: String,
@@ -55,7 +62,13 @@ impl Fault {
 
 impl From<ClientError> for Fault {
     fn from(error: ClientError) -> Self {
-        Self::new(error.kind().c_status(), error.to_string())
+        let of_device = error.failure().stage.as_deref() == Some(DEVICE_STAGE);
+        let status = match error.kind() {
+            // A device that fails is no bug of ours.
+            ErrorKind::Internal if of_device => FB_DEVICE_FAILED,
+            kind => kind.c_status(),
+        };
+        Self::new(status, error.to_string())
     }
 }
 
@@ -64,6 +77,7 @@ pub(crate) fn meaning(status: i32) -> &'static [u8] {
     match status {
         FB_OK => b"ok\0",
         FB_END => b"nothing follows\0",
+        FB_PENDING => b"not done yet\0",
         FB_CANCELLED => b"ended by the caller's callback\0",
         FB_INVALID_ARGUMENT => b"invalid argument: correct the call\0",
         FB_DEADLINE_EXCEEDED => b"deadline exceeded: the time budget is spent\0",
@@ -77,13 +91,14 @@ pub(crate) fn meaning(status: i32) -> &'static [u8] {
         FB_UNAUTHENTICATED => b"unauthenticated: credentials are missing or have expired\0",
         FB_BUSY => b"busy: in use by another thread, or with tensors that are not released\0",
         FB_BAD_HANDLE => b"bad handle: NULL, closed, or of another kind\0",
+        FB_DEVICE_FAILED => b"the device or its driver failed, or has no room\0",
         _ => b"no status of this version of Forebay\0",
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use forebay_client::ErrorKind;
+    use forebay_client::DeviceError;
 
     use super::*;
 
@@ -106,5 +121,16 @@ mod tests {
         for (kind, status) in PROMISED {
             assert_eq!(kind.c_status(), status, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn what_a_device_fails_at_is_told_from_mistakes_and_bugs() {
+        let device = || "cuda:0".to_owned();
+        let failed = DeviceError::CopyFailed { device: device(), bytes: 1, reason: device() };
+        let full = DeviceError::OutOfMemory { device: device(), bytes: 1, reason: device() };
+        let missing = DeviceError::Unavailable { device: device(), reason: device() };
+        let status = |error: DeviceError| Fault::from(ClientError::from(error)).status;
+        assert_eq!([failed, full].map(status), [FB_DEVICE_FAILED; 2]);
+        assert_eq!(status(missing), FB_INVALID_ARGUMENT);
     }
 }
