@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use forebay_client::blocking::{Client, Load};
 use forebay_client::model::Report;
-use forebay_client::{Device, Layout, Target};
+use forebay_client::{Device, DeviceReport, Layout, Target, json};
 
 use crate::client::FbClient;
 use crate::device::{OpenDevice, memory_at};
@@ -29,10 +29,27 @@ pub struct FbLoad(());
 pub type FbTensorCallback =
     Option<unsafe extern "C" fn(context: *mut c_void, tensor: *const FbTensorInfo) -> i32>;
 
+/// How a load went, and its copies if they were made in one call.
+#[derive(Debug)]
+struct Outcome {
+    report: Report,
+    device: Option<DeviceReport>,
+}
+
+impl Outcome {
+    fn json(&self) -> String {
+        let mut object = json::report(&self.report);
+        if let Some(device) = &self.device {
+            object["device"] = json::device(device);
+        }
+        object.to_string()
+    }
+}
+
 #[derive(Debug)]
 enum State {
     Running(Box<Load>),
-    Finished(Box<Report>),
+    Finished(Box<Outcome>),
     /// It could not be finished.
     Failed,
 }
@@ -93,15 +110,18 @@ impl OpenLoad {
     }
 
     fn finish(&self) -> Result<FbReport, Fault> {
-        self.end(|load| Ok(load.finish()?))
+        self.end(|load| Ok(Outcome { report: load.finish()?, device: None }))
     }
 
     fn to_device(&self, targets: Vec<Target>) -> Result<FbReport, Fault> {
-        self.end(|load| Ok(load.to_device(Layout::Into(targets))?.finish()?.report))
+        self.end(|load| {
+            let resident = load.to_device(Layout::Into(targets))?.finish()?;
+            Ok(Outcome { report: resident.report, device: Some(resident.device) })
+        })
     }
 
     /// Ends the load by `last`.
-    fn end(&self, last: impl FnOnce(Load) -> Result<Report, Fault>) -> Result<FbReport, Fault> {
+    fn end(&self, last: impl FnOnce(Load) -> Result<Outcome, Fault>) -> Result<FbReport, Fault> {
         let mut state = self.lock()?;
         let lent = self.lent.load(Ordering::Acquire);
         if lent > 0 {
@@ -115,9 +135,9 @@ impl OpenLoad {
                 return Err(ended("it is finished"));
             }
         };
-        let report = last(*load)?;
-        let figures = told(&report);
-        *state = State::Finished(Box::new(report));
+        let outcome = last(*load)?;
+        let figures = told(&outcome.report);
+        *state = State::Finished(Box::new(outcome));
         Ok(figures)
     }
 }
@@ -428,12 +448,11 @@ pub unsafe extern "C" fn fb_load_report_json(
     enter(load, || {
         let load = handles::find::<OpenLoad, _>(load)?;
         let state = load.lock()?;
-        let State::Finished(report) = &*state else {
+        let State::Finished(outcome) = &*state else {
             return Err(Fault::new(FB_FAILED_PRECONDITION, "this load is not finished"));
         };
-        let json = forebay_client::json::report(report).to_string();
         // SAFETY: NULL or the caller's buffer.
-        needed = unsafe { give_text(&json, buffer, bytes) };
+        needed = unsafe { give_text(&outcome.json(), buffer, bytes) };
         Ok(FB_OK)
     });
     needed
