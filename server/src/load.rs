@@ -173,9 +173,7 @@ pub(crate) async fn lend(
         () = stay.session().closed().cancelled() => Err(lost()),
     };
     answered(stages, request, &ended);
-    ended?;
-    stay.finish();
-    Ok(())
+    ended
 }
 
 /// An id whose load is answered is free again; so is one whose revision is gone.

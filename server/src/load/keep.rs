@@ -67,7 +67,6 @@ pub(crate) async fn keep(
         () = state.superseded.cancelled() => Err(superseded(request)),
     };
     answered(stages, request, &kept);
-    stay.finish();
     kept
 }
 
