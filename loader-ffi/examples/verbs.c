@@ -2,10 +2,11 @@
  * all, two threads on one client, copies on a stream, and slices straight to memory of this process.
  *
  *   ./verbs ENDPOINT URI
- *   ./verbs ENDPOINT URI cuda:0      only opens a device, and a stream on it
+ *   ./verbs ENDPOINT URI cuda:0      copies to a GPU, and closes everything else meanwhile
  *
  * Lines on stdout: WAY NAME BYTES FNV-1A, or WAY and numbers. Exit code 0, or 1 with a sentence on stderr.
  */
+#include <dlfcn.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -294,16 +295,77 @@ static void slices(fb_client *client, fb_device *device, uint32_t rank, const ch
     print_kept(way, &kept);
 }
 
-static void only_open(fb_client *client, const char *spec)
+/* Memory of the GPU whose primary context the library has retained. */
+static unsigned long long gpu_memory(size_t bytes)
 {
+    int (*retain)(void **context, int device);
+    int (*release)(int device);
+    int (*set)(void *context);
+    int (*allocate)(unsigned long long *pointer, size_t bytes);
+    void *library = dlopen("libcuda.so.1", RTLD_NOW);
+    void *functions[4];
+    void *context;
+    unsigned long long pointer = 0;
+    functions[0] = dlsym(library, "cuDevicePrimaryCtxRetain");
+    functions[1] = dlsym(library, "cuDevicePrimaryCtxRelease_v2");
+    functions[2] = dlsym(library, "cuCtxSetCurrent");
+    functions[3] = dlsym(library, "cuMemAlloc_v2");
+    memcpy(&retain, &functions[0], sizeof retain);
+    memcpy(&release, &functions[1], sizeof release);
+    memcpy(&set, &functions[2], sizeof set);
+    memcpy(&allocate, &functions[3], sizeof allocate);
+    if (retain(&context, 0) || set(context) || allocate(&pointer, bytes) || release(0)) {
+        exit(1);
+    }
+    return pointer;
+}
+
+static void free_gpu_memory(unsigned long long pointer)
+{
+    int (*release)(unsigned long long pointer);
+    void *function = dlsym(dlopen("libcuda.so.1", RTLD_NOW), "cuMemFree_v2");
+    memcpy(&release, &function, sizeof release);
+    if (release(pointer)) {
+        exit(1);
+    }
+}
+
+/* Copies hold what they read, while everything else is closed and another load wants the room. */
+static void held(fb_client *client, const char *spec)
+{
+    fb_load_options options;
+    fb_tensor_info info = {0};
+    fb_copy *copy = NULL;
     fb_device *device;
     fb_stream *stream;
+    fb_load *load;
+    fb_tensor *tensor;
+    unsigned long long memory;
+    uint64_t copied = 0;
     NEED(fb_device_open(client, spec, &device), FB_OK);
-    /* What CUDA calls the default stream of the thread is none of the device's. */
+    /* What CUDA calls the default stream of the thread is none of the device's; NULL is. */
     NEED(fb_stream_open(device, (void *)(uintptr_t)2, &stream), FB_INVALID_ARGUMENT);
     NEED(fb_stream_open(device, NULL, &stream), FB_OK);
+    memory = gpu_memory(1 << 20);
+    options = options_of(device);
+    NEED(fb_load_open(client, &options, &load), FB_OK);
+    info.size = sizeof info;
+    while (copied < 128 << 10) {
+        NEED(fb_load_next_tensor(load, &tensor), FB_OK);
+        NEED(fb_tensor_get_info(tensor, &info), FB_OK);
+        NEED(fb_copy_release(copy), FB_OK);
+        NEED(fb_copy_tensor(tensor, stream, memory + copied, (1 << 20) - copied, &copy), FB_OK);
+        copied += info.bytes;
+        NEED(fb_tensor_release(tensor), FB_OK);
+    }
+    NEED(fb_load_close(load), FB_OK);
     NEED(fb_device_close(device), FB_OK);
+    all(client, "all");
+    NEED(fb_close(client), FB_OK);
+    NEED(fb_copy_wait(copy), FB_OK);
+    NEED(fb_copy_release(copy), FB_OK);
     NEED(fb_stream_wait(stream), FB_OK);
+    free_gpu_memory(memory);
     NEED(fb_stream_close(stream), FB_OK);
 }
 
@@ -317,8 +379,8 @@ int main(int argc, char **argv)
     uri = argv[2];
     NEED(fb_connect(argv[1], &client), FB_OK);
     if (argc == 4) {
-        only_open(client, argv[3]);
-        return fb_close(client) != FB_OK;
+        held(client, argv[3]);
+        return 0;
     }
     prefetch(client);
     objects(client);

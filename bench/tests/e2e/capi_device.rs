@@ -197,11 +197,18 @@ async fn what_a_gpu_fails_at_is_said_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn copies_hold_what_they_read_whatever_else_is_closed() {
+    let Some(scene) = Scene::of("verbs", SMALL).await else { return };
+    let output = scene.on_the_stand_in(&["cuda:0"], &[("GBPS", "0.002")]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(by_way(&output)["all"].len(), scene.made.tensors().count());
+    scene.node.settled().await;
+}
+
+#[tokio::test]
 async fn a_device_that_cannot_be_had_is_an_argument_that_says_why() {
     let Some(scene) = Scene::of("verbs", "4MiB").await else { return };
     let open = |spec: &str, script: &[(&str, &str)]| scene.on_the_stand_in(&[spec], script);
-    let output = open("cuda:0", &[]);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
     fails_saying(&open("cuda:1", &[]), &["(-3)", "1 devices"]);
     fails_saying(&open("cuda:0", &[("DEVICES", "0")]), &["(-3)", "no CUDA-capable device"]);
     fails_saying(&open("cuda:0", &[("VERSION", "11000")]), &["(-3)", "install one of 11.4"]);
