@@ -133,7 +133,12 @@ impl From<ShmError> for ClientError {
 impl From<DeviceError> for ClientError {
     fn from(error: DeviceError) -> Self {
         let reason = match error {
-            DeviceError::BadSpec { .. } | DeviceError::Unavailable { .. } => Reason::BadRequest,
+            DeviceError::BadSpec { .. }
+            | DeviceError::OutOfRange { .. }
+            | DeviceError::WrongDevice { .. } => Reason::BadRequest,
+            DeviceError::Unavailable { .. } => Reason::DeviceUnavailable,
+            DeviceError::OutOfMemory { .. } => Reason::DeviceExhausted,
+            DeviceError::Driver { .. } | DeviceError::CopyFailed { .. } => Reason::DeviceFailed,
             _ => Reason::Internal,
         };
         Self(Box::new(Failure::new(reason, error.to_string()).at_stage("dma")))

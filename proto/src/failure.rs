@@ -201,6 +201,12 @@ reasons! {
     Draining = "DRAINING", Unavailable, "retry when the daemon is back";
     /// The client cannot reach the daemon, or lost it.
     DaemonUnreachable = "DAEMON_UNREACHABLE", Unavailable, "start forebayd or correct --endpoint";
+    /// The device's driver is missing, or there is no such device.
+    DeviceUnavailable = "DEVICE_UNAVAILABLE", Unavailable, "check the driver with `nvidia-smi`, or give another device";
+    /// The device has no room for the load.
+    DeviceExhausted = "DEVICE_MEMORY_EXHAUSTED", ResourceExhausted, "free memory of the device, or load fewer tensors or a rank's slices";
+    /// The device or its driver failed, at a copy or before one.
+    DeviceFailed = "DEVICE_FAILED", Unavailable, "see the driver's messages in the kernel log";
     /// The deadline passed.
     Deadline = "DEADLINE", DeadlineExceeded, "give a longer deadline";
     /// Nothing moved for the no-progress limit.

@@ -2,13 +2,16 @@
 //! nothing held by either side after a failure.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::sync::Arc;
 
 use forebay_client::{
     Client, Device, DeviceTensor, Endpoint, FakeDevice, Layout, LoadRequest, Reason, Shard,
 };
-use forebay_testkit::{CheckpointSpec, checkpoint};
+use forebay_testkit::{CheckpointSpec, CudaDriver, checkpoint};
+use serde_json::Value;
 
+use crate::command::{command, text};
 use crate::harness::{BUCKET, Node, NodeSpec, s3, s3_uri, until};
 
 /// Faster than the loopback.
@@ -103,4 +106,89 @@ async fn a_daemon_that_is_killed_leaves_nothing_on_the_client() {
     drop((load, client));
     assert_eq!(device.allocated(), 0);
     until("nothing is registered", async || (device.registrations() == 0).then_some(())).await;
+}
+
+/// `forebay load m/ --device cuda:0`, with the stand-in for a driver.
+fn load_to_cuda(node: &Node, driver: &CudaDriver, script: &[(&str, &str)]) -> Command {
+    let mut command = command(node);
+    driver.lend(&mut command, script);
+    command.args(["--format", "json", "load", &s3_uri("m/"), "--device", "cuda:0"]);
+    command
+}
+
+#[tokio::test]
+async fn the_command_loads_to_a_cuda_device() {
+    let driver = match CudaDriver::compiled() {
+        Ok(driver) => driver,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let origin = s3().await;
+    let made = checkpoint(CheckpointSpec::new(4, 2 << 20).shards(2));
+    origin.put_checkpoint(BUCKET, "m/", &made);
+    // Every slot goes round several times.
+    let node = NodeSpec::of(&origin).ram("512KiB").start().await;
+    let output = load_to_cuda(&node, &driver, &[]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let whole: Value = serde_json::from_str(text(&output.stdout)).unwrap();
+    assert_eq!(whole["device"]["bytes"], made.bytes());
+    assert_eq!(whole["device"]["path"], "registered_read_only");
+    // Nobody said where the bytes should lie: near the device, as the driver has it.
+    assert_eq!(whole["placement"]["asked"], "gpu 0000:17:00.0", "{whole}");
+
+    // One that cannot register what is read-only, and a rank of two.
+    let mut rank = load_to_cuda(&node, &driver, &[("READ_ONLY", "0")]);
+    let output = rank.args(["--rank", "1/2"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let half: Value = serde_json::from_str(text(&output.stdout)).unwrap();
+    assert_eq!(half["device"]["path"], "staged");
+    assert!(half["device"]["bytes"].as_u64().unwrap() < made.bytes() * 2 / 3, "{half}");
+    assert_eq!(driver.report(), ["ok", "ok"]);
+    node.settled().await;
+}
+
+#[tokio::test]
+async fn what_a_cuda_device_fails_at_is_said_and_leaves_nothing() {
+    let driver = match CudaDriver::compiled() {
+        Ok(driver) => driver,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let origin = s3().await;
+    origin.put_checkpoint(BUCKET, "m/", &checkpoint(CheckpointSpec::new(5, 2 << 20).shards(1)));
+    let node = NodeSpec::of(&origin).ram("512KiB").start().await;
+    for (script, code, reason) in [
+        (("DEVICES", "0"), 7, "cuda:0 cannot be had"),
+        (("MEMORY", "65536"), 5, "free memory of the device"),
+        (("FAIL_COPY", "3"), 7, "failed to copy"),
+    ] {
+        let output = load_to_cuda(&node, &driver, &[script]).output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{script:?}: {said}");
+        assert!(said.contains(reason), "{script:?}: {said}");
+        node.settled().await;
+    }
+    let report = driver.report();
+    assert!(report.iter().all(|line| line == "ok"), "{report:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_is_killed_while_it_copies_leaves_nothing_on_the_daemon() {
+    let driver = match CudaDriver::compiled() {
+        Ok(driver) => driver,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let origin = s3().await;
+    let made = checkpoint(CheckpointSpec::new(6, 4 << 20).shards(1));
+    origin.put_checkpoint(BUCKET, "m/", &made);
+    let node = NodeSpec::of(&origin).ram("512KiB").start().await;
+    // 0.4 s for all of it, an eighth of which fits into the pool.
+    let mut child = load_to_cuda(&node, &driver, &[("GBPS", "0.01")]).spawn().unwrap();
+    until("a slot has gone round", async || (origin.total().body_bytes > 1 << 20).then_some(()))
+        .await;
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().code(), None, "it was still copying");
+    node.settled().await;
+
+    let output = load_to_cuda(&node, &driver, &[]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(driver.report(), ["ok"], "of the second one alone: the first could not write any");
 }

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use forebay_client::{Endpoint, KeepTier, PciAddress, Placement, TraceParent};
+use forebay_client::{DeviceSpec, Endpoint, KeepTier, PciAddress, Placement, TraceParent};
 
-use crate::device::{DeviceArg, ShardArgs, device};
+use crate::device::ShardArgs;
 
 /// Load model checkpoints through the Forebay daemon of this node
 #[derive(Debug, Parser)]
@@ -166,8 +166,8 @@ pub(crate) struct LoadArgs {
 
     /// Where the bytes go: host (they stay in shared memory), cuda:N (device N as the driver
     /// counts), or fake:GBPS (nowhere, in the time that a device of so many GB/s would take)
-    #[arg(long, value_name = "DEVICE", default_value = "host", value_parser = device)]
-    pub(crate) device: DeviceArg,
+    #[arg(long, value_name = "DEVICE", default_value = "host")]
+    pub(crate) device: DeviceSpec,
 
     #[command(flatten)]
     pub(crate) shard: ShardArgs,

@@ -9,10 +9,6 @@ use crate::error::CliError;
 use crate::progress::Progress;
 use crate::text::{duration, printable, rate, size};
 
-/// An open device.
-#[derive(Debug, Clone)]
-pub(crate) struct DeviceArg(pub(crate) Arc<dyn Device>);
-
 /// Which slice of every tensor to load.
 #[derive(Debug, Args)]
 pub(crate) struct ShardArgs {
@@ -37,13 +33,6 @@ struct Rule {
     dim: u32,
 }
 
-impl DeviceArg {
-    /// Bytes stay where they are lent.
-    pub(crate) fn is_host(&self) -> bool {
-        self.0.info().spec == DeviceSpec::Host
-    }
-}
-
 impl ShardArgs {
     /// What was asked for, if anything.
     pub(crate) fn shard(&self) -> Result<Option<Shard>, CliError> {
@@ -56,10 +45,9 @@ impl ShardArgs {
     }
 }
 
-/// Reads the name of a device and opens it.
-pub(crate) fn device(text: &str) -> Result<DeviceArg, String> {
-    let open = DeviceSpec::parse(text).and_then(|spec| spec.open());
-    open.map(DeviceArg).map_err(|error| error.to_string())
+/// Opens a device. That it is missing on this machine is no mistake on the command line.
+pub(crate) fn open(spec: DeviceSpec) -> Result<Arc<dyn Device>, CliError> {
+    spec.open().map_err(|error| CliError::Client(error.into()))
 }
 
 fn rank(text: &str) -> Result<Shard, String> {

@@ -1,12 +1,10 @@
 //! `forebay load`: what a client would do, and the report of it.
 
-use std::sync::Arc;
-
-use forebay_client::{Lane, Layout, Load, LoadRequest, VerifyPolicy, model::Report};
+use forebay_client::{DeviceSpec, Lane, Layout, Load, LoadRequest, VerifyPolicy, model::Report};
 
 use crate::args::{LaneArg, LoadArgs, VerifyArg, all_globs};
 use crate::context::Context;
-use crate::device::{self, DeviceArg};
+use crate::device;
 use crate::digest::{self, Digest};
 use crate::error::CliError;
 use crate::json;
@@ -50,8 +48,8 @@ pub(crate) async fn run(
         request = request.shard(shard);
     }
     let request = request.tensors(tensors);
-    if !args.device.is_host() {
-        return to_device(context, request, (&args.device, args.digest, whole), output).await;
+    if args.device != DeviceSpec::Host {
+        return to_device(context, request, (args.device, args.digest, whole), output).await;
     }
     let load = context.client().load(request).await?;
     let mut progress = Progress::bar(output.format(), load.opened().granted_bytes);
@@ -71,7 +69,7 @@ pub(crate) async fn run(
 async fn to_device(
     context: &Context,
     request: LoadRequest,
-    (device, digest, whole): (&DeviceArg, bool, bool),
+    (device, digest, whole): (DeviceSpec, bool, bool),
     output: &mut Output,
 ) -> Result<(), CliError> {
     if digest {
@@ -79,7 +77,7 @@ async fn to_device(
         return Err(CliError::bad_request(message));
     }
     let layout = if whole { Layout::PerObject } else { Layout::PerTensor };
-    let client = context.client().with_device(Arc::clone(&device.0));
+    let client = context.client().with_device(device::open(device)?);
     let load = client.load(request).await?;
     let mut progress = Progress::bar(output.format(), load.opened().granted_bytes);
     let resident = device::copy(load, layout, &mut progress).await?;

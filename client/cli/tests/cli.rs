@@ -75,7 +75,7 @@ fn mistakes_on_the_command_line_exit_with_2() {
         "ls --deadline -1s",
         "ls --endpoint /no/scheme",
         "ls --trace-parent 00-abc",
-        "load s3://b/k --device cuda:0",
+        "load s3://b/k --device cuda",
         "load s3://b/k --device fake:0",
         "load s3://b/k --rank 8/8",
         "load s3://b/k --dim 1",
