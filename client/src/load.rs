@@ -76,8 +76,8 @@ impl Load {
             .map(|(index, object)| (ObjectIndex(index), object))
     }
 
-    /// The tensors that the request's globs select, each with what of it the load brings: the rank's
-    /// slice, or all of it. A tensor that cannot be cut that way is `BAD_REQUEST`.
+    /// The tensors that the request's globs select, each with what of it the load brings: the
+    /// rank's slice, or all of it. A tensor that cannot be cut that way is `BAD_REQUEST`.
     pub fn selected_tensors(&self) -> Result<Vec<(&TensorEntry, Slice)>, ClientError> {
         let tensors = selected(self.manifest(), &self.selection).into_iter();
         let sliced = tensors.map(|tensor| Ok((tensor, self.selection.slice(tensor)?)));

@@ -1,13 +1,13 @@
 /* Loads a checkpoint to an NVIDIA GPU and prints each tensor with a checksum of what is there.
  *
  *   cc -Wall -Wextra -Werror load_cuda.c $(pkg-config --cflags --libs forebay) -ldl -o load_cuda
- *   ./load_cuda unix:///run/forebay/forebay.sock s3://models/llama/ 0          on GPU 0
- *   ./load_cuda unix:///run/forebay/forebay.sock s3://models/llama/ 0 1 4      its slices for rank 1 of 4
+ *   ./load_cuda unix:///run/forebay/forebay.sock s3://models/llama/ 0
+ *   ./load_cuda unix:///run/forebay/forebay.sock s3://models/llama/ 0 1 4
  *
- * A whole checkpoint goes tensor by tensor, on a stream of this program's own; slices go in one call.
- * The driver's library is opened here and its few functions declared, so that neither the CUDA toolkit
- * nor a driver is needed to build. A program that includes cuda.h passes its own CUstream and
- * CUdeviceptr in the same way.
+ * The first loads all of it to GPU 0, tensor by tensor, on a stream of this program's own; the second
+ * what rank 1 of 4 needs, in one call. The driver's library is opened here and its few functions are
+ * declared, so that neither the CUDA toolkit nor a driver is needed to build. A program that includes
+ * cuda.h passes its own CUstream and CUdeviceptr in the same way.
  *
  * Lines on stdout: NAME DTYPE DIMENSIONS BYTES FNV-1A. Exit code 0, or 1 with a sentence on stderr.
  */

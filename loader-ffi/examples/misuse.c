@@ -59,7 +59,7 @@ static void device_mistakes(fb_client *client, const char *endpoint, const char 
     EXPECT(fb_device_open(client, "host", NULL), FB_INVALID_ARGUMENT);
     EXPECT(fb_device_open(client, "gpu:0", &device), FB_INVALID_ARGUMENT);
     EXPECT(fb_device_open(client, "fake:0", &device), FB_INVALID_ARGUMENT);
-    EXPECT(fb_device_open(client, "cuda:4294967295", &device), FB_INVALID_ARGUMENT);
+    EXPECT(fb_device_open(client, "cuda:4294967295", &device), FB_UNAVAILABLE);
     EXPECT(fb_device_close(NULL), FB_OK);
     EXPECT(fb_device_close((fb_device *)(void *)client), FB_BAD_HANDLE);
     EXPECT(fb_stream_open(NULL, NULL, &stream), FB_BAD_HANDLE);

@@ -1,10 +1,10 @@
-/* Calls what load_host.c does not, and prints what it got: prefetch, info, whole objects, one call for
- * all, two threads on one client, copies on a stream, and slices straight to memory of this process.
+/* Calls what load_host.c does not, and prints what it got: prefetch, info, whole objects, one call
+ * for all, two threads on one client, copies on a stream, and slices to memory of this process.
  *
  *   ./verbs ENDPOINT URI
  *   ./verbs ENDPOINT URI cuda:0      copies to a GPU, and closes everything else meanwhile
  *
- * Lines on stdout: WAY NAME BYTES FNV-1A, or WAY and numbers. Exit code 0, or 1 with a sentence on stderr.
+ * Lines on stdout: WAY NAME BYTES FNV-1A, or WAY and numbers. Exit code 0, or 1 with a sentence.
  */
 #include <dlfcn.h>
 #include <inttypes.h>

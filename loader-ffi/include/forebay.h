@@ -57,7 +57,7 @@
 #define FB_PERMISSION_DENIED -7
 
 /**
- * Overload on this node: wait and call again.
+ * Overload on this node: wait and call again. Or the device has no room.
  */
 #define FB_RESOURCE_EXHAUSTED -8
 
@@ -72,7 +72,8 @@
 #define FB_INTERNAL -13
 
 /**
- * The daemon or the origin cannot be reached or fails: retry later.
+ * The daemon, the origin or the device cannot be had or fails: retry later, or see what
+ * `fb_last_error` says of the driver.
  */
 #define FB_UNAVAILABLE -14
 
@@ -95,11 +96,6 @@
  * The handle is NULL, closed, or of another kind.
  */
 #define FB_BAD_HANDLE -101
-
-/**
- * The device or its driver failed, or has no room: `fb_last_error` has what the driver said.
- */
-#define FB_DEVICE_FAILED -102
 
 /**
  * Somebody waits for the load.
@@ -314,8 +310,8 @@ typedef struct fb_daemon_status {
 } fb_daemon_status;
 
 /**
- * What a tensor is, and where. Set `size` to `sizeof(fb_tensor_info)`. Everything that it points to
- * can be read until the tensor is released, and must not be written.
+ * What a tensor is, and where. Set `size` to `sizeof(fb_tensor_info)`. Everything that it points
+ * to can be read until the tensor is released, and must not be written.
  */
 typedef struct fb_tensor_info {
     /**
@@ -437,8 +433,8 @@ typedef struct fb_load_options {
      */
     const char *gpu;
     /**
-     * The device that tensors will be copied to, opened with the same client; NULL: none. The daemon
-     * is told, and unless `placement` says otherwise bytes should lie near it.
+     * The device that tensors will be copied to, opened with the same client; NULL: none. The
+     * daemon is told, and unless `placement` says otherwise bytes should lie near it.
      */
     const struct fb_device *device;
     /**
@@ -469,7 +465,8 @@ typedef struct fb_load_options {
 } fb_load_options;
 
 /**
- * What a load is of. Set `size` to `sizeof(fb_load_info)`. The texts live until the load is closed.
+ * What a load is of. Set `size` to `sizeof(fb_load_info)`. The texts live until the load is
+ * closed.
  */
 typedef struct fb_load_info {
     /**
@@ -555,15 +552,13 @@ const char *fb_strerror(int32_t status);
 
 /**
  * Writes one sentence about the last call that failed with this handle (a client, load, ...), with
- * a NUL and cut to `bytes`, to `buffer`, which may be NULL. With NULL, or a handle that is
- * closed, it is about the last call of this thread that failed. A call that works leaves it as it is.
+ * a NUL and cut to `bytes`, to `buffer`, which may be NULL. With NULL, or a handle that is closed,
+ * it is about the last call of this thread that failed. A call that works leaves it as it is.
  * Returns the bytes that the sentence needs, its NUL included.
  *
  * Threads: any.
  */
-size_t fb_last_error(const void *handle,
-                     char *buffer,
-                     size_t bytes);
+size_t fb_last_error(const void *handle, char *buffer, size_t bytes);
 
 /**
  * Connects to the daemon at `endpoint`, `unix:///run/forebay/forebay.sock`, and sets `*client`.
@@ -584,8 +579,8 @@ int32_t fb_connect(const char *endpoint, struct fb_client **client);
 int32_t fb_close(struct fb_client *client);
 
 /**
- * Fetches a checkpoint into a tier of this node and keeps it, and waits until it is there. `report`
- * may be NULL.
+ * Fetches a checkpoint into a tier of this node and keeps it, and waits until it is there.
+ * `report` may be NULL.
  *
  * Threads: any, also several at once on one client.
  * Errors: all but `FB_CANCELLED` and `FB_BUSY`.
@@ -603,20 +598,18 @@ int32_t fb_prefetch(struct fb_client *client,
 int32_t fb_status(struct fb_client *client, struct fb_daemon_status *status);
 
 /**
- * Opens a device for loads of `client` and sets `*device`. `spec` is `cuda:N`, an NVIDIA GPU as the
- * driver counts; `host`, memory of this process, copied to by the CPU; or `fake:GBPS`, which takes the
- * time that a device of so many 1e9 bytes a second takes, and writes nothing. The driver's library
- * is loaded here, and the GPU's primary context retained. Open a device once and use it for every
- * load: the daemon's memory is registered with it once, in the background.
+ * Opens a device for loads of `client` and sets `*device`. `spec` is `cuda:N`, an NVIDIA GPU as
+ * the driver counts; `host`, memory of this process, copied to by the CPU; or `fake:GBPS`, which
+ * takes the time that a device of so many 1e9 bytes a second takes, and writes nothing. The
+ * driver's library is loaded here, and the GPU's primary context retained. Open a device once and
+ * use it for every load: the daemon's memory is registered with it once, in the background.
  *
  * Ownership: the caller closes the device with `fb_device_close`.
  * Threads: any. The device can be used by several threads at once.
- * Errors: `FB_BAD_HANDLE`; `FB_INVALID_ARGUMENT` also if there is no such device or no driver;
- * `FB_DEVICE_FAILED`. Then `*device` is NULL.
+ * Errors: `FB_BAD_HANDLE`, `FB_INVALID_ARGUMENT`; `FB_UNAVAILABLE` if there is no such device or
+ * no driver. Then `*device` is NULL.
  */
-int32_t fb_device_open(struct fb_client *client,
-                       const char *spec,
-                       struct fb_device **device);
+int32_t fb_device_open(struct fb_client *client, const char *spec, struct fb_device **device);
 
 /**
  * Closes a device. Loads and streams on it stay usable until they are closed. The GPU's context is
@@ -628,35 +621,33 @@ int32_t fb_device_open(struct fb_client *client,
 int32_t fb_device_close(struct fb_device *device);
 
 /**
- * Lets tensors be copied on a stream and sets `*stream`. `native` is the caller's own `CUstream` (or
- * `cudaStream_t`) of the GPU's primary context, the one that the CUDA runtime uses; copies are in
- * order with whatever else is on it. It stays the caller's: it must not be destroyed before
+ * Lets tensors be copied on a stream and sets `*stream`. `native` is the caller's own `CUstream`
+ * (or `cudaStream_t`) of the GPU's primary context, the one that the CUDA runtime uses; copies are
+ * in order with whatever else is on it. It stays the caller's: it must not be destroyed before
  * `fb_stream_close` has returned. NULL is the default stream, as everywhere in CUDA; the default
  * stream of a thread (`CU_STREAM_PER_THREAD`) is refused. For other devices `native` is NULL. Each
  * open stream has a thread, which sleeps while nothing is copied: keep the stream open.
  *
  * Ownership: the caller closes the stream with `fb_stream_close`.
  * Threads: any. The stream can be used by several threads at once.
- * Errors: `FB_BAD_HANDLE`, `FB_INVALID_ARGUMENT`, `FB_RESOURCE_EXHAUSTED`, `FB_DEVICE_FAILED`. Then
+ * Errors: `FB_BAD_HANDLE`, `FB_INVALID_ARGUMENT`, `FB_RESOURCE_EXHAUSTED`, `FB_UNAVAILABLE`. Then
  * `*stream` is NULL.
  */
-int32_t fb_stream_open(struct fb_device *device,
-                       void *native,
-                       struct fb_stream **stream);
+int32_t fb_stream_open(struct fb_device *device, void *native, struct fb_stream **stream);
 
 /**
  * Waits until every copy that was started on the stream is done. Work of the caller's own on the
  * same stream is waited for only as far as it is ahead of them.
  *
  * Threads: any, also several at once.
- * Errors: `FB_BAD_HANDLE`; `FB_DEVICE_FAILED` if a copy failed since the last call, with what the
+ * Errors: `FB_BAD_HANDLE`; `FB_UNAVAILABLE` if a copy failed since the last call, with what the
  * driver said of the first.
  */
 int32_t fb_stream_wait(struct fb_stream *stream);
 
 /**
- * Waits for the copies on a stream and closes it. The caller's own stream is left as it is. NULL is
- * no error.
+ * Waits for the copies on a stream and closes it. The caller's own stream is left as it is. NULL
+ * is no error.
  *
  * Threads: any, also while others wait for the stream. No other may be inside of `fb_copy_tensor`
  * with it.
@@ -667,16 +658,16 @@ int32_t fb_stream_close(struct fb_stream *stream);
 /**
  * Starts to copy all bytes of a tensor or object to `destination`, where the caller has `bytes`
  * bytes, at least as many as the tensor; comes back without waiting for the copy, unless the bytes
- * have to be staged. The load must have been opened with the device of `stream`. `destination` is a
- * `CUdeviceptr`, or a pointer as a number if the device is `host`; for `fake:GBPS` it is any number
- * but 0. The tensor may be released at once: its bytes are held until the copy is done. `copy` may be
- * NULL: `fb_stream_wait` and the stream itself tell then when it is done.
+ * have to be staged. The load must have been opened with the device of `stream`. `destination` is
+ * a `CUdeviceptr`, or a pointer as a number if the device is `host`; for `fake:GBPS` it is any
+ * number but 0. The tensor may be released at once: its bytes are held until the copy is done.
+ * `copy` may be NULL: `fb_stream_wait` and the stream itself tell then when it is done.
  *
- * Ownership: the caller releases `*copy` with `fb_copy_release`. Until the copy is done, the memory
- * at `destination` must stay and be used by nobody else but in order on the stream.
+ * Ownership: the caller releases `*copy` with `fb_copy_release`. Until the copy is done, the
+ * memory at `destination` must stay and be used by nobody else but in order on the stream.
  * Threads: any, also several at once, and while another is inside of the load.
- * Errors: `FB_BAD_HANDLE`, `FB_INVALID_ARGUMENT`, `FB_DEVICE_FAILED`. Then `*copy` is NULL and
- * nothing is under way.
+ * Errors: `FB_BAD_HANDLE`, `FB_INVALID_ARGUMENT`, `FB_RESOURCE_EXHAUSTED`, `FB_UNAVAILABLE`. Then
+ * `*copy` is NULL and nothing is under way.
  */
 int32_t fb_copy_tensor(const struct fb_tensor *tensor,
                        struct fb_stream *stream,
@@ -688,7 +679,7 @@ int32_t fb_copy_tensor(const struct fb_tensor *tensor,
  * Whether a copy is done: `FB_OK`, or `FB_PENDING` while it is not. Does not wait.
  *
  * Threads: any, also several at once.
- * Errors: `FB_BAD_HANDLE`, `FB_DEVICE_FAILED`.
+ * Errors: `FB_BAD_HANDLE`, `FB_UNAVAILABLE`.
  */
 int32_t fb_copy_query(const struct fb_copy *copy);
 
@@ -696,7 +687,7 @@ int32_t fb_copy_query(const struct fb_copy *copy);
  * Waits until a copy is done.
  *
  * Threads: any, also several at once.
- * Errors: `FB_BAD_HANDLE`, `FB_DEVICE_FAILED`.
+ * Errors: `FB_BAD_HANDLE`, `FB_UNAVAILABLE`.
  */
 int32_t fb_copy_wait(const struct fb_copy *copy);
 
@@ -718,9 +709,9 @@ int32_t fb_tensor_get_info(const struct fb_tensor *tensor, struct fb_tensor_info
 
 /**
  * Gives the bytes of a tensor or object back. They and everything its info points to must not be
- * read any more; copies of it that `fb_copy_tensor` started go on, and give back what they read when
- * they are done. The daemon is told with the next call on the client or one of its loads. NULL is
- * no error.
+ * read any more; copies of it that `fb_copy_tensor` started go on, and give back what they read
+ * when they are done. The daemon is told with the next call on the client or one of its loads.
+ * NULL is no error.
  *
  * Threads: any, also while another is inside of the load.
  * Errors: `FB_BAD_HANDLE`.
@@ -749,8 +740,8 @@ int32_t fb_load_get_info(const struct fb_load *load, struct fb_load_info *info);
 
 /**
  * Describes tensor `index`, from 0 on, of those that the load will bring, in the order of the
- * checkpoint: of a load of slices the slice, with its shape and size. `FB_END` behind the last. The
- * texts and the shape live until the load is closed; `data` is NULL.
+ * checkpoint: of a load of slices the slice, with its shape and size. `FB_END` behind the last.
+ * The texts and the shape live until the load is closed; `data` is NULL.
  *
  * Threads: any, also while another is inside of the load.
  * Errors: `FB_BAD_HANDLE`, `FB_INVALID_ARGUMENT`.
@@ -760,8 +751,8 @@ int32_t fb_load_describe_tensor(const struct fb_load *load,
                                 struct fb_tensor_info *info);
 
 /**
- * Describes object (file) `index`, from 0 on, of those that the load selects, of which it may bring
- * only some bytes. `FB_END` behind the last. Otherwise as `fb_load_describe_tensor`.
+ * Describes object (file) `index`, from 0 on, of those that the load selects, of which it may
+ * bring only some bytes. `FB_END` behind the last. Otherwise as `fb_load_describe_tensor`.
  *
  * Threads: any, also while another is inside of the load.
  * Errors: `FB_BAD_HANDLE`, `FB_INVALID_ARGUMENT`.
@@ -772,19 +763,19 @@ int32_t fb_load_describe_object(const struct fb_load *load,
 
 /**
  * Waits for the next tensor that was asked for, in the order in which they become readable, and
- * sets `*tensor`; `FB_END` when all have come. A load is read by tensors or by objects, not by both.
+ * sets `*tensor`; `FB_END` when all have come. A load is read by tensors or by objects, not by
+ * both.
  *
  * Ownership: the caller releases the tensor with `fb_tensor_release`. Release early: a load that
  * has lent its window (see `fb_load_info`) waits for releases.
  * Threads: any, one at a time per load; a second one gets `FB_BUSY`.
  * Errors: all but `FB_CANCELLED`. Then, and with `FB_END`, `*tensor` is NULL.
  */
-int32_t fb_load_next_tensor(struct fb_load *load,
-                            struct fb_tensor **tensor);
+int32_t fb_load_next_tensor(struct fb_load *load, struct fb_tensor **tensor);
 
 /**
- * Waits for the next object (file) that was asked for, whole, and sets `*object`; `FB_END` when all
- * have come. Its info is that of a tensor of type `U8` with one dimension.
+ * Waits for the next object (file) that was asked for, whole, and sets `*object`; `FB_END` when
+ * all have come. Its info is that of a tensor of type `U8` with one dimension.
  *
  * Ownership, threads, errors: as for `fb_load_next_tensor`. A load of some tensors has no
  * whole objects: `FB_INVALID_ARGUMENT`.
@@ -792,18 +783,18 @@ int32_t fb_load_next_tensor(struct fb_load *load,
 int32_t fb_load_next_object(struct fb_load *load, struct fb_tensor **object);
 
 /**
- * Copies what `targets` names to where it says, waits until all of it is there, and ends the load: the
- * plain way to a device, without streams. For a load opened with a device of which nothing was read.
- * With `ranks`, a tensor's target gets the rank's slice. What no target names is not copied. Sizes are
- * those of `fb_load_describe_tensor`, and of `fb_load_describe_object` for a whole object, which only
- * a load of all tensors has. `report` may be NULL. The load remains to be closed, and gives
- * `fb_load_report_json`.
+ * Copies what `targets` names to where it says, waits until all of it is there, and ends the load:
+ * the plain way to a device, without streams. For a load opened with a device of which nothing was
+ * read. With `ranks`, a tensor's target gets the rank's slice. What no target names is not copied.
+ * Sizes are those of `fb_load_describe_tensor`, and of `fb_load_describe_object` for a whole
+ * object, which only a load of all tensors has. `report` may be NULL. The load remains to be
+ * closed, and gives `fb_load_report_json`.
  *
  * Ownership: the memory stays the caller's. Until this returns it is used by nobody else.
  * Threads: any, one at a time per load; a second one gets `FB_BUSY`.
- * Errors: all but `FB_CANCELLED`. After one, nothing is under way, and the targets may be written in
- * part. After `FB_BUSY`, or if the pointers of this call were wrong, call again; after any other the
- * load can only be closed.
+ * Errors: all but `FB_CANCELLED`. After one, nothing is under way, and the targets may be written
+ * in part. After `FB_BUSY`, or if the pointers of this call were wrong, call again; after any
+ * other the load can only be closed.
  */
 int32_t fb_load_to_device(struct fb_load *load,
                           const struct fb_target *targets,
@@ -811,15 +802,15 @@ int32_t fb_load_to_device(struct fb_load *load,
                           struct fb_report *report);
 
 /**
- * Ends a load: takes what is still to come without looking at it, waits for the copies of its tensors
- * that are under way, and sets `*report`, which may be NULL. The load remains to be closed, and gives `fb_load_report_json`.
+ * Ends a load: takes what is still to come without looking at it, waits for the copies of its
+ * tensors that are under way, and sets `*report`, which may be NULL. The load remains to be
+ * closed, and gives `fb_load_report_json`.
  *
  * Threads: any, one at a time per load; a second one gets `FB_BUSY`.
  * Errors: all but `FB_CANCELLED`. `FB_BUSY` if tensors of the load are not released: release them
  * and call again. After any other error the load can only be closed.
  */
-int32_t fb_load_finish(struct fb_load *load,
-                       struct fb_report *report);
+int32_t fb_load_finish(struct fb_load *load, struct fb_report *report);
 
 /**
  * Writes the whole report of a finished load as a JSON object, with a NUL and cut to `bytes`, to
@@ -840,8 +831,9 @@ size_t fb_load_report_json(const struct fb_load *load, char *buffer, size_t byte
 int32_t fb_load_close(struct fb_load *load);
 
 /**
- * Loads everything that was asked for in one call: `each` is called with every tensor as it becomes
- * readable, in the calling thread, and the tensor is released when it returns. `report` may be NULL.
+ * Loads everything that was asked for in one call: `each` is called with every tensor as it
+ * becomes readable, in the calling thread, and the tensor is released when it returns. `report`
+ * may be NULL.
  *
  * Threads: any, also several at once on one client. `SIGPIPE` is blocked while `each` runs.
  * Errors: all but `FB_BUSY`. `FB_CANCELLED` if `each` returned another number than 0.

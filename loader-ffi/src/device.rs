@@ -126,16 +126,16 @@ pub(crate) unsafe fn memory_at(
     Ok(Arc::new(unsafe { DeviceMemory::borrowed(device, address, bytes) }))
 }
 
-/// Opens a device for loads of `client` and sets `*device`. `spec` is `cuda:N`, an NVIDIA GPU as the
-/// driver counts; `host`, memory of this process, copied to by the CPU; or `fake:GBPS`, which takes the
-/// time that a device of so many 1e9 bytes a second takes, and writes nothing. The driver's library
-/// is loaded here, and the GPU's primary context retained. Open a device once and use it for every
-/// load: the daemon's memory is registered with it once, in the background.
+/// Opens a device for loads of `client` and sets `*device`. `spec` is `cuda:N`, an NVIDIA GPU as
+/// the driver counts; `host`, memory of this process, copied to by the CPU; or `fake:GBPS`, which
+/// takes the time that a device of so many 1e9 bytes a second takes, and writes nothing. The
+/// driver's library is loaded here, and the GPU's primary context retained. Open a device once and
+/// use it for every load: the daemon's memory is registered with it once, in the background.
 ///
 /// Ownership: the caller closes the device with `fb_device_close`.
 /// Threads: any. The device can be used by several threads at once.
-/// Errors: `FB_BAD_HANDLE`; `FB_INVALID_ARGUMENT` also if there is no such device or no driver;
-/// `FB_DEVICE_FAILED`. Then `*device` is NULL.
+/// Errors: `FB_BAD_HANDLE`, `FB_INVALID_ARGUMENT`; `FB_UNAVAILABLE` if there is no such device or
+/// no driver. Then `*device` is NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fb_device_open(
     client: *mut FbClient,
@@ -169,16 +169,16 @@ pub unsafe extern "C" fn fb_device_close(device: *mut FbDevice) -> i32 {
     })
 }
 
-/// Lets tensors be copied on a stream and sets `*stream`. `native` is the caller's own `CUstream` (or
-/// `cudaStream_t`) of the GPU's primary context, the one that the CUDA runtime uses; copies are in
-/// order with whatever else is on it. It stays the caller's: it must not be destroyed before
+/// Lets tensors be copied on a stream and sets `*stream`. `native` is the caller's own `CUstream`
+/// (or `cudaStream_t`) of the GPU's primary context, the one that the CUDA runtime uses; copies are
+/// in order with whatever else is on it. It stays the caller's: it must not be destroyed before
 /// `fb_stream_close` has returned. NULL is the default stream, as everywhere in CUDA; the default
 /// stream of a thread (`CU_STREAM_PER_THREAD`) is refused. For other devices `native` is NULL. Each
 /// open stream has a thread, which sleeps while nothing is copied: keep the stream open.
 ///
 /// Ownership: the caller closes the stream with `fb_stream_close`.
 /// Threads: any. The stream can be used by several threads at once.
-/// Errors: `FB_BAD_HANDLE`, `FB_INVALID_ARGUMENT`, `FB_RESOURCE_EXHAUSTED`, `FB_DEVICE_FAILED`. Then
+/// Errors: `FB_BAD_HANDLE`, `FB_INVALID_ARGUMENT`, `FB_RESOURCE_EXHAUSTED`, `FB_UNAVAILABLE`. Then
 /// `*stream` is NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fb_stream_open(
@@ -202,7 +202,7 @@ pub unsafe extern "C" fn fb_stream_open(
 /// same stream is waited for only as far as it is ahead of them.
 ///
 /// Threads: any, also several at once.
-/// Errors: `FB_BAD_HANDLE`; `FB_DEVICE_FAILED` if a copy failed since the last call, with what the
+/// Errors: `FB_BAD_HANDLE`; `FB_UNAVAILABLE` if a copy failed since the last call, with what the
 /// driver said of the first.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fb_stream_wait(stream: *mut FbStream) -> i32 {
@@ -212,8 +212,8 @@ pub unsafe extern "C" fn fb_stream_wait(stream: *mut FbStream) -> i32 {
     })
 }
 
-/// Waits for the copies on a stream and closes it. The caller's own stream is left as it is. NULL is
-/// no error.
+/// Waits for the copies on a stream and closes it. The caller's own stream is left as it is. NULL
+/// is no error.
 ///
 /// Threads: any, also while others wait for the stream. No other may be inside of `fb_copy_tensor`
 /// with it.
@@ -231,16 +231,16 @@ pub unsafe extern "C" fn fb_stream_close(stream: *mut FbStream) -> i32 {
 
 /// Starts to copy all bytes of a tensor or object to `destination`, where the caller has `bytes`
 /// bytes, at least as many as the tensor; comes back without waiting for the copy, unless the bytes
-/// have to be staged. The load must have been opened with the device of `stream`. `destination` is a
-/// `CUdeviceptr`, or a pointer as a number if the device is `host`; for `fake:GBPS` it is any number
-/// but 0. The tensor may be released at once: its bytes are held until the copy is done. `copy` may be
-/// NULL: `fb_stream_wait` and the stream itself tell then when it is done.
+/// have to be staged. The load must have been opened with the device of `stream`. `destination` is
+/// a `CUdeviceptr`, or a pointer as a number if the device is `host`; for `fake:GBPS` it is any
+/// number but 0. The tensor may be released at once: its bytes are held until the copy is done.
+/// `copy` may be NULL: `fb_stream_wait` and the stream itself tell then when it is done.
 ///
-/// Ownership: the caller releases `*copy` with `fb_copy_release`. Until the copy is done, the memory
-/// at `destination` must stay and be used by nobody else but in order on the stream.
+/// Ownership: the caller releases `*copy` with `fb_copy_release`. Until the copy is done, the
+/// memory at `destination` must stay and be used by nobody else but in order on the stream.
 /// Threads: any, also several at once, and while another is inside of the load.
-/// Errors: `FB_BAD_HANDLE`, `FB_INVALID_ARGUMENT`, `FB_DEVICE_FAILED`. Then `*copy` is NULL and
-/// nothing is under way.
+/// Errors: `FB_BAD_HANDLE`, `FB_INVALID_ARGUMENT`, `FB_RESOURCE_EXHAUSTED`, `FB_UNAVAILABLE`. Then
+/// `*copy` is NULL and nothing is under way.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fb_copy_tensor(
     tensor: *const FbTensor,
@@ -276,7 +276,7 @@ pub unsafe extern "C" fn fb_copy_tensor(
 /// Whether a copy is done: `FB_OK`, or `FB_PENDING` while it is not. Does not wait.
 ///
 /// Threads: any, also several at once.
-/// Errors: `FB_BAD_HANDLE`, `FB_DEVICE_FAILED`.
+/// Errors: `FB_BAD_HANDLE`, `FB_UNAVAILABLE`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fb_copy_query(copy: *const FbCopy) -> i32 {
     enter(copy, || {
@@ -288,7 +288,7 @@ pub unsafe extern "C" fn fb_copy_query(copy: *const FbCopy) -> i32 {
 /// Waits until a copy is done.
 ///
 /// Threads: any, also several at once.
-/// Errors: `FB_BAD_HANDLE`, `FB_DEVICE_FAILED`.
+/// Errors: `FB_BAD_HANDLE`, `FB_UNAVAILABLE`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fb_copy_wait(copy: *const FbCopy) -> i32 {
     enter(copy, || {

@@ -1,8 +1,8 @@
 //! The way into every function: no panic and no signal leaves it.
 //!
 //! A panic becomes `FB_INTERNAL`. `SIGPIPE`, which a write to a daemon that died raises, is blocked
-//! in the calling thread for the time of a call, and taken back if it came: the process of a C caller
-//! has not been told to ignore it, as a Rust program is.
+//! in the calling thread for the time of a call, and taken back if it came: the process of a C
+//! caller has not been told to ignore it, as a Rust program is.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -50,7 +50,8 @@ pub(crate) fn panicked(panic: &(dyn Any + Send)) -> Fault {
     Fault::new(FB_INTERNAL, format!("a bug of Forebay, please report it: {said}"))
 }
 
-/// Blocks every signal in this thread, which is one of ours: handlers of the caller's run on theirs.
+/// Blocks every signal in this thread, which is one of ours: handlers of the caller's run on
+/// theirs.
 pub(crate) fn block_signals() {
     let mut all = empty_set();
     // SAFETY: the set is initialised memory.

@@ -189,9 +189,9 @@ pub unsafe extern "C" fn fb_tensor_get_info(
 }
 
 /// Gives the bytes of a tensor or object back. They and everything its info points to must not be
-/// read any more; copies of it that `fb_copy_tensor` started go on, and give back what they read when
-/// they are done. The daemon is told with the next call on the client or one of its loads. NULL is
-/// no error.
+/// read any more; copies of it that `fb_copy_tensor` started go on, and give back what they read
+/// when they are done. The daemon is told with the next call on the client or one of its loads.
+/// NULL is no error.
 ///
 /// Threads: any, also while another is inside of the load.
 /// Errors: `FB_BAD_HANDLE`.

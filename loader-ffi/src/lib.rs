@@ -1,6 +1,7 @@
 //! `libforebay.so`: the blocking Rust library for C.
 //!
-//! The text of the public items is that of `include/forebay.h`, which a test generates and compares.
+//! The text of the public items is that of `include/forebay.h`, which a test generates and
+//! compares.
 //!
 //! ```text
 //!   C ── fb_… ──► entry (no panic, no signal) ──► handles (a number → an object) ──► blocking::Client
@@ -70,8 +71,8 @@ pub extern "C" fn fb_strerror(status: i32) -> *const c_char {
 }
 
 /// Writes one sentence about the last call that failed with this handle (a client, load, ...), with
-/// a NUL and cut to `bytes`, to `buffer`, which may be NULL. With NULL, or a handle that is
-/// closed, it is about the last call of this thread that failed. A call that works leaves it as it is.
+/// a NUL and cut to `bytes`, to `buffer`, which may be NULL. With NULL, or a handle that is closed,
+/// it is about the last call of this thread that failed. A call that works leaves it as it is.
 /// Returns the bytes that the sentence needs, its NUL included.
 ///
 /// Threads: any.

@@ -255,8 +255,8 @@ pub unsafe extern "C" fn fb_load_get_info(load: *const FbLoad, info: *mut FbLoad
 }
 
 /// Describes tensor `index`, from 0 on, of those that the load will bring, in the order of the
-/// checkpoint: of a load of slices the slice, with its shape and size. `FB_END` behind the last. The
-/// texts and the shape live until the load is closed; `data` is NULL.
+/// checkpoint: of a load of slices the slice, with its shape and size. `FB_END` behind the last.
+/// The texts and the shape live until the load is closed; `data` is NULL.
 ///
 /// Threads: any, also while another is inside of the load.
 /// Errors: `FB_BAD_HANDLE`, `FB_INVALID_ARGUMENT`.
@@ -270,8 +270,8 @@ pub unsafe extern "C" fn fb_load_describe_tensor(
     unsafe { describe(load, index, info, |load| &load.tensors) }
 }
 
-/// Describes object (file) `index`, from 0 on, of those that the load selects, of which it may bring
-/// only some bytes. `FB_END` behind the last. Otherwise as `fb_load_describe_tensor`.
+/// Describes object (file) `index`, from 0 on, of those that the load selects, of which it may
+/// bring only some bytes. `FB_END` behind the last. Otherwise as `fb_load_describe_tensor`.
 ///
 /// Threads: any, also while another is inside of the load.
 /// Errors: `FB_BAD_HANDLE`, `FB_INVALID_ARGUMENT`.
@@ -311,7 +311,8 @@ unsafe fn describe(
 }
 
 /// Waits for the next tensor that was asked for, in the order in which they become readable, and
-/// sets `*tensor`; `FB_END` when all have come. A load is read by tensors or by objects, not by both.
+/// sets `*tensor`; `FB_END` when all have come. A load is read by tensors or by objects, not by
+/// both.
 ///
 /// Ownership: the caller releases the tensor with `fb_tensor_release`. Release early: a load that
 /// has lent its window (see `fb_load_info`) waits for releases.
@@ -323,8 +324,8 @@ pub unsafe extern "C" fn fb_load_next_tensor(load: *mut FbLoad, tensor: *mut *mu
     unsafe { next(load, tensor, |load| Ok(load.next_tensor()?.map(Bytes::Tensor))) }
 }
 
-/// Waits for the next object (file) that was asked for, whole, and sets `*object`; `FB_END` when all
-/// have come. Its info is that of a tensor of type `U8` with one dimension.
+/// Waits for the next object (file) that was asked for, whole, and sets `*object`; `FB_END` when
+/// all have come. Its info is that of a tensor of type `U8` with one dimension.
 ///
 /// Ownership, threads, errors: as for `fb_load_next_tensor`. A load of some tensors has no
 /// whole objects: `FB_INVALID_ARGUMENT`.
@@ -355,18 +356,18 @@ unsafe fn next(
     })
 }
 
-/// Copies what `targets` names to where it says, waits until all of it is there, and ends the load: the
-/// plain way to a device, without streams. For a load opened with a device of which nothing was read.
-/// With `ranks`, a tensor's target gets the rank's slice. What no target names is not copied. Sizes are
-/// those of `fb_load_describe_tensor`, and of `fb_load_describe_object` for a whole object, which only
-/// a load of all tensors has. `report` may be NULL. The load remains to be closed, and gives
-/// `fb_load_report_json`.
+/// Copies what `targets` names to where it says, waits until all of it is there, and ends the load:
+/// the plain way to a device, without streams. For a load opened with a device of which nothing was
+/// read. With `ranks`, a tensor's target gets the rank's slice. What no target names is not copied.
+/// Sizes are those of `fb_load_describe_tensor`, and of `fb_load_describe_object` for a whole
+/// object, which only a load of all tensors has. `report` may be NULL. The load remains to be
+/// closed, and gives `fb_load_report_json`.
 ///
 /// Ownership: the memory stays the caller's. Until this returns it is used by nobody else.
 /// Threads: any, one at a time per load; a second one gets `FB_BUSY`.
-/// Errors: all but `FB_CANCELLED`. After one, nothing is under way, and the targets may be written in
-/// part. After `FB_BUSY`, or if the pointers of this call were wrong, call again; after any other the
-/// load can only be closed.
+/// Errors: all but `FB_CANCELLED`. After one, nothing is under way, and the targets may be written
+/// in part. After `FB_BUSY`, or if the pointers of this call were wrong, call again; after any
+/// other the load can only be closed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fb_load_to_device(
     load: *mut FbLoad,
@@ -410,8 +411,9 @@ unsafe fn aim(device: &dyn Device, target: &FbTarget) -> Result<Target, Fault> {
     Ok(Target { name, memory, offset: 0 })
 }
 
-/// Ends a load: takes what is still to come without looking at it, waits for the copies of its tensors
-/// that are under way, and sets `*report`, which may be NULL. The load remains to be closed, and gives `fb_load_report_json`.
+/// Ends a load: takes what is still to come without looking at it, waits for the copies of its
+/// tensors that are under way, and sets `*report`, which may be NULL. The load remains to be
+/// closed, and gives `fb_load_report_json`.
 ///
 /// Threads: any, one at a time per load; a second one gets `FB_BUSY`.
 /// Errors: all but `FB_CANCELLED`. `FB_BUSY` if tensors of the load are not released: release them
@@ -478,8 +480,9 @@ pub unsafe extern "C" fn fb_load_close(load: *mut FbLoad) -> i32 {
     })
 }
 
-/// Loads everything that was asked for in one call: `each` is called with every tensor as it becomes
-/// readable, in the calling thread, and the tensor is released when it returns. `report` may be NULL.
+/// Loads everything that was asked for in one call: `each` is called with every tensor as it
+/// becomes readable, in the calling thread, and the tensor is released when it returns. `report`
+/// may be NULL.
 ///
 /// Threads: any, also several at once on one client. `SIGPIPE` is blocked while `each` runs.
 /// Errors: all but `FB_BUSY`. `FB_CANCELLED` if `each` returned another number than 0.

@@ -87,8 +87,8 @@ pub struct FbLoadOptions {
     pub numa_node: u32,
     /// With `FB_PLACE_GPU`: its address, as nvidia-smi prints it: `00000000:3B:00.0`.
     pub gpu: *const c_char,
-    /// The device that tensors will be copied to, opened with the same client; NULL: none. The daemon
-    /// is told, and unless `placement` says otherwise bytes should lie near it.
+    /// The device that tensors will be copied to, opened with the same client; NULL: none. The
+    /// daemon is told, and unless `placement` says otherwise bytes should lie near it.
     pub device: *const FbDevice,
     /// With `ranks`: which rank's slice of every tensor is loaded, from 0 on.
     pub rank: u32,
@@ -134,7 +134,8 @@ unsafe impl Versioned for FbPrefetchOptions {
     const NAME: &'static str = "fb_prefetch_options";
 }
 
-/// What a load is of. Set `size` to `sizeof(fb_load_info)`. The texts live until the load is closed.
+/// What a load is of. Set `size` to `sizeof(fb_load_info)`. The texts live until the load is
+/// closed.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct FbLoadInfo {
@@ -163,8 +164,8 @@ unsafe impl Versioned for FbLoadInfo {
     const NAME: &'static str = "fb_load_info";
 }
 
-/// What a tensor is, and where. Set `size` to `sizeof(fb_tensor_info)`. Everything that it points to
-/// can be read until the tensor is released, and must not be written.
+/// What a tensor is, and where. Set `size` to `sizeof(fb_tensor_info)`. Everything that it points
+/// to can be read until the tensor is released, and must not be written.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct FbTensorInfo {

@@ -3,7 +3,7 @@
 //! The numbers of errors are those of `ErrorKind::c_status`, so that every library and the wire
 //! tell the same kinds apart; a test holds the two together.
 
-use forebay_client::{ClientError, ErrorKind};
+use forebay_client::ClientError;
 
 /// It worked.
 pub const FB_OK: i32 = 0;
@@ -21,13 +21,14 @@ pub const FB_DEADLINE_EXCEEDED: i32 = -4;
 pub const FB_NOT_FOUND: i32 = -5;
 /// The daemon or the origin's policy refuses the caller.
 pub const FB_PERMISSION_DENIED: i32 = -7;
-/// Overload on this node: wait and call again.
+/// Overload on this node: wait and call again. Or the device has no room.
 pub const FB_RESOURCE_EXHAUSTED: i32 = -8;
 /// The world changed: load again to get the new revision.
 pub const FB_FAILED_PRECONDITION: i32 = -9;
 /// A bug of Forebay.
 pub const FB_INTERNAL: i32 = -13;
-/// The daemon or the origin cannot be reached or fails: retry later.
+/// The daemon, the origin or the device cannot be had or fails: retry later, or see what
+/// `fb_last_error` says of the driver.
 pub const FB_UNAVAILABLE: i32 = -14;
 /// The bytes are wrong.
 pub const FB_DATA_LOSS: i32 = -15;
@@ -37,11 +38,6 @@ pub const FB_UNAUTHENTICATED: i32 = -16;
 pub const FB_BUSY: i32 = -100;
 /// The handle is NULL, closed, or of another kind.
 pub const FB_BAD_HANDLE: i32 = -101;
-/// The device or its driver failed, or has no room: `fb_last_error` has what the driver said.
-pub const FB_DEVICE_FAILED: i32 = -102;
-
-/// The stage of failures of a device.
-const DEVICE_STAGE: &str = "dma";
 
 /// A call that failed: its status, and a sentence for a person.
 #[derive(Debug, Clone)]
@@ -62,13 +58,7 @@ impl Fault {
 
 impl From<ClientError> for Fault {
     fn from(error: ClientError) -> Self {
-        let of_device = error.failure().stage.as_deref() == Some(DEVICE_STAGE);
-        let status = match error.kind() {
-            // A device that fails is no bug of ours.
-            ErrorKind::Internal if of_device => FB_DEVICE_FAILED,
-            kind => kind.c_status(),
-        };
-        Self::new(status, error.to_string())
+        Self::new(error.kind().c_status(), error.to_string())
     }
 }
 
@@ -86,19 +76,18 @@ pub(crate) fn meaning(status: i32) -> &'static [u8] {
         FB_RESOURCE_EXHAUSTED => b"resource exhausted on this node: wait and call again\0",
         FB_FAILED_PRECONDITION => b"failed precondition: the world changed, load again\0",
         FB_INTERNAL => b"internal error: a bug of Forebay\0",
-        FB_UNAVAILABLE => b"unavailable: the daemon or the origin fails, retry later\0",
+        FB_UNAVAILABLE => b"unavailable: the daemon, the origin or the device fails\0",
         FB_DATA_LOSS => b"data loss: the bytes are wrong\0",
         FB_UNAUTHENTICATED => b"unauthenticated: credentials are missing or have expired\0",
         FB_BUSY => b"busy: in use by another thread, or with tensors that are not released\0",
         FB_BAD_HANDLE => b"bad handle: NULL, closed, or of another kind\0",
-        FB_DEVICE_FAILED => b"the device or its driver failed, or has no room\0",
         _ => b"no status of this version of Forebay\0",
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use forebay_client::DeviceError;
+    use forebay_client::ErrorKind;
 
     use super::*;
 
@@ -121,16 +110,5 @@ mod tests {
         for (kind, status) in PROMISED {
             assert_eq!(kind.c_status(), status, "{kind:?}");
         }
-    }
-
-    #[test]
-    fn what_a_device_fails_at_is_told_from_mistakes_and_bugs() {
-        let device = || "cuda:0".to_owned();
-        let failed = DeviceError::CopyFailed { device: device(), bytes: 1, reason: device() };
-        let full = DeviceError::OutOfMemory { device: device(), bytes: 1, reason: device() };
-        let missing = DeviceError::Unavailable { device: device(), reason: device() };
-        let status = |error: DeviceError| Fault::from(ClientError::from(error)).status;
-        assert_eq!([failed, full].map(status), [FB_DEVICE_FAILED; 2]);
-        assert_eq!(status(missing), FB_INVALID_ARGUMENT);
     }
 }

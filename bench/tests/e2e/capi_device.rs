@@ -1,5 +1,6 @@
-//! What C programs do beyond reading in place: every other verb, devices, streams and slices. The GPU is
-//! the stand-in driver, which checks what it is asked for and that nothing is left at the end.
+//! What C programs do beyond reading in place: every other verb, devices, streams and slices. The
+//! GPU is the stand-in driver, which checks what it is asked for and that nothing is left at the
+//! end.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ const WATCHED: &[&str] = &["-fsanitize=address,undefined"];
 /// Less than the checkpoint: what is copied has to come back for the rest.
 const SMALL: &str = "512KiB";
 
-/// A daemon with a checkpoint, and a program; none, and why, where there is no C compiler.
+/// A daemon with a checkpoint, and a program.
 struct Scene {
     made: Checkpoint,
     node: Node,
@@ -27,21 +28,16 @@ struct Scene {
 }
 
 impl Scene {
-    async fn of(program: &str, ram: &str) -> Option<Self> {
+    /// An error that says why where there is no C compiler.
+    async fn of(program: &str, ram: &str) -> Result<Self, String> {
         let dir = temp_dir();
-        let program = match compiled(program, dir.path(), WATCHED) {
-            Ok(program) => program,
-            Err(why) => {
-                println!("skipped: {why}");
-                return None;
-            }
-        };
+        let program = compiled(program, dir.path(), WATCHED)?;
         let origin = s3().await;
         let made = checkpoint(CheckpointSpec::new(1, 1 << 20).shards(2));
         origin.put_checkpoint(BUCKET, "m/", &made);
         let node = NodeSpec::of(&origin).ram(ram).start().await;
         let args = [endpoint(&node), s3_uri("m/")];
-        Some(Self { made, node, program, args, _origin: origin, _dir: dir })
+        Ok(Self { made, node, program, args, _origin: origin, _dir: dir })
     }
 
     fn command(&self, more: &[&str]) -> Command {
@@ -97,7 +93,10 @@ fn half(bytes: &[u8], shape: &[u64], dim: usize, rank: u64) -> Vec<u8> {
 
 #[tokio::test]
 async fn every_verb_works_from_c() {
-    let Some(scene) = Scene::of("verbs", "4MiB").await else { return };
+    let scene = match Scene::of("verbs", "4MiB").await {
+        Ok(scene) => scene,
+        Err(why) => return println!("skipped: {why}"),
+    };
     let output = scene.command(&[]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let ways = by_way(&output);
@@ -140,7 +139,10 @@ async fn every_verb_works_from_c() {
 
 #[tokio::test]
 async fn a_c_program_copies_to_a_gpu_on_its_own_stream() {
-    let Some(scene) = Scene::of("load_cuda", SMALL).await else { return };
+    let scene = match Scene::of("load_cuda", SMALL).await {
+        Ok(scene) => scene,
+        Err(why) => return println!("skipped: {why}"),
+    };
     // Registered, registered plainly, and staged; fast, and slower than the load.
     let scripts: [&[(&str, &str)]; 4] = [
         &[],
@@ -156,7 +158,10 @@ async fn a_c_program_copies_to_a_gpu_on_its_own_stream() {
 
 #[tokio::test]
 async fn a_c_program_gets_its_slices_in_one_call() {
-    let Some(scene) = Scene::of("load_cuda", SMALL).await else { return };
+    let scene = match Scene::of("load_cuda", SMALL).await {
+        Ok(scene) => scene,
+        Err(why) => return println!("skipped: {why}"),
+    };
     let made = &scene.made;
     for rank in 0..2 {
         let output = scene.on_the_stand_in(&["0", &rank.to_string(), "2"], &[]);
@@ -180,8 +185,11 @@ async fn a_c_program_gets_its_slices_in_one_call() {
 
 #[tokio::test]
 async fn what_a_gpu_fails_at_is_said_and_leaves_nothing() {
-    let Some(scene) = Scene::of("load_cuda", SMALL).await else { return };
-    let failed = "the device or its driver failed";
+    let scene = match Scene::of("load_cuda", SMALL).await {
+        Ok(scene) => scene,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let failed = "(DEVICE_FAILED";
     let output = scene.on_the_stand_in(&["0"], &[("FAIL_COPY", "3")]);
     fails_saying(&output, &["cuStreamSynchronize: CUDA_ERROR_LAUNCH_FAILED", "fb_stream_wait"]);
     fails_saying(&output, &[failed, "unspecified launch failure"]);
@@ -198,7 +206,10 @@ async fn what_a_gpu_fails_at_is_said_and_leaves_nothing() {
 
 #[tokio::test]
 async fn copies_hold_what_they_read_whatever_else_is_closed() {
-    let Some(scene) = Scene::of("verbs", SMALL).await else { return };
+    let scene = match Scene::of("verbs", SMALL).await {
+        Ok(scene) => scene,
+        Err(why) => return println!("skipped: {why}"),
+    };
     let output = scene.on_the_stand_in(&["cuda:0"], &[("GBPS", "0.002")]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert_eq!(by_way(&output)["all"].len(), scene.made.tensors().count());
@@ -207,15 +218,18 @@ async fn copies_hold_what_they_read_whatever_else_is_closed() {
 
 #[tokio::test]
 async fn a_device_that_cannot_be_had_is_an_argument_that_says_why() {
-    let Some(scene) = Scene::of("verbs", "4MiB").await else { return };
+    let scene = match Scene::of("verbs", "4MiB").await {
+        Ok(scene) => scene,
+        Err(why) => return println!("skipped: {why}"),
+    };
     let open = |spec: &str, script: &[(&str, &str)]| scene.on_the_stand_in(&[spec], script);
-    fails_saying(&open("cuda:1", &[]), &["(-3)", "1 devices"]);
-    fails_saying(&open("cuda:0", &[("DEVICES", "0")]), &["(-3)", "no CUDA-capable device"]);
-    fails_saying(&open("cuda:0", &[("VERSION", "11000")]), &["(-3)", "install one of 11.4"]);
+    fails_saying(&open("cuda:1", &[]), &["(-14)", "1 devices"]);
+    fails_saying(&open("cuda:0", &[("DEVICES", "0")]), &["(-14)", "no CUDA-capable device"]);
+    fails_saying(&open("cuda:0", &[("VERSION", "11000")]), &["(-14)", "install one of 11.4"]);
     let machine = Path::new("/dev/nvidiactl");
     if machine.exists() {
         return println!("skipped in part: this machine has a driver");
     }
     let output = scene.command(&["cuda:0"]).output().unwrap();
-    fails_saying(&output, &["(-3)", "libcuda.so.1 is not found"]);
+    fails_saying(&output, &["(-14)", "libcuda.so.1 is not found"]);
 }
