@@ -570,8 +570,8 @@ size_t fb_last_error(const void *handle, char *buffer, size_t bytes);
 int32_t fb_connect(const char *endpoint, struct fb_client **client);
 
 /**
- * Closes a client. Its loads and tensors stay usable until they are closed and released. NULL is
- * no error.
+ * Closes a client. Its loads, tensors, devices and streams stay usable until they are closed and
+ * released; loads are opened no more. NULL is no error.
  *
  * Threads: any, also while other threads use the client: their calls end as if it were open.
  * Errors: `FB_BAD_HANDLE`.
