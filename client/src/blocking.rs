@@ -10,11 +10,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use forebay_device::Device;
-use forebay_proto::Reason;
 use forebay_proto::model::{
-    CachedCheckpoint, DaemonStatus, Evicted, Manifest, Opened, PackEvent, PackReport, Pinned,
-    PrefetchEvent, Report, Unpinned, VerifyEvent, VerifySummary,
+    CachedCheckpoint, DaemonStatus, Evicted, Manifest, ObjectEntry, ObjectIndex, Opened, PackEvent,
+    PackReport, Pinned, PrefetchEvent, Report, TensorEntry, Unpinned, VerifyEvent, VerifySummary,
 };
+use forebay_proto::{Reason, Slice};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::chunk::Chunk;
@@ -186,6 +186,16 @@ impl Load {
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         self.load.manifest()
+    }
+
+    /// See [`crate::Load::selected_objects`].
+    pub fn selected_objects(&self) -> impl Iterator<Item = (ObjectIndex, &ObjectEntry)> {
+        self.load.selected_objects()
+    }
+
+    /// See [`crate::Load::selected_tensors`].
+    pub fn selected_tensors(&self) -> Result<Vec<(&TensorEntry, Slice)>, ClientError> {
+        self.load.selected_tensors()
     }
 
     /// See [`crate::Load::next_chunk`].

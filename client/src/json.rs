@@ -1,8 +1,11 @@
 //! Reports as JSON objects, with the names of the interface: what the command prints and what the C
 //! library gives out. Behind the feature `json`.
 
+use forebay_device::MemoryPath;
 use forebay_proto::model::{BytesByTier, Report};
 use serde_json::{Value, json};
+
+use crate::device::DeviceReport;
 
 /// A load's report.
 #[must_use]
@@ -54,6 +57,36 @@ pub fn report(report: &Report) -> Value {
             "far_bytes": placement.far_bytes,
             "degraded": placement.degraded,
         })),
+        "device": report.device.as_ref().map(|device| json!({
+            "kind": device.kind,
+            "name": device.name,
+            "path": device.path,
+            "staged_because": device.why,
+        })),
+    })
+}
+
+/// How the copies of a load went: the object `device` of a report, where this library made them.
+#[must_use]
+pub fn device(report: &DeviceReport) -> Value {
+    let why = match &report.path {
+        MemoryPath::Staged { why } => Some(why),
+        _ => None,
+    };
+    json!({
+        "device": report.spec.to_string(),
+        "name": report.name,
+        "path": report.path.as_str(),
+        "staged_because": why,
+        "streams": report.streams,
+        "copies": report.copies,
+        "bytes": report.bytes,
+        "busy_seconds": report.busy.as_secs_f64(),
+        "idle_seconds": report.idle.as_secs_f64(),
+        "busy_ratio": report.busy_ratio(),
+        "first_submit_seconds": report.first_submit.as_secs_f64(),
+        "first_copy_seconds": report.first_copy.as_secs_f64(),
+        "last_copy_seconds": report.last_copy.as_secs_f64(),
     })
 }
 

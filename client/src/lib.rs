@@ -67,8 +67,8 @@ pub use device::{DeviceLoad, DeviceReport, DeviceTensor, Layout, Resident, Targe
 pub use endpoint::Endpoint;
 pub use error::ClientError;
 pub use forebay_device::{
-    CopySpan, CopyState, CopyStream, CopyTicket, Device, DeviceError, DeviceInfo, DeviceMemory,
-    DeviceSpec, FakeDevice, HostDevice, MemoryPath,
+    CopySpan, CopyState, CopyStream, CopyTicket, CudaDevice, Device, DeviceError, DeviceInfo,
+    DeviceMemory, DeviceSpec, FakeDevice, HostDevice, MemoryPath,
 };
 pub use forebay_proto::{
     BadPciAddress, BadShard, ErrorKind, Failure, PciAddress, Placement, Reason, Shard, Slice,

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_device::Device;
-use forebay_proto::Reason;
 use forebay_proto::model::{
     Malformed, Manifest, ObjectEntry, ObjectIndex, Opened, Report, TensorEntry,
 };
+use forebay_proto::{Reason, Slice};
 use tokio::time::timeout;
 
 use crate::chunk::Chunk;
-use crate::device::layout::Selection;
+use crate::device::layout::{Selection, bad_shard, selected};
 use crate::device::load::no_device;
 use crate::device::{DeviceLoad, Layout};
 use crate::error::ClientError;
@@ -74,6 +74,14 @@ impl Load {
         objects
             .filter(|(_, object)| selects(&self.selection.objects, &object.key))
             .map(|(index, object)| (ObjectIndex(index), object))
+    }
+
+    /// The tensors that the request's globs select, each with what of it the load brings: the
+    /// rank's slice, or all of it. A tensor that cannot be cut that way is `BAD_REQUEST`.
+    pub fn selected_tensors(&self) -> Result<Vec<(&TensorEntry, Slice)>, ClientError> {
+        let tensors = selected(self.manifest(), &self.selection).into_iter();
+        let sliced = tensors.map(|tensor| Ok((tensor, self.selection.slice(tensor)?)));
+        sliced.collect::<Result<_, _>>().map_err(bad_shard)
     }
 
     /// The next chunk, as it becomes readable; none when all have come.

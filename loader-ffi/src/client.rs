@@ -36,8 +36,8 @@ pub unsafe extern "C" fn fb_connect(endpoint: *const c_char, client: *mut *mut F
     })
 }
 
-/// Closes a client. Its loads and tensors stay usable until they are closed and released. NULL is
-/// no error.
+/// Closes a client. Its loads, tensors, devices and streams stay usable until they are closed and
+/// released; loads are opened no more. NULL is no error.
 ///
 /// Threads: any, also while other threads use the client: their calls end as if it were open.
 /// Errors: `FB_BAD_HANDLE`.
@@ -51,8 +51,8 @@ pub unsafe extern "C" fn fb_close(client: *mut FbClient) -> i32 {
     })
 }
 
-/// Fetches a checkpoint into a tier of this node and keeps it, and waits until it is there. `report`
-/// may be NULL.
+/// Fetches a checkpoint into a tier of this node and keeps it, and waits until it is there.
+/// `report` may be NULL.
 ///
 /// Threads: any, also several at once on one client.
 /// Errors: all but `FB_CANCELLED` and `FB_BUSY`.

@@ -1,8 +1,8 @@
 //! The way into every function: no panic and no signal leaves it.
 //!
 //! A panic becomes `FB_INTERNAL`. `SIGPIPE`, which a write to a daemon that died raises, is blocked
-//! in the calling thread for the time of a call, and taken back if it came: the process of a C caller
-//! has not been told to ignore it, as a Rust program is.
+//! in the calling thread for the time of a call, and taken back if it came: the process of a C
+//! caller has not been told to ignore it, as a Rust program is.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -40,13 +40,24 @@ pub(crate) fn last_of_thread() -> String {
     LAST.try_with(|last| last.borrow().clone()).unwrap_or_default()
 }
 
-fn panicked(panic: &(dyn Any + Send)) -> Fault {
+/// What a panic says.
+pub(crate) fn panicked(panic: &(dyn Any + Send)) -> Fault {
     let said = panic
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     let said = said.unwrap_or("it says nothing");
     Fault::new(FB_INTERNAL, format!("a bug of Forebay, please report it: {said}"))
+}
+
+/// Blocks every signal in this thread, which is one of ours: handlers of the caller's run on
+/// theirs.
+pub(crate) fn block_signals() {
+    let mut all = empty_set();
+    // SAFETY: the set is initialised memory.
+    unsafe { libc::sigfillset(&mut all) };
+    // SAFETY: the set is initialised; the call changes this thread's mask, and tells no old one.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &all, ptr::null_mut()) };
 }
 
 /// `SIGPIPE` blocked in this thread, unless one is pending already.

@@ -1,4 +1,4 @@
-//! Loads, and the tensors they lend.
+//! Loads: opened, read, copied to a device, ended.
 //!
 //! A load is behind a lock that no call waits for: a second thread gets `FB_BUSY`. What it lends is
 //! counted, so that `fb_load_finish` can refuse to wait for what the caller itself holds.
@@ -9,32 +9,47 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use forebay_client::blocking::{Client, Load};
 use forebay_client::model::Report;
-use forebay_client::{ObjectView, Tensor};
+use forebay_client::{Device, DeviceReport, Layout, Target, json};
 
 use crate::client::FbClient;
+use crate::device::{OpenDevice, memory_at};
 use crate::entry::enter;
 use crate::handles;
-use crate::memory::{c_text, check, give_text, put, take, tell};
-use crate::options::{FbLoadInfo, FbLoadOptions, FbReport, FbTensorInfo};
+use crate::lent::{Announced, Bytes, Description, FbTensor, Lent};
+use crate::memory::{c_text, check, give_text, list, put, take, tell, text};
+use crate::options::{FbLoadInfo, FbLoadOptions, FbReport, FbTarget, FbTensorInfo};
 use crate::status::{FB_BUSY, FB_CANCELLED, FB_END, FB_FAILED_PRECONDITION, FB_OK, Fault};
 
 /// A running load.
 #[derive(Debug)]
 pub struct FbLoad(());
 
-/// A tensor, or a whole object.
-#[derive(Debug)]
-pub struct FbTensor(());
-
 /// What `fb_load_all` calls for each tensor. 0: go on; anything else: end the load. It must return:
 /// no exception, no `longjmp`. What it is given is valid until it returns.
 pub type FbTensorCallback =
     Option<unsafe extern "C" fn(context: *mut c_void, tensor: *const FbTensorInfo) -> i32>;
 
+/// How a load went, and its copies if they were made in one call.
+#[derive(Debug)]
+struct Outcome {
+    report: Report,
+    device: Option<DeviceReport>,
+}
+
+impl Outcome {
+    fn json(&self) -> String {
+        let mut object = json::report(&self.report);
+        if let Some(device) = &self.device {
+            object["device"] = json::device(device);
+        }
+        object.to_string()
+    }
+}
+
 #[derive(Debug)]
 enum State {
     Running(Box<Load>),
-    Finished(Box<Report>),
+    Finished(Box<Outcome>),
     /// It could not be finished.
     Failed,
 }
@@ -45,6 +60,10 @@ struct OpenLoad {
     state: Mutex<State>,
     /// Tensors and objects that are not released.
     lent: Arc<AtomicUsize>,
+    device: Option<Arc<dyn Device>>,
+    /// What will be brought, as tensors and as objects.
+    tensors: Vec<Announced>,
+    objects: Vec<Announced>,
     load_id: CString,
     uri: CString,
     revision: CString,
@@ -52,10 +71,13 @@ struct OpenLoad {
 }
 
 impl OpenLoad {
-    fn new(load: Load) -> Self {
+    fn new(load: Load, device: Option<Arc<dyn Device>>) -> Result<Self, Fault> {
         let opened = load.opened();
-        Self {
+        Ok(Self {
             lent: Arc::default(),
+            device,
+            tensors: announced_tensors(&load)?,
+            objects: announced_objects(&load),
             load_id: c_text(&opened.load_id),
             uri: c_text(&opened.uri),
             revision: c_text(opened.revision.as_str()),
@@ -67,7 +89,7 @@ impl OpenLoad {
                 opened.window_bytes,
             ],
             state: Mutex::new(State::Running(Box::new(load))),
-        }
+        })
     }
 
     fn lock(&self) -> Result<MutexGuard<'_, State>, Fault> {
@@ -83,10 +105,23 @@ impl OpenLoad {
     fn next(&self, read: impl FnOnce(&mut Load) -> Result<Option<Bytes>, Fault>) -> Answer {
         let mut state = self.lock()?;
         let State::Running(load) = &mut *state else { return Err(ended("it is finished")) };
-        Ok(read(load)?.map(|bytes| Lent::new(bytes, Arc::clone(&self.lent))))
+        let lent = |bytes| Lent::new(bytes, self.device.clone(), Arc::clone(&self.lent));
+        Ok(read(load)?.map(lent))
     }
 
     fn finish(&self) -> Result<FbReport, Fault> {
+        self.end(|load| Ok(Outcome { report: load.finish()?, device: None }))
+    }
+
+    fn to_device(&self, targets: Vec<Target>) -> Result<FbReport, Fault> {
+        self.end(|load| {
+            let resident = load.to_device(Layout::Into(targets))?.finish()?;
+            Ok(Outcome { report: resident.report, device: Some(resident.device) })
+        })
+    }
+
+    /// Ends the load by `last`.
+    fn end(&self, last: impl FnOnce(Load) -> Result<Outcome, Fault>) -> Result<FbReport, Fault> {
         let mut state = self.lock()?;
         let lent = self.lent.load(Ordering::Acquire);
         if lent > 0 {
@@ -100,83 +135,37 @@ impl OpenLoad {
                 return Err(ended("it is finished"));
             }
         };
-        let report = load.finish()?;
-        let figures = told(&report);
-        *state = State::Finished(Box::new(report));
+        let outcome = last(*load)?;
+        let figures = told(&outcome.report);
+        *state = State::Finished(Box::new(outcome));
         Ok(figures)
     }
+}
+
+/// The tensors, or slices of them, that a load will bring.
+fn announced_tensors(load: &Load) -> Result<Vec<Announced>, Fault> {
+    let tensors = load.selected_tensors()?.into_iter();
+    let announced = tensors.map(|(tensor, slice)| {
+        let object = load.manifest().object(tensor.object).map_or("", |object| &object.key);
+        let bytes = slice.bytes();
+        let description = Description::new(&tensor.name, &tensor.dtype, object, slice.shape);
+        Announced { description, bytes }
+    });
+    Ok(announced.collect())
+}
+
+fn announced_objects(load: &Load) -> Vec<Announced> {
+    let announced = |key: &str, bytes| {
+        let description = Description::of_object(key, bytes);
+        Announced { description, bytes }
+    };
+    load.selected_objects().map(|(_, object)| announced(&object.key, object.bytes)).collect()
 }
 
 type Answer = Result<Option<Lent>, Fault>;
 
 fn ended(why: &str) -> Fault {
     Fault::new(FB_FAILED_PRECONDITION, format!("this load can give nothing more: {why}"))
-}
-
-/// What is lent.
-#[derive(Debug)]
-enum Bytes {
-    Tensor(Tensor),
-    Object(ObjectView),
-}
-
-/// What the handle of a tensor stands for.
-#[derive(Debug)]
-struct Lent {
-    name: CString,
-    dtype: CString,
-    object: CString,
-    shape: Vec<u64>,
-    bytes: Bytes,
-    _count: Count,
-}
-
-/// One more that is not released. Dropped behind what it counts.
-#[derive(Debug)]
-struct Count(Arc<AtomicUsize>);
-
-impl Drop for Count {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Release);
-    }
-}
-
-impl Lent {
-    fn new(bytes: Bytes, lent: Arc<AtomicUsize>) -> Self {
-        lent.fetch_add(1, Ordering::Relaxed);
-        let _count = Count(lent);
-        let (name, dtype, object, shape) = match &bytes {
-            Bytes::Tensor(tensor) => {
-                (tensor.name(), tensor.dtype(), tensor.object_key(), tensor.shape().to_vec())
-            }
-            Bytes::Object(view) => (view.key(), "U8", view.key(), vec![length(view.bytes())]),
-        };
-        let (name, dtype, object) = (c_text(name), c_text(dtype), c_text(object));
-        Self { name, dtype, object, shape, bytes, _count }
-    }
-
-    fn info(&self) -> FbTensorInfo {
-        let (data, is_copy) = match &self.bytes {
-            Bytes::Tensor(tensor) => (tensor.bytes(), tensor.is_copy()),
-            Bytes::Object(view) => (view.bytes(), view.is_copy()),
-        };
-        FbTensorInfo {
-            size: size_of::<FbTensorInfo>(),
-            name: self.name.as_ptr(),
-            dtype: self.dtype.as_ptr(),
-            object: self.object.as_ptr(),
-            shape: self.shape.as_ptr(),
-            ndim: self.shape.len(),
-            data: data.as_ptr().cast(),
-            bytes: length(data),
-            is_copy: i32::from(is_copy),
-            reserved: 0,
-        }
-    }
-}
-
-fn length(bytes: &[u8]) -> u64 {
-    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
 
 /// The main figures of a report.
@@ -203,12 +192,16 @@ pub(crate) fn told(report: &Report) -> FbReport {
 ///
 /// `options` is NULL or a struct whose fields are as they say.
 unsafe fn open(client: *mut FbClient, options: *const FbLoadOptions) -> Result<OpenLoad, Fault> {
-    let client = handles::find::<Client, _>(client)?;
+    let own = handles::find::<Client, _>(client)?;
     // SAFETY: as this function's own contract.
     let options = unsafe { take(options) }?;
     // SAFETY: as this function's own contract.
     let request = unsafe { options.request() }?;
-    Ok(OpenLoad::new(client.load(request)?))
+    if options.device.is_null() {
+        return OpenLoad::new(own.load(request)?, None);
+    }
+    let device = OpenDevice::of(options.device, client)?;
+    OpenLoad::new(device.client.load(request)?, Some(Arc::clone(&device.device)))
 }
 
 /// Starts a load and sets `*load`. Returns when it is known what the checkpoint consists of; bytes
@@ -261,8 +254,65 @@ pub unsafe extern "C" fn fb_load_get_info(load: *const FbLoad, info: *mut FbLoad
     })
 }
 
+/// Describes tensor `index`, from 0 on, of those that the load will bring, in the order of the
+/// checkpoint: of a load of slices the slice, with its shape and size. `FB_END` behind the last.
+/// The texts and the shape live until the load is closed; `data` is NULL.
+///
+/// Threads: any, also while another is inside of the load.
+/// Errors: `FB_BAD_HANDLE`, `FB_INVALID_ARGUMENT`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fb_load_describe_tensor(
+    load: *const FbLoad,
+    index: u64,
+    info: *mut FbTensorInfo,
+) -> i32 {
+    // SAFETY: as this function's own contract.
+    unsafe { describe(load, index, info, |load| &load.tensors) }
+}
+
+/// Describes object (file) `index`, from 0 on, of those that the load selects, of which it may
+/// bring only some bytes. `FB_END` behind the last. Otherwise as `fb_load_describe_tensor`.
+///
+/// Threads: any, also while another is inside of the load.
+/// Errors: `FB_BAD_HANDLE`, `FB_INVALID_ARGUMENT`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fb_load_describe_object(
+    load: *const FbLoad,
+    index: u64,
+    info: *mut FbTensorInfo,
+) -> i32 {
+    // SAFETY: as this function's own contract.
+    unsafe { describe(load, index, info, |load| &load.objects) }
+}
+
+/// Tells one of what `which` gives.
+///
+/// # Safety
+///
+/// `info` is NULL or a struct that begins with its size.
+unsafe fn describe(
+    load: *const FbLoad,
+    index: u64,
+    info: *mut FbTensorInfo,
+    which: impl FnOnce(&OpenLoad) -> &[Announced],
+) -> i32 {
+    enter(load, || {
+        let load = handles::find::<OpenLoad, _>(load)?;
+        // SAFETY: as this function's own contract.
+        unsafe { check(info) }?;
+        let index = usize::try_from(index).ok();
+        let Some(announced) = index.and_then(|index| which(&load).get(index)) else {
+            return Ok(FB_END);
+        };
+        // SAFETY: as this function's own contract.
+        unsafe { tell(info, &announced.info()) }?;
+        Ok(FB_OK)
+    })
+}
+
 /// Waits for the next tensor that was asked for, in the order in which they become readable, and
-/// sets `*tensor`; `FB_END` when all have come. A load is read by tensors or by objects, not by both.
+/// sets `*tensor`; `FB_END` when all have come. A load is read by tensors or by objects, not by
+/// both.
 ///
 /// Ownership: the caller releases the tensor with `fb_tensor_release`. Release early: a load that
 /// has lent its window (see `fb_load_info`) waits for releases.
@@ -274,8 +324,8 @@ pub unsafe extern "C" fn fb_load_next_tensor(load: *mut FbLoad, tensor: *mut *mu
     unsafe { next(load, tensor, |load| Ok(load.next_tensor()?.map(Bytes::Tensor))) }
 }
 
-/// Waits for the next object (file) that was asked for, whole, and sets `*object`; `FB_END` when all
-/// have come. Its info is that of a tensor of type `U8` with one dimension.
+/// Waits for the next object (file) that was asked for, whole, and sets `*object`; `FB_END` when
+/// all have come. Its info is that of a tensor of type `U8` with one dimension.
 ///
 /// Ownership, threads, errors: as for `fb_load_next_tensor`. A load of some tensors has no
 /// whole objects: `FB_INVALID_ARGUMENT`.
@@ -306,41 +356,64 @@ unsafe fn next(
     })
 }
 
-/// Says what a tensor is and where its bytes are.
+/// Copies what `targets` names to where it says, waits until all of it is there, and ends the load:
+/// the plain way to a device, without streams. For a load opened with a device of which nothing was
+/// read. With `ranks`, a tensor's target gets the rank's slice. What no target names is not copied.
+/// Sizes are those of `fb_load_describe_tensor`, and of `fb_load_describe_object` for a whole
+/// object, which only a load of all tensors has. `report` may be NULL. The load remains to be
+/// closed, and gives `fb_load_report_json`.
 ///
-/// Threads: any, also several at once.
-/// Errors: `FB_BAD_HANDLE`, `FB_INVALID_ARGUMENT`.
+/// Ownership: the memory stays the caller's. Until this returns it is used by nobody else.
+/// Threads: any, one at a time per load; a second one gets `FB_BUSY`.
+/// Errors: all but `FB_CANCELLED`. After one, nothing is under way, and the targets may be written
+/// in part. After `FB_BUSY`, or if the pointers of this call were wrong, call again; after any
+/// other the load can only be closed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn fb_tensor_get_info(
-    tensor: *const FbTensor,
-    info: *mut FbTensorInfo,
+pub unsafe extern "C" fn fb_load_to_device(
+    load: *mut FbLoad,
+    targets: *const FbTarget,
+    target_count: usize,
+    report: *mut FbReport,
 ) -> i32 {
-    enter(tensor, || {
-        let lent = handles::find::<Lent, _>(tensor)?;
-        // SAFETY: NULL or the caller's struct.
-        unsafe { tell(info, &lent.info()) }?;
-        Ok(FB_OK)
-    })
-}
-
-/// Gives the bytes of a tensor or object back. They and everything its info points to must not be
-/// read any more. The daemon is told with the next call on the client or one of its loads. NULL is
-/// no error.
-///
-/// Threads: any, also while another is inside of the load.
-/// Errors: `FB_BAD_HANDLE`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn fb_tensor_release(tensor: *mut FbTensor) -> i32 {
-    enter(tensor, || {
-        if !tensor.is_null() {
-            handles::remove::<Lent, _>(tensor)?;
+    enter(load, || {
+        let load = handles::find::<OpenLoad, _>(load)?;
+        if !report.is_null() {
+            // SAFETY: the caller's struct.
+            unsafe { check(report) }?;
+        }
+        let device = load
+            .device
+            .as_deref()
+            .ok_or_else(|| Fault::invalid("the load has no device: set fb_load_options.device"))?;
+        // SAFETY: NULL or the caller's list.
+        let targets = unsafe { list(targets, target_count, "targets") }?;
+        // SAFETY: the caller fills the fields as they say, and keeps the memory to itself.
+        let aimed = targets.iter().map(|target| unsafe { aim(device, target) });
+        let figures = load.to_device(aimed.collect::<Result<_, _>>()?)?;
+        if !report.is_null() {
+            // SAFETY: the caller's struct.
+            unsafe { tell(report, &figures) }?;
         }
         Ok(FB_OK)
     })
 }
 
-/// Ends a load: takes what is still to come without looking at it, and sets `*report`, which may be
-/// NULL. The load remains to be closed, and gives `fb_load_report_json`.
+/// A target in the library's terms.
+///
+/// # Safety
+///
+/// The fields are as they say, and the memory is used by nobody else until it was written.
+unsafe fn aim(device: &dyn Device, target: &FbTarget) -> Result<Target, Fault> {
+    // SAFETY: as this function's own contract.
+    let name = unsafe { text(target.name, "a target's name") }?.to_owned();
+    // SAFETY: as this function's own contract.
+    let memory = unsafe { memory_at(device, target.address, target.bytes) }?;
+    Ok(Target { name, memory, offset: 0 })
+}
+
+/// Ends a load: takes what is still to come without looking at it, waits for the copies of its
+/// tensors that are under way, and sets `*report`, which may be NULL. The load remains to be
+/// closed, and gives `fb_load_report_json`.
 ///
 /// Threads: any, one at a time per load; a second one gets `FB_BUSY`.
 /// Errors: all but `FB_CANCELLED`. `FB_BUSY` if tensors of the load are not released: release them
@@ -377,12 +450,11 @@ pub unsafe extern "C" fn fb_load_report_json(
     enter(load, || {
         let load = handles::find::<OpenLoad, _>(load)?;
         let state = load.lock()?;
-        let State::Finished(report) = &*state else {
+        let State::Finished(outcome) = &*state else {
             return Err(Fault::new(FB_FAILED_PRECONDITION, "this load is not finished"));
         };
-        let json = forebay_client::json::report(report).to_string();
         // SAFETY: NULL or the caller's buffer.
-        needed = unsafe { give_text(&json, buffer, bytes) };
+        needed = unsafe { give_text(&outcome.json(), buffer, bytes) };
         Ok(FB_OK)
     });
     needed
@@ -408,8 +480,9 @@ pub unsafe extern "C" fn fb_load_close(load: *mut FbLoad) -> i32 {
     })
 }
 
-/// Loads everything that was asked for in one call: `each` is called with every tensor as it becomes
-/// readable, in the calling thread, and the tensor is released when it returns. `report` may be NULL.
+/// Loads everything that was asked for in one call: `each` is called with every tensor as it
+/// becomes readable, in the calling thread, and the tensor is released when it returns. `report`
+/// may be NULL.
 ///
 /// Threads: any, also several at once on one client. `SIGPIPE` is blocked while `each` runs.
 /// Errors: all but `FB_BUSY`. `FB_CANCELLED` if `each` returned another number than 0.

@@ -5,10 +5,12 @@ use std::ffi::{c_char, c_void};
 use std::time::Duration;
 
 use forebay_client::{
-    KeepTier, Lane, LoadRequest, PciAddress, Placement, PrefetchRequest, VerifyPolicy,
+    BadShard, KeepTier, Lane, LoadRequest, PciAddress, Placement, PrefetchRequest, Shard,
+    VerifyPolicy,
 };
 
-use crate::memory::{Versioned, optional_text, text, texts};
+use crate::device::FbDevice;
+use crate::memory::{Versioned, list, optional_text, text, texts};
 use crate::status::Fault;
 
 /// Somebody waits for the load.
@@ -29,6 +31,30 @@ pub const FB_PLACE_NUMA_NODE: i32 = 2;
 pub const FB_TIER_RAM: i32 = 0;
 /// Local disk.
 pub const FB_TIER_NVME: i32 = 1;
+
+/// Along which dimension some tensors are cut. It never grows.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct FbShardRule {
+    /// A glob over names of tensors.
+    pub tensors: *const c_char,
+    /// The dimension; 0 is the outermost. A tensor without it is not cut.
+    pub dim: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Where a tensor, a slice of one, or an object goes to. It never grows.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct FbTarget {
+    /// The tensor's name, or the object's key if there is no such tensor.
+    pub name: *const c_char,
+    /// Where: a `CUdeviceptr`, or a pointer as a number if the device is `host`.
+    pub address: u64,
+    /// How many bytes are there: at least as many as it needs.
+    pub bytes: u64,
+}
 
 /// What to load, and how. Set `size` to `sizeof(fb_load_options)` and everything else to zero, then
 /// what you need. Everything it points to is read during the call only.
@@ -61,6 +87,22 @@ pub struct FbLoadOptions {
     pub numa_node: u32,
     /// With `FB_PLACE_GPU`: its address, as nvidia-smi prints it: `00000000:3B:00.0`.
     pub gpu: *const c_char,
+    /// The device that tensors will be copied to, opened with the same client; NULL: none. The
+    /// daemon is told, and unless `placement` says otherwise bytes should lie near it.
+    pub device: *const FbDevice,
+    /// With `ranks`: which rank's slice of every tensor is loaded, from 0 on.
+    pub rank: u32,
+    /// How many ranks share the checkpoint (tensor parallelism); 0: no slices. Slices come by
+    /// `fb_load_to_device`, and only the bytes that they need are fetched.
+    pub ranks: u32,
+    /// With `ranks`: the dimension that tensors are cut along which no rule matches.
+    pub dim: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// With `ranks`: how some tensors are cut otherwise. The first rule that matches counts.
+    pub rules: *const FbShardRule,
+    /// How many rules `rules` has.
+    pub rule_count: usize,
 }
 
 // SAFETY: `repr(C)`, begins with its size; NULL and zero are values of every field.
@@ -92,7 +134,8 @@ unsafe impl Versioned for FbPrefetchOptions {
     const NAME: &'static str = "fb_prefetch_options";
 }
 
-/// What a load is of. Set `size` to `sizeof(fb_load_info)`. The texts live until the load is closed.
+/// What a load is of. Set `size` to `sizeof(fb_load_info)`. The texts live until the load is
+/// closed.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct FbLoadInfo {
@@ -121,8 +164,8 @@ unsafe impl Versioned for FbLoadInfo {
     const NAME: &'static str = "fb_load_info";
 }
 
-/// What a tensor is, and where. Set `size` to `sizeof(fb_tensor_info)`. Everything that it points to
-/// can be read until the tensor is released, and must not be written.
+/// What a tensor is, and where. Set `size` to `sizeof(fb_tensor_info)`. Everything that it points
+/// to can be read until the tensor is released, and must not be written.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct FbTensorInfo {
@@ -138,7 +181,8 @@ pub struct FbTensorInfo {
     pub shape: *const u64,
     /// How many dimensions it has.
     pub ndim: usize,
-    /// Its bytes in host memory, row-major, aligned as in the file. Never NULL, even if it is empty.
+    /// Its bytes in host memory, row-major, aligned as in the file. NULL only if it is not lent: in
+    /// what `fb_load_describe_tensor` and `fb_load_describe_object` say.
     pub data: *const c_void,
     /// How many bytes it has.
     pub bytes: u64,
@@ -260,7 +304,35 @@ impl FbLoadOptions {
         if let Some(placement) = unsafe { self.place() }? {
             request = request.placement(placement);
         }
+        // SAFETY: as above.
+        if let Some(shard) = unsafe { self.shard() }? {
+            request = request.shard(shard);
+        }
         Ok(request)
+    }
+
+    /// Which slices are wanted.
+    ///
+    /// # Safety
+    ///
+    /// `rules` is as its field says.
+    unsafe fn shard(&self) -> Result<Option<Shard>, Fault> {
+        // SAFETY: as this function's own contract.
+        let rules = unsafe { list(self.rules, self.rule_count, "rules") }?;
+        if self.ranks == 0 {
+            return match (self.rank, self.dim, rules) {
+                (0, 0, []) => Ok(None),
+                _ => Err(Fault::invalid("rank, dim and rules need ranks")),
+            };
+        }
+        let bad = |error: BadShard| Fault::invalid(error.to_string());
+        let mut shard = Shard::new(self.rank, self.ranks).map_err(bad)?;
+        for rule in rules {
+            // SAFETY: as this function's own contract.
+            let tensors = unsafe { text(rule.tensors, "a rule's tensors") }?;
+            shard = shard.along(tensors, rule.dim).map_err(bad)?;
+        }
+        shard.along("**", self.dim).map(Some).map_err(bad)
     }
 
     /// Where bytes should lie.

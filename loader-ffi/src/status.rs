@@ -9,6 +9,8 @@ use forebay_client::ClientError;
 pub const FB_OK: i32 = 0;
 /// It worked, and there is no further one. No error.
 pub const FB_END: i32 = 1;
+/// It is not done yet. No error.
+pub const FB_PENDING: i32 = 2;
 /// The callback of the caller ended the load.
 pub const FB_CANCELLED: i32 = -1;
 /// The caller's mistake: correct the call.
@@ -19,13 +21,14 @@ pub const FB_DEADLINE_EXCEEDED: i32 = -4;
 pub const FB_NOT_FOUND: i32 = -5;
 /// The daemon or the origin's policy refuses the caller.
 pub const FB_PERMISSION_DENIED: i32 = -7;
-/// Overload on this node: wait and call again.
+/// Overload on this node: wait and call again. Or the device has no room.
 pub const FB_RESOURCE_EXHAUSTED: i32 = -8;
 /// The world changed: load again to get the new revision.
 pub const FB_FAILED_PRECONDITION: i32 = -9;
 /// A bug of Forebay.
 pub const FB_INTERNAL: i32 = -13;
-/// The daemon or the origin cannot be reached or fails: retry later.
+/// The daemon, the origin or the device cannot be had or fails: retry later, or see what
+/// `fb_last_error` says of the driver.
 pub const FB_UNAVAILABLE: i32 = -14;
 /// The bytes are wrong.
 pub const FB_DATA_LOSS: i32 = -15;
@@ -37,7 +40,7 @@ pub const FB_BUSY: i32 = -100;
 pub const FB_BAD_HANDLE: i32 = -101;
 
 /// A call that failed: its status, and a sentence for a person.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Fault {
     pub(crate) status: i32,
     pub(crate) text: String,
@@ -64,6 +67,7 @@ pub(crate) fn meaning(status: i32) -> &'static [u8] {
     match status {
         FB_OK => b"ok\0",
         FB_END => b"nothing follows\0",
+        FB_PENDING => b"not done yet\0",
         FB_CANCELLED => b"ended by the caller's callback\0",
         FB_INVALID_ARGUMENT => b"invalid argument: correct the call\0",
         FB_DEADLINE_EXCEEDED => b"deadline exceeded: the time budget is spent\0",
@@ -72,7 +76,7 @@ pub(crate) fn meaning(status: i32) -> &'static [u8] {
         FB_RESOURCE_EXHAUSTED => b"resource exhausted on this node: wait and call again\0",
         FB_FAILED_PRECONDITION => b"failed precondition: the world changed, load again\0",
         FB_INTERNAL => b"internal error: a bug of Forebay\0",
-        FB_UNAVAILABLE => b"unavailable: the daemon or the origin fails, retry later\0",
+        FB_UNAVAILABLE => b"unavailable: the daemon, the origin or the device fails\0",
         FB_DATA_LOSS => b"data loss: the bytes are wrong\0",
         FB_UNAUTHENTICATED => b"unauthenticated: credentials are missing or have expired\0",
         FB_BUSY => b"busy: in use by another thread, or with tensors that are not released\0",

@@ -10,8 +10,8 @@
 //! * when the socket closes, as the kernel does for a process that dies: no timer is involved;
 //! * with the load's stream, if the process never connected: then it cannot have mapped anything.
 //!
-//! A stream that breaks while the process lives leaves its leases to the session: the process may
-//! still read, and releases what it holds over the socket.
+//! A stream that ends while the process lives, in whatever way, leaves its leases to the session: the
+//! process may still read, and releases what it holds over the socket.
 
 pub(crate) mod socket;
 
@@ -179,12 +179,12 @@ impl Session {
     }
 
     /// Ends every lease of one load.
-    pub(crate) fn release_load(&self, load: LoadKey) -> Vec<Released> {
+    fn release_load(&self, load: LoadKey) {
         let ids: Vec<u64> = {
             let state = self.lock();
             state.leases.iter().filter(|(_, l)| l.load == load).map(|(id, _)| *id).collect()
         };
-        self.release(&ids)
+        self.release(&ids);
     }
 
     /// Leases held, and their bytes.
@@ -220,7 +220,6 @@ impl Lease {
 pub(crate) struct SessionStay {
     session: Arc<Session>,
     load: LoadKey,
-    over: bool,
 }
 
 impl SessionStay {
@@ -233,11 +232,6 @@ impl SessionStay {
     pub(crate) fn load(&self) -> LoadKey {
         self.load
     }
-
-    /// The client said that it is done: what it did not release is released.
-    pub(crate) fn finish(mut self) {
-        self.over = true;
-    }
 }
 
 impl Drop for SessionStay {
@@ -248,7 +242,7 @@ impl Drop for SessionStay {
             state.over |= state.loads == 0 && !state.connected;
             (state.connected, state.over)
         };
-        if self.over || !connected {
+        if !connected {
             self.session.release_load(self.load);
         }
         if over {
@@ -296,7 +290,7 @@ impl Sessions {
             state.loads += 1;
         }
         let load = LoadKey(LOADS.fetch_add(1, Ordering::Relaxed));
-        Ok(SessionStay { session, load, over: false })
+        Ok(SessionStay { session, load })
     }
 
     fn make(self: &Arc<Self>, peer: Peer) -> Result<Arc<Session>, Failure> {

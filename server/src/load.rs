@@ -184,9 +184,7 @@ pub(crate) async fn lend(
     };
     answered(stages, request, &ended);
     keeper.keep(ended.as_deref());
-    ended?;
-    stay.finish();
-    Ok(())
+    ended.map(drop)
 }
 
 /// Keeps what is known of a load when it ends.

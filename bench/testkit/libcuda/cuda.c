@@ -101,7 +101,7 @@ static pthread_mutex_t engine = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t reached = PTHREAD_COND_INITIALIZER;
 static Range *allocated, *pinned, *registered;
 static Event *events;
-static Stream *streams;
+static Stream *streams, *default_stream;
 static int context, retained, devices, read_only, plain, violations;
 static long registrations, registrations_max, copies, copy_that_fails;
 static int version;
@@ -289,8 +289,17 @@ static void *streaming(void *argument) {
     return NULL;
 }
 
-/* The stream with this handle; the caller holds the lock. */
+static Stream *made_stream(void) {
+    Stream *stream = calloc(1, sizeof *stream);
+    pthread_cond_init(&stream->changed, NULL);
+    if (!pthread_create(&stream->thread, NULL, streaming, stream)) return stream;
+    free(stream);
+    return NULL;
+}
+
+/* The stream with this handle, the default one for none; the caller holds the lock. */
 static Stream *live_stream(Stream *stream, const char *call) {
+    if (!stream) return default_stream ? default_stream : (default_stream = made_stream());
     for (Stream *item = streams; item; item = item->next)
         if (item == stream) return item;
     VIOLATION("%s: the stream is not live", call);
@@ -327,7 +336,7 @@ static int copy(const char *call, Stream *stream, Address target, Work work) {
     work.to = holding(allocated, (uintptr_t)target, target_span);
     if (!work.from) VIOLATION("%s: copy %ld from memory that is not pinned", call, work.number);
     if (!work.to) VIOLATION("%s: copy %ld to memory that is not allocated", call, work.number);
-    if (work.from && work.to && live_stream(stream, call)) {
+    if (work.from && work.to && (stream = live_stream(stream, call))) {
         work.target = work.to->store + (target - work.to->start);
         work.sum = sum_of(&work);
         work.from->users++;
@@ -536,9 +545,8 @@ int cuMemcpyDtoH_v2(void *target, Address source, size_t bytes) {
 int cuStreamCreate(Stream **told, unsigned flags) {
     NEEDS_CONTEXT();
     (void)flags;
-    Stream *stream = calloc(1, sizeof *stream);
-    pthread_cond_init(&stream->changed, NULL);
-    if (pthread_create(&stream->thread, NULL, streaming, stream)) return OUT_OF_MEMORY;
+    Stream *stream = made_stream();
+    if (!stream) return OUT_OF_MEMORY;
     pthread_mutex_lock(&state);
     stream->next = streams;
     streams = stream;
@@ -551,7 +559,7 @@ int cuStreamSynchronize(Stream *stream) {
     NEEDS_CONTEXT();
     pthread_mutex_lock(&state);
     int result = INVALID_HANDLE;
-    if (live_stream(stream, __func__)) {
+    if ((stream = live_stream(stream, __func__))) {
         while (stream->busy) pthread_cond_wait(&reached, &state);
         result = stream->failed ? LAUNCH_FAILED : SUCCESS;
     }
@@ -561,6 +569,7 @@ int cuStreamSynchronize(Stream *stream) {
 
 int cuStreamDestroy_v2(Stream *stream) {
     NEEDS_CONTEXT();
+    if (!stream) return INVALID_HANDLE;
     pthread_mutex_lock(&state);
     if (!live_stream(stream, __func__)) {
         pthread_mutex_unlock(&state);
@@ -610,7 +619,7 @@ int cuEventRecord(Event *event, Stream *stream) {
     NEEDS_CONTEXT();
     pthread_mutex_lock(&state);
     int result = INVALID_HANDLE;
-    if (live_event(event, __func__) && live_stream(stream, __func__)) {
+    if (live_event(event, __func__) && (stream = live_stream(stream, __func__))) {
         if (event->recorded && !event->reached)
             VIOLATION("%s: recorded again before it was reached", __func__);
         event->recorded = 1;

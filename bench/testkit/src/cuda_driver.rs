@@ -10,6 +10,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -62,8 +63,9 @@ impl CudaDriver {
         };
         let told = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "the stand-in driver does not compile:\n{told}");
-        // The name that a machine with the development files has, which is looked for first.
-        fs::copy(&library, folder.path().join("libcuda.so")).map_err(|error| error.to_string())?;
+        // The name that a machine with the development files has, which is looked for first. A
+        // link, as there: one library under both names.
+        symlink(&library, folder.path().join("libcuda.so")).map_err(|error| error.to_string())?;
         Ok(Self(folder))
     }
 

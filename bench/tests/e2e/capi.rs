@@ -15,7 +15,7 @@ fn home() -> PathBuf {
 }
 
 /// Compiles one of the examples; why not, where there is no C compiler.
-fn compiled(name: &str, dir: &Path, flags: &[&str]) -> Result<PathBuf, String> {
+pub(crate) fn compiled(name: &str, dir: &Path, flags: &[&str]) -> Result<PathBuf, String> {
     let library = libforebay().parent().expect("a library lies in a folder");
     let program = dir.join(name);
     let output = Command::new("cc")
@@ -27,7 +27,7 @@ fn compiled(name: &str, dir: &Path, flags: &[&str]) -> Result<PathBuf, String> {
         .arg("-L")
         .arg(library)
         .arg(format!("-Wl,-rpath,{}", library.display()))
-        .args(["-lforebay", "-o"])
+        .args(["-lforebay", "-ldl", "-pthread", "-o"])
         .arg(&program)
         .output()
         .map_err(|error| format!("cc cannot be run: {error}"))?;
@@ -35,17 +35,22 @@ fn compiled(name: &str, dir: &Path, flags: &[&str]) -> Result<PathBuf, String> {
     Ok(program)
 }
 
-fn endpoint(node: &Node) -> String {
+pub(crate) fn endpoint(node: &Node) -> String {
     format!("unix://{}", node.daemon.socket().display())
 }
 
-/// The lines that `load_host` prints of a checkpoint, sorted.
+/// The checksum that the examples print.
+pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// The lines that `load_host` and `load_cuda` print of a checkpoint, sorted.
 fn expected(made: &Checkpoint) -> Vec<String> {
     let line = |tensor: &forebay_testkit::Tensor| {
         let bytes = made.tensor_bytes(&tensor.name).expect("a tensor of the checkpoint");
-        let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let hash = fnv1a(&bytes);
         let shape: Vec<String> = tensor.shape.iter().map(ToString::to_string).collect();
         let (name, shape) = (&tensor.name, shape.join(","));
         format!("{name} BF16 [{shape}] {} {hash:016x}", bytes.len())
@@ -56,7 +61,7 @@ fn expected(made: &Checkpoint) -> Vec<String> {
 }
 
 #[track_caller]
-fn assert_printed(output: &Output, made: &Checkpoint) {
+pub(crate) fn assert_printed(output: &Output, made: &Checkpoint) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{said}");
     let printed = String::from_utf8_lossy(&output.stdout);
@@ -85,12 +90,20 @@ async fn a_c_program_loads_a_checkpoint_to_host_memory() {
     assert_eq!(wrong.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("not found"), "{wrong:?}");
 
-    // Again, with what it reads, writes and frees watched. Not by valgrind: how `rustix` finds the
-    // size of a page reads memory that valgrind does not map.
+    // Again, with what it reads, writes and frees watched.
     let watched = temp_dir();
-    let program = compiled("load_host", watched.path(), &["-fsanitize=address,undefined"]);
-    let output = Command::new(program.unwrap()).args(&args).output().unwrap();
+    let watched = compiled("load_host", watched.path(), &["-fsanitize=address,undefined"]).unwrap();
+    let output = Command::new(watched).args(&args).output().unwrap();
     assert_printed(&output, &made);
+    node.settled().await;
+
+    // And what the library does, which the sanitizers do not see.
+    let valgrind =
+        ["--quiet", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite"];
+    match Command::new("valgrind").args(valgrind).arg(&program).args(&args).output() {
+        Ok(output) => assert_printed(&output, &made),
+        Err(error) => println!("skipped in part: valgrind cannot be run: {error}"),
+    }
     node.settled().await;
 }
 

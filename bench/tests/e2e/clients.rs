@@ -334,6 +334,31 @@ async fn a_load_that_is_dropped_lets_go_of_its_connections() {
 }
 
 #[tokio::test]
+async fn what_is_held_of_a_dropped_load_keeps_its_bytes() {
+    let origin = s3().await;
+    let content = Content::synthetic(12, 4 * CHUNK);
+    origin.put(BUCKET, "held", content.clone());
+    origin.put(BUCKET, "other", Content::synthetic(13, 32 * CHUNK));
+    // Eight slots: the other load goes round all that are not held.
+    let node = NodeSpec::of(&origin).ram("512KiB").start().await;
+    let mut load = node.client.load(LoadRequest::new(s3_uri("held"))).await.unwrap();
+    let held = load.next_chunk().await.unwrap().expect("a chunk");
+    drop(load);
+    for _ in 0..2 {
+        read(&mut node.client.load(LoadRequest::new(s3_uri("other"))).await.unwrap())
+            .await
+            .unwrap();
+    }
+    let stored = content.to_bytes();
+    for extent in held.extents() {
+        let start = usize::try_from(extent.offset()).unwrap();
+        assert!(stored[start..].starts_with(extent.bytes()), "the slot was given to others");
+    }
+    drop(held);
+    node.settled().await;
+}
+
+#[tokio::test]
 async fn bytes_that_someone_else_waits_for_are_fetched_on() {
     let origin = s3().await;
     let content = Content::synthetic(11, 4 * CHUNK);

@@ -12,6 +12,7 @@ mod binaries;
 mod bits;
 #[cfg(test)]
 mod capi;
+mod capi_device;
 #[cfg(test)]
 mod clients;
 #[cfg(test)]

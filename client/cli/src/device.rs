@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use clap::Args;
 use forebay_client::{Device, DeviceReport, DeviceSpec, Layout, Load, MemoryPath, Resident, Shard};
-use serde_json::{Value, json};
 
 use crate::error::CliError;
 use crate::progress::Progress;
@@ -79,30 +78,7 @@ pub(crate) async fn copy(
     Ok(load.finish().await?)
 }
 
-/// How the copies went, for a script.
-pub(crate) fn json(report: &DeviceReport) -> Value {
-    let why = match &report.path {
-        MemoryPath::Staged { why } => Some(why),
-        _ => None,
-    };
-    json!({
-        "device": report.spec.to_string(),
-        "name": report.name,
-        "path": report.path.as_str(),
-        "staged_because": why,
-        "streams": report.streams,
-        "copies": report.copies,
-        "bytes": report.bytes,
-        "busy_seconds": report.busy.as_secs_f64(),
-        "idle_seconds": report.idle.as_secs_f64(),
-        "busy_ratio": report.busy_ratio(),
-        "first_submit_seconds": report.first_submit.as_secs_f64(),
-        "first_copy_seconds": report.first_copy.as_secs_f64(),
-        "last_copy_seconds": report.last_copy.as_secs_f64(),
-    })
-}
-
-/// The same for a person.
+/// How the copies went, for a person.
 pub(crate) fn human(report: &DeviceReport) -> String {
     let why = match &report.path {
         MemoryPath::Staged { why } => format!(", because {}", printable(why)),

@@ -84,7 +84,7 @@ async fn to_device(
     drop(progress);
     if output.is_json() {
         let mut object = json::report(&resident.report, None);
-        object["device"] = device::json(&resident.device);
+        object["device"] = forebay_client::json::device(&resident.device);
         return output.object(&object);
     }
     output.text(&(human(&resident.report) + &device::human(&resident.device)))

@@ -83,8 +83,8 @@ impl CudaDevice {
     ///
     /// # Safety
     ///
-    /// `raw` is a `CUstream` (or a `cudaStream_t`) of this device's primary context, and stays one
-    /// until the result is dropped.
+    /// `raw` is a `CUstream` (or a `cudaStream_t`) of this device's primary context, or 0 for its
+    /// default stream, and stays one until the result is dropped.
     #[expect(unsafe_code, reason = "the caller vouches for a handle that this crate did not make")]
     pub unsafe fn adopt_stream(&self, raw: u64) -> Result<Box<dyn CopyStream>, DeviceError> {
         let raw = usize::try_from(raw).map_err(|_| DeviceError::Driver {

@@ -283,6 +283,17 @@ fn the_callers_own_stream_is_used_and_left_alone() {
 }
 
 #[test]
+fn copies_go_on_the_default_stream() {
+    if is_clean_child("copies_go_on_the_default_stream", &[]) {
+        let device = CudaDevice::open(0).unwrap();
+        // SAFETY: the default stream is there for as long as its context.
+        let stream = unsafe { device.adopt_stream(0) }.unwrap();
+        let memory = Arc::new(device.allocate(100).unwrap());
+        copied(&*stream, &memory, b"on the default stream");
+    }
+}
+
+#[test]
 fn what_was_current_on_the_thread_is_put_back() {
     if is_clean_child("what_was_current_on_the_thread_is_put_back", &[]) {
         let device = CudaDevice::open(0).unwrap();

@@ -134,7 +134,8 @@ impl Selection {
         selects(&self.tensors, &tensor.name) && self.object(manifest, tensor.object)
     }
 
-    fn slice(&self, tensor: &TensorEntry) -> Result<Slice, BadShard> {
+    /// What of a tensor comes.
+    pub(crate) fn slice(&self, tensor: &TensorEntry) -> Result<Slice, BadShard> {
         let TensorEntry { name, dtype, shape, .. } = tensor;
         match &self.shard {
             Some(shard) => shard.slice(name, dtype, shape, tensor.bytes()),
@@ -371,7 +372,8 @@ impl Plan {
     }
 }
 
-fn selected<'a>(manifest: &'a Manifest, selection: &Selection) -> Vec<&'a TensorEntry> {
+/// The tensors of which something comes.
+pub(crate) fn selected<'a>(manifest: &'a Manifest, selection: &Selection) -> Vec<&'a TensorEntry> {
     manifest.tensors().iter().filter(|tensor| selection.tensor(manifest, tensor)).collect()
 }
 

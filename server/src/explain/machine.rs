@@ -106,6 +106,8 @@ mod tests {
     use crate::evidence::CpuDelta;
 
     fn host() -> HostDelta {
+        let mut pressure = PressureDelta::default();
+        pressure.cpu_some = Duration::from_millis(500);
         HostDelta {
             over: Duration::from_secs(2),
             over_slow: Duration::from_secs(2),
@@ -115,10 +117,7 @@ mod tests {
                 throttled_periods: 15,
                 steal: None,
             }),
-            pressure: Some(PressureDelta {
-                cpu_some: Duration::from_millis(500),
-                ..PressureDelta::default()
-            }),
+            pressure: Some(pressure),
             net: Some(NetDelta { ofo_queue: 7, ..NetDelta::default() }),
             memory: None,
             disk: Some(DiskDelta {

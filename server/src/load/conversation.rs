@@ -150,14 +150,12 @@ impl<'a> Conversation<'a> {
         Ok(())
     }
 
-    /// Listens until the client is done, then ends what it still holds.
+    /// Listens until the client is done. What it still holds is its session's: it may be reading.
     pub(super) async fn linger(&mut self) -> Result<(), Failure> {
         while !self.client_done {
             let event = self.inbox.recv().await;
             self.hear(event)?;
         }
-        let ended = self.stay.session().release_load(self.stay.load());
-        self.released(&ended);
         Ok(())
     }
 

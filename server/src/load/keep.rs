@@ -70,7 +70,6 @@ pub(crate) async fn keep(
     };
     answered(stages, request, &kept);
     keeper.keep(kept.as_ref());
-    stay.finish();
     kept
 }
 
