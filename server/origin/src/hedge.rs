@@ -6,8 +6,8 @@
 //! connection. The endpoint says whether a copy is in order at all: it has to be paid for, and is
 //! not made while the endpoint throttles.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use object_store::path::Path;
@@ -18,7 +18,6 @@ use crate::fault::Fault;
 use crate::filling::{Filling, length};
 use crate::object::ObjectOrigin;
 use crate::store::{Lane, ReadRequest};
-use crate::transport::probe::Route;
 use crate::tries::Attempt;
 
 /// How often it is asked anew whether a copy is in order.
@@ -58,6 +57,8 @@ pub(crate) enum Overtaken {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Copied {
     pub(crate) made: bool,
+    /// When it was made.
+    pub(crate) at: Option<Instant>,
     pub(crate) won: bool,
     pub(crate) received: u64,
     pub(crate) wasted: u64,
@@ -71,6 +72,8 @@ struct Watch<'a> {
     from: usize,
     end: usize,
     progress: Arc<AtomicUsize>,
+    /// Why there was no copy when one was due last.
+    why_not: Mutex<Option<&'static str>>,
 }
 
 impl ObjectOrigin {
@@ -89,11 +92,13 @@ impl ObjectOrigin {
         let Some(endpoint) = &self.endpoint else {
             return (Race::of(first.await), Copied::default());
         };
-        let started = attempt.started;
-        let watch = Watch { endpoint, lane, started, from, end, progress: Arc::clone(&progress) };
+        let watch = Watch::new(endpoint, lane, attempt.started, (from, end), &progress);
         let (permit, cost) = tokio::select! {
             biased;
-            result = &mut first => return (Race::of(result), Copied::default()),
+            result = &mut first => {
+                watch.not_made();
+                return (Race::of(result), Copied::default());
+            }
             leave = watch.copy_is_due() => leave,
         };
 
@@ -102,9 +107,7 @@ impl ObjectOrigin {
         let mut into = Filling::new(&mut tail);
         let start = request.range.start + length(at);
         let rest = ReadRequest { range: start..request.range.end, ..request.clone() };
-        let avoid = attempt.probe.seen().mark.map(|mark| mark.address());
-        let route = Route { first: true, fresh: true, avoid, trace: attempt.trace() };
-        let copy = Attempt::new(route, &self.counters, Some(permit));
+        let copy = Attempt::new(attempt.route_of_copy(), &self.counters, Some(permit));
         let work = self.read_once(&rest, path, &mut into, &copy.probe);
         let mut second = Box::pin(copy.run(work));
         let mut failed = None;
@@ -123,7 +126,7 @@ impl ObjectOrigin {
         };
         drop(second);
         let received = into.received;
-        let mut copied = Copied { made: true, won: false, received, wasted: received };
+        let mut copied = Copied::made(copy.started, received);
         let race = match (outcome, failed) {
             (None, None) => Race::Done,
             (None, Some(failed)) => Race::Failed(failed),
@@ -154,13 +157,31 @@ impl ObjectOrigin {
     }
 }
 
+impl Copied {
+    /// One that brought so much, for nothing so far.
+    fn made(at: Instant, received: u64) -> Self {
+        Self { made: true, at: Some(at), won: false, received, wasted: received }
+    }
+}
+
 impl Race {
     fn of(result: Result<(), Fault>) -> Self {
         result.map_or_else(Self::Failed, |()| Self::Done)
     }
 }
 
-impl Watch<'_> {
+impl<'a> Watch<'a> {
+    fn new(
+        endpoint: &'a Arc<Endpoint>,
+        lane: Lane,
+        started: Instant,
+        (from, end): (usize, usize),
+        progress: &Arc<AtomicUsize>,
+    ) -> Self {
+        let progress = Arc::clone(progress);
+        Self { endpoint, lane, started, from, end, progress, why_not: Mutex::default() }
+    }
+
     /// Returns once a copy is worth it and allowed.
     async fn copy_is_due(&self) -> (Permit, u32) {
         loop {
@@ -173,11 +194,24 @@ impl Watch<'_> {
                 sleep_until(late).await;
                 continue;
             }
-            let leave = if self.ends_soon() { None } else { self.endpoint.hedge(self.lane) };
+            let leave = match self.ends_soon() {
+                true => Err("ends_soon"),
+                false => self.endpoint.hedge(self.lane),
+            };
             match leave {
-                Some(leave) => return leave,
-                None => sleep(LOOK).await,
+                Ok(leave) => return leave,
+                Err(why) => {
+                    *self.why_not.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+                }
             }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// The attempt is over without a copy; if one was due, there is a reason.
+    fn not_made(&self) {
+        if let Some(why) = *self.why_not.lock().unwrap_or_else(PoisonError::into_inner) {
+            self.endpoint.not_hedged(why);
         }
     }
 

@@ -57,7 +57,9 @@ pub use dns::{
 };
 pub use engine::addresses::AddressStats;
 pub use engine::breaker::{BreakerState, BreakerTurns};
-pub use engine::standing::{AttemptClass, AttemptCount, AttemptEnd, EndpointStats, RefusedCounts};
+pub use engine::standing::{
+    AttemptClass, AttemptCount, AttemptEnd, Decisions, EndpointStats, RefusedCounts,
+};
 pub use engine::view::{EndpointView, Share, Sharing};
 pub use error::{OriginError, OriginErrorKind, OriginFailure};
 pub use evidence::{NoEvidence, Silence, SocketEvidence, TcpDelta, TcpSnapshot};

@@ -92,6 +92,8 @@ pub struct AttemptRecord {
     /// Bytes of a file that were known not to be in the page cache when they were wanted: a disk
     /// had to bring them. Counted from the first that was missing to the end of its piece of a MiB.
     pub cold_bytes: u64,
+    /// When a second copy of it was made, if one was.
+    pub copied: Option<Instant>,
     /// How it ended.
     pub outcome: AttemptOutcome,
 }

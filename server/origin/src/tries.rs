@@ -82,6 +82,8 @@ pub(crate) struct Tries<'a> {
     generation: u64,
     /// The call has had new ones: once is all there is.
     renewed: bool,
+    /// When a second copy of the attempt under way was made.
+    copied: Option<Instant>,
 }
 
 /// One attempt under way.
@@ -105,9 +107,10 @@ impl Attempt {
         }
     }
 
-    /// The trace that it belongs to.
-    pub(crate) fn trace(&self) -> Option<TraceTag> {
-        self.route.trace
+    /// The route of a second copy: over a new connection, to another address.
+    pub(crate) fn route_of_copy(&self) -> Route {
+        let avoid = self.probe.seen().mark.map(|mark| mark.address());
+        Route { first: true, fresh: true, avoid, trace: self.route.trace }
     }
 
     /// Runs the attempt's work where the transport can see its route.
@@ -180,6 +183,7 @@ impl<'a> Tries<'a> {
             last: None,
             generation: 0,
             renewed: false,
+            copied: None,
         }
     }
 
@@ -225,6 +229,7 @@ impl<'a> Tries<'a> {
 
     /// Counts a copy of an attempt.
     pub(crate) fn copied(&mut self, copy: Copied) {
+        self.copied = copy.at;
         self.record.hedges += u32::from(copy.made);
         self.record.hedge_wins += u32::from(copy.won);
         self.record.bytes_received += copy.received;
@@ -271,6 +276,7 @@ impl<'a> Tries<'a> {
         attempt.failed(&fault, bytes);
         let made = self.record.attempts;
         if self.renews(&mut fault).await {
+            self.decided(true, "renewed_credentials");
             self.last = Some(fault);
             return Ok(());
         }
@@ -317,24 +323,43 @@ impl<'a> Tries<'a> {
 
     /// How long to wait for the next attempt, which is then paid for; none if there is to be none.
     fn wait(&mut self, fault: &mut Fault) -> Option<Duration> {
+        let decided = self.decide(fault);
+        match decided {
+            Ok(_) => self.decided(true, fault.kind.as_str()),
+            // What cannot be mended is no decision.
+            Err(why) if fault.kind.is_transient() => self.decided(false, why),
+            Err(_) => {}
+        }
+        decided.ok()
+    }
+
+    fn decide(&mut self, fault: &mut Fault) -> Result<Duration, &'static str> {
         let endpoint = self.ground.endpoint;
         let deadline = self.terms.deadline();
         let rich = deadline.is_some() && endpoint.is_some_and(|endpoint| endpoint.is_rich());
         let made = self.record.attempts;
         let policy = self.ground.policy;
-        let wait = next_wait(policy, rich, fault.kind, made, fault.retry_after, unit())?;
+        let wait = next_wait(policy, rich, fault.kind, made, fault.retry_after, unit());
+        let too_long = fault.retry_after.is_some_and(|hint| hint > policy.throttle_cap);
+        let wait = wait.ok_or(if too_long { "told_to_wait" } else { "attempts_spent" })?;
         let needed = endpoint.map_or(ATTEMPT_MIN, |endpoint| endpoint.needed(self.wanted));
         let late = |deadline| Instant::now() + wait + needed > deadline;
         if deadline.is_some_and(late) {
-            return None;
+            return Err("deadline");
         }
-        let Some(endpoint) = endpoint else { return Some(wait) };
+        let Some(endpoint) = endpoint else { return Ok(wait) };
         if let Some(open) = endpoint.refuses() {
             fault.retry_after = fault.retry_after.max(Some(open));
-            return None;
+            return Err("breaker_open");
         }
-        self.taken = Some(endpoint.take_tokens(fault.kind)?);
-        Some(wait)
+        self.taken = Some(endpoint.take_tokens(fault.kind).ok_or("budget")?);
+        Ok(wait)
+    }
+
+    fn decided(&self, made: bool, why: &'static str) {
+        if let Some(endpoint) = self.ground.endpoint {
+            endpoint.decided_retry(made, why);
+        }
     }
 
     fn note(&mut self, attempt: &Attempt, bytes: u64, outcome: AttemptOutcome) {
@@ -361,6 +386,7 @@ impl<'a> Tries<'a> {
             waited: seen.waited,
             silences: seen.silences,
             cold_bytes: seen.cold_bytes,
+            copied: self.copied.take(),
             outcome,
         };
         journal::note(self.call, self.wanted_at, &record);

@@ -209,9 +209,19 @@ impl Endpoint {
         median.unwrap_or_default().max(ATTEMPT_MIN)
     }
 
-    /// Leave to send a second copy of a request at once, if hedges are in order.
-    pub(crate) fn hedge(self: &Arc<Self>, lane: Lane) -> Option<(Permit, u32)> {
+    /// Leave to send a second copy of a request at once, if hedges are in order; else why not.
+    pub(crate) fn hedge(self: &Arc<Self>, lane: Lane) -> Result<(Permit, u32), &'static str> {
         self.lock().hedge(self, lane, Instant::now())
+    }
+
+    /// A request that took long had no second copy, for a reason.
+    pub(crate) fn not_hedged(&self, why: &'static str) {
+        *self.lock().counts.decisions.hedges.entry((false, why)).or_default() += 1;
+    }
+
+    /// A request that failed is made again, or is not, for a reason.
+    pub(crate) fn decided_retry(&self, made: bool, why: &'static str) {
+        *self.lock().counts.decisions.retries.entry((made, why)).or_default() += 1;
     }
 
     /// How long a request for so many bytes may take before a second copy is worth it.
@@ -535,13 +545,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_in_twenty_requests_may_have_a_copy() {
         let endpoint = endpoint(8, None);
-        assert!(endpoint.hedge(Lane::Interactive).is_none());
+        assert_eq!(endpoint.hedge(Lane::Interactive).unwrap_err(), "too_many");
         assert_eq!(endpoint.hedge_after(1 << 20), None);
         let mut hedges = 0;
         for _ in 0..1000 {
             admitted(&endpoint, READ).await.settle(SERVED);
             let copy = endpoint.hedge(Lane::Interactive);
-            hedges += usize::from(copy.is_some());
+            hedges += usize::from(copy.is_ok());
             copy.into_iter().for_each(|(_permit, cost)| endpoint.hedged(true, 0, cost));
         }
         assert!((45..=50).contains(&hedges), "{hedges}");
@@ -550,7 +560,10 @@ mod tests {
         let throttled = Verdict::Bad { kind: OriginErrorKind::Throttled, load: Load::Overloaded };
         (0..20).for_each(|_| drop(admit(&endpoint, READ).now_or_never()));
         admitted(&endpoint, READ).await.settle(throttled);
-        assert!(endpoint.hedge(Lane::Interactive).is_none());
+        assert_eq!(endpoint.hedge(Lane::Interactive).unwrap_err(), "limit_shrinking");
+        let decisions = endpoint.stats().decisions;
+        assert_eq!(decisions.hedges, [((true, "slow"), hedges as u64)].into());
+        assert_eq!(decisions.limit_steps, [(("down", "throttled"), 1)].into());
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,5 +1,6 @@
 //! How an endpoint stands: what it shows of itself to people and to metrics.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::breaker::{BreakerState, BreakerTurns};
@@ -48,6 +49,22 @@ pub struct EndpointStats {
     pub hedge_wins: u64,
     /// Body bytes of copies that lost.
     pub hedge_wasted_bytes: u64,
+    /// What it decided, and why.
+    pub decisions: Decisions,
+}
+
+/// What an endpoint decided, why, and how often.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Decisions {
+    /// Whether a request that failed was made again, by what it failed of, or by what there was no
+    /// more of.
+    pub retries: BTreeMap<(bool, &'static str), u64>,
+    /// Whether a request that took long got a second copy, and why not.
+    pub hedges: BTreeMap<(bool, &'static str), u64>,
+    /// Times that the breaker opened after it was closed, by the last failure.
+    pub breaker_openings: BTreeMap<&'static str, u64>,
+    /// Changes of the number of requests that may be under way: `up` or `down`, and why.
+    pub limit_steps: BTreeMap<(&'static str, &'static str), u64>,
 }
 
 /// Why requests were not sent, and how many.

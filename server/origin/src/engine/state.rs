@@ -20,7 +20,9 @@ use super::endpoint::{Admitted, Endpoint, EndpointSpec, Permit, Refused, Verdict
 use super::limiter::{Limiter, Load};
 use super::meter::Meter;
 use super::model::Model;
-use super::standing::{AttemptClass, AttemptCount, AttemptEnd, EndpointStats, RefusedCounts};
+use super::standing::{
+    AttemptClass, AttemptCount, AttemptEnd, Decisions, EndpointStats, RefusedCounts,
+};
 use super::unit;
 use crate::error::OriginErrorKind;
 use crate::settings::EngineSettings;
@@ -76,6 +78,7 @@ pub(super) struct Counts {
     pub(super) hedges: u64,
     pub(super) hedge_wins: u64,
     pub(super) hedge_wasted_bytes: u64,
+    pub(super) decisions: Decisions,
 }
 
 /// One in the line.
@@ -145,17 +148,21 @@ impl State {
         endpoint: &Arc<Endpoint>,
         lane: Lane,
         now: Instant,
-    ) -> Option<(Permit, u32)> {
-        let fit = self.breaker.is_closed()
-            && !self.limiter.is_shrinking(now)
-            && self.hedge_credit >= REQUESTS_PER_HEDGE;
-        if !fit {
-            return None;
+    ) -> Result<(Permit, u32), &'static str> {
+        if !self.breaker.is_closed() {
+            return Err("breaker_open");
         }
-        let cost = self.budget.take(OriginErrorKind::Timeout)?;
+        if self.limiter.is_shrinking(now) {
+            return Err("limit_shrinking");
+        }
+        if self.hedge_credit < REQUESTS_PER_HEDGE {
+            return Err("too_many");
+        }
+        let cost = self.budget.take(OriginErrorKind::Timeout).ok_or("budget")?;
         self.hedge_credit -= REQUESTS_PER_HEDGE;
         self.counts.hedges += 1;
-        Some((self.start(endpoint, (lane, AttemptClass::Hedge, 0), false, now), cost))
+        *self.counts.decisions.hedges.entry((true, "slow")).or_default() += 1;
+        Ok((self.start(endpoint, (lane, AttemptClass::Hedge, 0), false, now), cost))
     }
 
     /// What can be shown of it, without its names.
@@ -187,6 +194,7 @@ impl State {
             hedges: counts.hedges,
             hedge_wins: counts.hedge_wins,
             hedge_wasted_bytes: counts.hedge_wasted_bytes,
+            decisions: counts.decisions.clone(),
         }
     }
 
@@ -313,7 +321,11 @@ impl State {
         if let Load::Served { bytes, service } = load {
             self.model.learn(bytes, service);
         }
+        let limit = self.limiter.limit();
         self.limiter.end(permit.started, now, load, &self.model);
+        if let Some(step) = step(limit, self.limiter.limit(), verdict) {
+            *self.counts.decisions.limit_steps.entry(step).or_default() += 1;
+        }
         let closed = self.breaker.is_closed();
         match verdict {
             Verdict::Good(_) => self.breaker.record(now, true, permit.probe, unit()),
@@ -326,6 +338,23 @@ impl State {
             Verdict::Unknown if permit.probe => self.breaker.abandon(now),
             Verdict::Unknown => {}
         }
-        self.counts.breaker_opened += u64::from(closed && !self.breaker.is_closed());
+        if closed && !self.breaker.is_closed() {
+            self.counts.breaker_opened += 1;
+            let last = self.last_failure.map_or("failed", OriginErrorKind::as_str);
+            *self.counts.decisions.breaker_openings.entry(last).or_default() += 1;
+        }
     }
+}
+
+/// How the limit changed with a request that ended so, and why.
+fn step(from: usize, to: usize, verdict: Verdict) -> Option<(&'static str, &'static str)> {
+    if to == from {
+        return None;
+    }
+    Some(match verdict {
+        _ if to > from => ("up", "trial"),
+        Verdict::Bad { kind: OriginErrorKind::Throttled, .. } => ("down", "throttled"),
+        Verdict::Bad { .. } => ("down", "timeout"),
+        Verdict::Good(_) | Verdict::Unknown => ("down", "no_gain"),
+    })
 }

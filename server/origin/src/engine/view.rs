@@ -70,6 +70,12 @@ impl EndpointView {
 }
 
 impl Share {
+    /// Requests that may be under way at the endpoint now, of all who ask.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.endpoint.limit()
+    }
+
     /// What this one may have on its way now; at least one.
     #[must_use]
     pub fn on_its_way(&self) -> usize {
