@@ -107,6 +107,7 @@ impl GrantStream {
         let outbox = Outbox::new(pb::LoadOpen {
             uri: request.uri,
             load_id: request.load_id,
+            workload: request.workload,
             lane: lane(request.lane).into(),
             session: session.unwrap_or_default().into(),
             tensors: request.tensors,

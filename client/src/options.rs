@@ -110,6 +110,7 @@ pub struct LoadRequest {
     pub(crate) deadline: Option<Duration>,
     pub(crate) verify: Option<VerifyPolicy>,
     pub(crate) sha256: BTreeMap<String, [u8; 32]>,
+    pub(crate) workload: String,
 }
 
 /// When chunks are handed over of an object of which a digest of all its bytes is known, and no
@@ -136,7 +137,16 @@ impl LoadRequest {
             deadline: None,
             verify: None,
             sha256: BTreeMap::new(),
+            workload: String::new(),
         }
+    }
+
+    /// What the load is for: a name of the daemon's `workloads`, by which its metrics tell loads
+    /// apart. Names that it does not know count as `other`.
+    #[must_use]
+    pub fn workload(mut self, workload: impl Into<String>) -> Self {
+        self.workload = workload.into();
+        self
     }
 
     /// When chunks are handed over whose object has a digest; [`VerifyPolicy::Stream`] if not said.
@@ -218,12 +228,27 @@ pub struct PrefetchRequest {
     pub(crate) tier: Option<KeepTier>,
     pub(crate) pin: bool,
     pub(crate) placement: Option<Placement>,
+    pub(crate) workload: String,
 }
 
 impl PrefetchRequest {
     /// Every byte of every object of `uri`.
     pub fn new(uri: impl Into<String>) -> Self {
-        Self { uri: uri.into(), load_id: String::new(), tier: None, pin: false, placement: None }
+        Self {
+            uri: uri.into(),
+            load_id: String::new(),
+            tier: None,
+            pin: false,
+            placement: None,
+            workload: String::new(),
+        }
+    }
+
+    /// What it is for; see [`LoadRequest::workload`].
+    #[must_use]
+    pub fn workload(mut self, workload: impl Into<String>) -> Self {
+        self.workload = workload.into();
+        self
     }
 
     /// Where it has to be in the end; RAM if not said.

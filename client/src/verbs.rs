@@ -16,9 +16,10 @@ impl Client {
     /// Fetches a checkpoint and keeps it in a tier, without lending it. A tier that cannot take it
     /// is `NVME_EXHAUSTED` or `NVME_OFF`.
     pub async fn prefetch(&self, request: PrefetchRequest) -> Result<Prefetch, ClientError> {
-        let PrefetchRequest { uri, load_id, tier, pin, placement } = request;
+        let PrefetchRequest { uri, load_id, tier, pin, placement, workload } = request;
         let placement = placement.map(Placement::to_wire);
-        let message = pb::PrefetchRequest { uri, tier: on_wire(tier), load_id, pin, placement };
+        let tier = on_wire(tier);
+        let message = pb::PrefetchRequest { uri, tier, load_id, pin, placement, workload };
         let call = self.call(message, async |mut grpc, call| grpc.prefetch(call).await);
         Ok(Prefetch(Events::new(self, call.await?)))
     }

@@ -142,6 +142,17 @@ pub(crate) struct PrefetchArgs {
 
     #[command(flatten)]
     pub(crate) near: NearArgs,
+
+    #[command(flatten)]
+    pub(crate) purpose: PurposeArgs,
+}
+
+/// What a load is for.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PurposeArgs {
+    /// What it is for: one of the daemon's `workloads`, by which its metrics tell loads apart
+    #[arg(long, value_name = "NAME")]
+    pub(crate) workload: Option<String>,
 }
 
 /// Where bytes should lie in host memory. What cannot be had is said in the report.
@@ -209,6 +220,9 @@ pub(crate) struct LoadArgs {
     /// Which queue to wait in
     #[arg(long, value_enum)]
     pub(crate) lane: Option<LaneArg>,
+
+    #[command(flatten)]
+    pub(crate) purpose: PurposeArgs,
 
     /// When bytes are handed over of objects that are only known by a digest of the whole: as they
     /// come, and the load fails at its end if the digest does not hold; or when it holds

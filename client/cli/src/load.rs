@@ -38,6 +38,9 @@ pub(crate) async fn run(
     if let Some(file) = args.sha256 {
         request = request.sha256(sums::read(&file)?);
     }
+    if let Some(workload) = &args.purpose.workload {
+        request = request.workload(workload);
+    }
     if let Some(placement) = args.near.placement() {
         request = request.placement(placement);
     }

@@ -51,6 +51,9 @@ async fn prefetch(
     if args.pin {
         request = request.pin();
     }
+    if let Some(workload) = &args.purpose.workload {
+        request = request.workload(workload);
+    }
     if let Some(placement) = args.near.placement() {
         request = request.placement(placement);
     }

@@ -1,8 +1,9 @@
 //! `forebay trace`: the timeline of a load as Chrome trace JSON, which Perfetto opens.
 //!
-//! The load itself, copies and gaps have a track each. Chunks share tracks: each goes to the first
-//! one that is free from when its turn came until it was released, so that there are as many as
-//! chunks were on their way at one time. Waits for the turn overlap all others and are left out.
+//! The load itself, copies, gaps and decisions have a track each; a decision is a moment. Chunks
+//! share tracks: each goes to the first one that is free from when its turn came until it was
+//! released, so that there are as many as chunks were on their way at one time. Waits for the turn
+//! overlap all others and are left out.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -21,6 +22,7 @@ use crate::output::Output;
 const LOAD: usize = 1;
 const COPIES: usize = 2;
 const GAPS: usize = 3;
+const EVENTS: usize = 4;
 const CHUNKS: usize = 10;
 
 pub(crate) async fn run(
@@ -60,7 +62,12 @@ pub(crate) async fn run(
 fn chrome(trace: &Trace) -> Value {
     let lanes = Lanes::of(&trace.spans);
     let mut events = vec![named("process_name", 0, &format!("load {}", trace.head.load_id))];
-    for (track, name) in [(LOAD, "load"), (COPIES, "copies"), (GAPS, "waits of the copy engine")] {
+    for (track, name) in [
+        (LOAD, "load"),
+        (COPIES, "copies"),
+        (GAPS, "waits of the copy engine"),
+        (EVENTS, "decisions"),
+    ] {
         events.push(named("thread_name", track, name));
     }
     for lane in 0..lanes.count {
@@ -73,6 +80,7 @@ fn chrome(trace: &Trace) -> Value {
             TraceTrack::Chunk(chunk) => (CHUNKS + lanes.lane(chunk)?, "chunk"),
             TraceTrack::Copy => (COPIES, "copy"),
             TraceTrack::Gap => (GAPS, "gap"),
+            TraceTrack::Event => return Some(instant(span)),
             _ => return None,
         };
         Some(event(span, track, category))
@@ -116,6 +124,20 @@ fn event(span: &TraceSpan, track: usize, category: &str) -> Value {
         "ts": micros(span.start),
         "dur": micros(span.length),
         "args": args,
+    })
+}
+
+/// A moment on the track of decisions.
+fn instant(span: &TraceSpan) -> Value {
+    json!({
+        "ph": "i",
+        "s": "t",
+        "name": span.name,
+        "cat": "event",
+        "pid": 1,
+        "tid": EVENTS,
+        "ts": micros(span.start),
+        "args": { "why": span.clue },
     })
 }
 
@@ -198,6 +220,7 @@ mod tests {
             span(chunk(2), "body", 40, 20),
             span(TraceTrack::Copy, "copy", 60, 10),
             span(TraceTrack::Gap, "origin_slow", 0, 60),
+            TraceSpan { clue: "throttled".into(), ..span(TraceTrack::Event, "retry", 30, 0) },
         ];
         Trace { head, spans }
     }
@@ -221,6 +244,19 @@ mod tests {
     }
 
     #[test]
+    fn a_decision_is_a_moment_with_its_reason() {
+        let chrome = chrome(&trace());
+        let events = chrome["traceEvents"].as_array().unwrap();
+        let moments: Vec<_> = events.iter().filter(|event| event["ph"] == "i").collect();
+        let [moment] = moments.as_slice() else { panic!("{moments:?}") };
+        assert_eq!(
+            (&moment["name"], &moment["args"]["why"]),
+            (&json!("retry"), &json!("throttled"))
+        );
+        assert_eq!((moment["ts"].as_f64(), &moment["dur"]), (Some(30_000.0), &Value::Null));
+    }
+
+    #[test]
     fn every_track_has_a_name() {
         let chrome = chrome(&trace());
         let events = chrome["traceEvents"].as_array().unwrap();
@@ -229,6 +265,7 @@ mod tests {
                 |event: &&Value| event["ph"] == ph && (name.is_empty() || event["name"] == name);
             events.iter().filter(named).map(|event| event["tid"].as_u64().unwrap()).collect()
         };
-        assert_eq!(of("M", "thread_name"), of("X", ""));
+        let shown = &of("X", "") | &of("i", "");
+        assert_eq!(of("M", "thread_name"), shown);
     }
 }

@@ -127,6 +127,8 @@ pub enum TraceTrack {
     Copy,
     /// The time without a copy.
     Gap,
+    /// What the daemon decided on the way: moments, without a length.
+    Event,
 }
 
 /// One stretch of a timeline.
@@ -134,15 +136,15 @@ pub enum TraceTrack {
 pub struct TraceSpan {
     /// What it is of.
     pub track: TraceTrack,
-    /// The stage; the cause of a gap.
+    /// The stage; the cause of a gap; what was decided.
     pub name: String,
-    /// `queue` or `service`; empty for copies and gaps.
+    /// `queue` or `service`; empty for copies, gaps and events.
     pub kind: String,
     /// Since the load was opened.
     pub start: Duration,
     /// How long it was.
     pub length: Duration,
-    /// What is known of why it took its time; may be empty.
+    /// What is known of why it took its time, or was decided so; may be empty.
     pub clue: String,
 }
 
@@ -230,6 +232,7 @@ impl TraceSpan {
             "chunk" => TraceTrack::Chunk(message.chunk),
             "copy" => TraceTrack::Copy,
             "gap" => TraceTrack::Gap,
+            "event" => TraceTrack::Event,
             other => return Err(Malformed::new(TRACE, format!("track {other:?} is unknown"))),
         };
         let start = Duration::from_nanos(message.start_nanos);
@@ -281,6 +284,7 @@ mod tests {
             |track: &str| pb::TraceSpan { track: track.into(), chunk: 7, ..Default::default() };
         assert_eq!(TraceSpan::receive(of("chunk")).unwrap().track, TraceTrack::Chunk(7));
         assert_eq!(TraceSpan::receive(of("gap")).unwrap().track, TraceTrack::Gap);
+        assert_eq!(TraceSpan::receive(of("event")).unwrap().track, TraceTrack::Event);
         TraceSpan::receive(of("")).unwrap_err();
     }
 }
