@@ -26,6 +26,7 @@ pub use raw::ConfigError;
 use raw::{Raw, RawOrigin, Written};
 
 use crate::nvme::Budget;
+use crate::workload::Workloads;
 use size::{Size, parse_duration, show_bytes};
 
 /// Default size of a slot: in the 8-16 MiB range where one connection of an object store is at its
@@ -108,6 +109,8 @@ pub struct Settings {
     /// Where spans of finished loads go, if they are exported.
     pub(crate) otlp_endpoint: Option<String>,
     pub(crate) notify_socket: Option<PathBuf>,
+    /// Names of what loads may be for.
+    pub(crate) workloads: Workloads,
 }
 
 impl Settings {
@@ -186,6 +189,7 @@ impl Settings {
             drain: take.duration("drain", DRAIN)?,
             origins: take.origins(connections)?,
             otlp_endpoint: take.otlp_endpoint()?,
+            workloads: take.workloads()?,
             notify_socket: env.get("NOTIFY_SOCKET").map(PathBuf::from),
         };
         debug_assert!(raw.values.is_empty(), "a known key that nothing takes: {:?}", raw.values);
@@ -508,6 +512,7 @@ impl fmt::Display for Settings {
         writeln!(f, "trace_origins = {}", self.origins.trace)?;
         let otlp_endpoint = self.otlp_endpoint.clone().unwrap_or_else(|| "off".to_owned());
         writeln!(f, "otlp_endpoint = {}", quoted(otlp_endpoint))?;
+        writeln!(f, "workloads = {:?}", self.workloads.names())?;
         let durations = [
             ("deadline", self.deadline),
             ("deadline_max", self.deadline_max),
@@ -663,7 +668,7 @@ mod tests {
             metrics = \"off\"\nlog = \"json\"\nallow_uids = [5]\nchunk = \"1MiB\"\nlock_memory = false\n\
             max_loads = 2\nmax_queue = 3\nconnections = 4\ndeadline = \"5s\"\ndeadline_max = \"6s\"\n\
             no_progress = \"7s\"\ndrain = \"8s\"\nfirst_byte_timeout = \"9s\"\nbody_idle_timeout = \"10s\"\n\
-            trace_origins = true\notlp_endpoint = \"off\"\n\
+            trace_origins = true\notlp_endpoint = \"off\"\nworkloads = [\"serving\", \"training\"]\n\
             [[origin]]\nprefix = \"s3://b\"\nendpoint = \"http://user:p@pw@h:1/x?sig=pw\"\nmax_bytes_per_second = \"1MiB\"\ntrace = false\n";
         for key in &raw::KEYS[..raw::KEYS.len() - 1] {
             assert!(file.contains(&format!("{key} = ")), "{key} is not in this test");

@@ -235,6 +235,7 @@ impl Daemon {
             started: Instant::now(),
             deadline: settings.deadline,
             deadline_max: settings.deadline_max,
+            workloads: settings.workloads.clone(),
         });
         shared.degraded.iter().for_each(|what| tracing::warn!("degraded: {what}"));
         let growth = grow(&pool, &stages)?;

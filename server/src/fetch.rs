@@ -516,6 +516,7 @@ mod tests {
             waited: ms(30),
             silences: Vec::new(),
             cold_bytes: 0,
+            copied: None,
             outcome,
         };
         let throttled = AttemptOutcome::Failed(OriginErrorKind::Throttled);

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use forebay_origin::{ReadTerms, TraceTag};
+use forebay_origin::{Journal, ReadTerms, TraceTag};
 use forebay_proto::{Failure, Reason};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -28,8 +28,8 @@ use crate::admission::Lane;
 use crate::deadline::Deadline;
 use crate::plan::ChunkKey;
 use crate::ram::PinnedChunk;
-use crate::report::Tier;
-use crate::timeline::{Kind, Span, Stage};
+use crate::report::{Tier, Why};
+use crate::timeline::{Event, Kind, Span, Stage, attempt_events};
 
 /// Who waits for a flight.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +62,8 @@ pub(crate) struct Landed {
     pub(crate) pinned: PinnedChunk,
     /// From where.
     pub(crate) tier: Tier,
+    /// Why from there.
+    pub(crate) why: Why,
 }
 
 type Outcome = Result<Landed, Failure>;
@@ -70,6 +72,10 @@ type Outcome = Result<Landed, Failure>;
 #[derive(Debug, Default)]
 pub(crate) struct FlightLog {
     spans: Mutex<Vec<Span>>,
+    /// What was decided; a few, since a flight ends.
+    decided: Mutex<Vec<Event>>,
+    /// What became of its requests, also of those of a read that is cut off.
+    journal: Journal,
 }
 
 impl FlightLog {
@@ -88,6 +94,25 @@ impl FlightLog {
         let mut spans = self.lock();
         spans.pop();
         spans.extend(details);
+    }
+
+    /// Something was decided about it, for a reason.
+    pub(crate) fn decided(&self, name: &'static str, detail: impl Into<String>) {
+        let event = Event { at: Instant::now(), name, detail: detail.into() };
+        self.decided.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+    }
+
+    /// Where its requests are entered.
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// What was decided since `from`, about its requests too.
+    pub(crate) fn events(&self, from: Instant) -> Vec<Event> {
+        let mut events = self.decided.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        events.extend(attempt_events(&self.journal.entries()));
+        events.retain(|event| event.at >= from);
+        events
     }
 
     /// Everything up to `now`. What has landed is not at anything any more: its last span keeps its

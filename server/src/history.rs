@@ -105,8 +105,21 @@ impl Keeper<'_> {
         self.kept = true;
         match ended {
             Ok(report) => self.push(report.clone(), None),
-            Err(failure) => self.push(self.cut_off(), Some(failure.clone())),
+            Err(failure) => self.failed(failure.clone()),
         }
+    }
+
+    fn failed(&self, failure: Failure) {
+        let name = match failure.reason {
+            Reason::QueueFull
+            | Reason::RamExhausted
+            | Reason::Draining
+            | Reason::DeadlineInfeasible => "shed",
+            Reason::BreakerOpen => "breaker",
+            _ => "failed",
+        };
+        self.timeline.event(name, failure.reason.as_str());
+        self.push(self.cut_off(), Some(failure));
     }
 
     /// What is known of a load without an end of its own.
@@ -131,7 +144,7 @@ impl Drop for Keeper<'_> {
         if !self.kept {
             let why = "the client left, or the daemon was stopped, before the load had ended";
             let failure = Failure::new(Reason::DaemonUnreachable, why);
-            self.push(self.cut_off(), Some(failure));
+            self.failed(failure);
         }
     }
 }
@@ -172,6 +185,11 @@ mod tests {
         drop(keeper);
         let kept = history.last().unwrap();
         assert!(kept.failure.is_some());
+        let (events, unkept) = kept.timeline.decided();
+        assert_eq!(
+            (events[0].name, &*events[0].detail, unkept),
+            ("failed", "DAEMON_UNREACHABLE", 0)
+        );
         assert_eq!(kept.report.wall, Duration::from_millis(20));
         let sums: Vec<_> = kept.report.idle.sums().collect();
         assert_eq!(sums, [(Cause::Dns, Duration::from_millis(20))]);

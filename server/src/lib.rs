@@ -51,3 +51,4 @@ mod residency;
 mod staging;
 mod timeline;
 mod trace;
+mod workload;

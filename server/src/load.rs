@@ -38,15 +38,17 @@ use crate::flight::{FlightLog, Flights, Landed, Waiter};
 use crate::handoff::{Peer, SessionStay};
 use crate::history::{History, Keeper, Opening};
 use crate::loads::{Entry, LoadState, Loads};
+use crate::metrics::{Fallback, fell_back};
 use crate::numa::{Numa, Placed};
 use crate::nvme::{NvmeTier, TierUse};
 use crate::plan::{ChunkSpec, FetchPlan, PlanError, Selection, plan};
 use crate::ram::pool::ClaimedSlot;
-use crate::ram::{PinnedChunk, RamTier, RevisionUse};
-use crate::report::{DeviceUse, Report, Subject, Tally, Tier, close};
+use crate::ram::{ClaimCost, PinnedChunk, RamTier, RevisionUse};
+use crate::report::{DeviceUse, Report, Subject, Tally, Tier, Why, close};
 use crate::resolve::{Manifest, Resolver, Revision};
 use crate::timeline::{Kind, Stage, Timeline};
 use crate::verify::{Decayed, VerifiedChunk, Verifier, VerifyError};
+use crate::workload::Workload;
 use conversation::{ClientEvent, Conversation, LoadEvent};
 use filler::Filler;
 
@@ -115,6 +117,8 @@ pub(crate) struct LoadRequest {
     pub(crate) deadline: Deadline,
     /// What the objects are held to.
     pub(crate) expected: Expected,
+    /// What it is for.
+    pub(crate) workload: Workload,
 }
 
 /// What a client wants the bytes to be, and when.
@@ -394,11 +398,15 @@ async fn fill(
     log: Arc<FlightLog>,
 ) -> Result<Landed, Failure> {
     let revision = manifest.revision();
-    let mut claimed = match fill_from_nvme(&stages, (revision, &terms), (&spec, near), &log).await?
-    {
-        Ok(pinned) => return Ok(Landed { pinned, tier: Tier::Nvme }),
-        Err(claimed) => claimed,
+    let stored = fill_from_nvme(&stages, (revision, &terms), (&spec, near), &log).await?;
+    let (mut claimed, why) = match stored {
+        Ok(pinned) => return Ok(Landed { pinned, tier: Tier::Nvme, why: Why::Stored }),
+        Err(missing) => missing,
     };
+    if why.is_fallback() {
+        fell_back(Fallback::Origin(why));
+        log.decided("fallback", format!("to the origin, since NVMe is no help: {}", why.as_str()));
+    }
     let mut again = true;
     loop {
         let staging = match staged_bytes(&manifest, &spec) {
@@ -411,14 +419,12 @@ async fn fill(
         // Memory to decode from comes before the slot to decode into.
         let slot = match claimed.take().filter(|_| staging.is_none()) {
             Some(slot) => slot,
-            None => {
-                log.at(Stage::LeaseAlloc, Kind::Service);
-                stages.ram.claim(near).await?
-            }
+            None => claim(&stages, near, &log).await?,
         };
         log.at(Stage::Fetch, Kind::Service);
         let into = (slot, staging);
-        let (fetched, spans) = stages.fetcher.fetch(&manifest, &spec, &terms, into).await?;
+        let fetching = stages.fetcher.fetch(&manifest, &spec, &terms, into);
+        let (fetched, spans) = log.journal().of(fetching).await?;
         // Now the phases are known.
         log.replace_last(spans);
         match check(&stages, fetched, &log).await {
@@ -428,16 +434,38 @@ async fn fill(
                 if let (Some(nvme), Some(digest)) = (&stages.nvme, digest) {
                     nvme.offer(&spec, digest, revision);
                 }
-                return Ok(Landed { pinned, tier: Tier::Origin });
+                return Ok(Landed { pinned, tier: Tier::Origin, why });
             }
             // The way here may have done it, so the bytes are asked for once more, another way.
-            Err(Bad { suspect: Some(address), .. }) if again => {
+            Err(Bad { suspect: Some(address), failure }) if again => {
                 again = false;
+                fell_back(Fallback::OtherSource);
+                let why = failure.reason.as_str();
+                log.decided("fallback", format!("to another connection and address: {why}"));
                 terms.distrust(address);
             }
             Err(Bad { failure, .. }) => return Err(failure),
         }
     }
+}
+
+/// A slot to fill; what it took is told.
+async fn claim(
+    stages: &Stages,
+    near: Option<NodeId>,
+    log: &FlightLog,
+) -> Result<ClaimedSlot, Failure> {
+    log.at(Stage::LeaseAlloc, Kind::Service);
+    let mut cost = ClaimCost::default();
+    let slot = stages.ram.claim_at_cost(near, &mut cost).await?;
+    if cost.evicted > 0 {
+        log.decided("evict", format!("{} chunks of RAM made room", cost.evicted));
+    }
+    if cost.is_far {
+        fell_back(Fallback::FarSlot);
+        log.decided("fallback", format!("to a slot of {}: the node is full", slot.node()));
+    }
+    Ok(slot)
 }
 
 /// Why what was fetched may not be served.
@@ -479,27 +507,30 @@ async fn check(
     Ok(checked?)
 }
 
-/// The chunk from the NVMe tier; else the slot that was claimed for that, if it came back.
+/// The chunk from the NVMe tier; else why not, and the slot that was claimed for that, if it came
+/// back.
 async fn fill_from_nvme(
     stages: &Stages,
     (revision, terms): (Revision, &ReadTerms),
     (spec, near): (&Arc<ChunkSpec>, Option<NodeId>),
     log: &FlightLog,
-) -> Result<Result<PinnedChunk, Option<ClaimedSlot>>, Failure> {
-    let Some(nvme) = &stages.nvme else { return Ok(Err(None)) };
+) -> Result<Result<PinnedChunk, (Option<ClaimedSlot>, Why)>, Failure> {
+    let Some(nvme) = &stages.nvme else { return Ok(Err((None, Why::NoNvme))) };
     log.at(Stage::NvmeRead, Kind::Queue);
     let lane = || match terms.lane() {
         forebay_origin::Lane::Interactive => Lane::Interactive,
         forebay_origin::Lane::Prefetch => Lane::Prefetch,
     };
-    let Some(found) = nvme.find(&spec.key, revision, lane).await else { return Ok(Err(None)) };
-    log.at(Stage::LeaseAlloc, Kind::Service);
-    let slot = stages.ram.claim(near).await?;
+    let found = match nvme.find(&spec.key, revision, lane).await {
+        Ok(found) => found,
+        Err(why) => return Ok(Err((None, why))),
+    };
+    let slot = claim(stages, near, log).await?;
     log.at(Stage::NvmeRead, Kind::Service);
     let ((checked, verified), read) =
         match nvme.read(found, spec, slot, stages.verifier.of_stored()).await {
             Ok(read) => read,
-            Err(slot) => return Ok(Err(slot)),
+            Err(missing) => return Ok(Err(missing)),
         };
     log.replace_last(read.into_iter().chain([verified]).collect());
     match checked {
@@ -509,7 +540,7 @@ async fn fill_from_nvme(
         }
         Err(Decayed { why, generation, slot }) => {
             nvme.quarantine(spec.key, generation, why).await;
-            Ok(Err(Some(slot)))
+            Ok(Err((Some(slot), Why::BadExtent)))
         }
     }
 }

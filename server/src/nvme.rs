@@ -53,7 +53,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::Lane;
 use crate::cpu::Workers;
-use crate::metrics::TierMeters;
+use crate::metrics::{Fallback, TierMeters, fell_back};
 use crate::plan::{ChunkKey, ChunkSpec};
 use crate::ram::PinnedChunk;
 use crate::resolve::{Manifest, Revision};
@@ -194,7 +194,11 @@ impl NvmeTier {
         if !matches!(engine.reason, EngineReason::Uring { .. } | EngineReason::Asked) {
             trouble.push(format!("nvme: {engine_reason}"));
         }
+        if let Some(why) = status::refused(&engine.reason) {
+            fell_back(Fallback::ThreadEngine(why));
+        }
         if let FileMode::Buffered(reason) = store.mode() {
+            fell_back(Fallback::BufferedIo);
             trouble.push(format!("nvme: {reason}"));
         }
         let born = clock::nanos();

@@ -1,6 +1,6 @@
 //! The RAM tier: verified chunks in slots of shared segments, kept until room is needed.
 //!
-//! [`RamTier::claim`] finds a slot to fill: a free one, or one that eviction frees. Who may claim
+//! [`RamTier::claim_at_cost`] finds a slot to fill: a free one, or one that eviction frees. Who may claim
 //! is admission's decision (a token per slot); that law makes the wait here short: it only bridges
 //! the moment between an abandoned fetch and its slot's return. [`RamTier::insert`] is the only
 //! constructor of a [`PinnedChunk`] and wants a [`VerifiedChunk`]: no unverified byte gets in.
@@ -131,6 +131,15 @@ impl PinnedChunk {
     }
 }
 
+/// What it took to find a slot.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct ClaimCost {
+    /// Chunks that were given up for it.
+    pub(crate) evicted: usize,
+    /// It lies on another node than was asked for.
+    pub(crate) is_far: bool,
+}
+
 /// Why there is no slot.
 #[derive(Debug, thiserror::Error)]
 #[error("a slot that should be free is in use")]
@@ -259,20 +268,31 @@ impl RamTier {
         self.lock().residency.holds(key)
     }
 
-    /// A slot to fill, near a node if one is given and as far as that can be had. The caller holds
-    /// a window token for it.
+    /// A slot to fill, whatever it takes.
+    #[cfg(test)]
     pub(crate) async fn claim(&self, near: Option<NodeId>) -> Result<ClaimedSlot, ClaimError> {
+        self.claim_at_cost(near, &mut ClaimCost::default()).await
+    }
+
+    /// A slot to fill, near a node if one is given and as far as that can be had; what it took is
+    /// added to `cost`. The caller holds a window token for it.
+    pub(crate) async fn claim_at_cost(
+        &self,
+        near: Option<NodeId>,
+        cost: &mut ClaimCost,
+    ) -> Result<ClaimedSlot, ClaimError> {
         loop {
             // Registered before looking, so that a slot that comes free in between is heard.
             let came_free = self.pool.came_free();
             tokio::pin!(came_free);
             came_free.as_mut().enable();
-            if let Some(slot) = self.take(near) {
+            if let Some(slot) = self.take(near, cost) {
                 return Ok(slot?);
             }
             // Populating a segment takes a fraction of a second, fetching a chunk again much more.
-            let made_room = !self.pool.is_growing() && self.make_room(near);
-            if !made_room {
+            let given_up = if self.pool.is_growing() { 0 } else { self.make_room(near) };
+            cost.evicted += given_up;
+            if given_up == 0 {
                 // Nobody tells when the last reference but the tier's is dropped, so look again.
                 drop(tokio::time::timeout(CLAIM_AGAIN, came_free).await);
             }
@@ -281,20 +301,29 @@ impl RamTier {
 
     /// A free slot. Near a node: one of the node, then one that an idle checkpoint there is given
     /// up for, then one of another node.
-    fn take(&self, near: Option<NodeId>) -> Option<Result<ClaimedSlot, ShmError>> {
+    fn take(
+        &self,
+        near: Option<NodeId>,
+        cost: &mut ClaimCost,
+    ) -> Option<Result<ClaimedSlot, ShmError>> {
         let Some(node) = near else { return self.pool.take() };
-        let there = self.pool.take_on(node).or_else(|| self.take_from_idle(node));
+        let there = self.pool.take_on(node).or_else(|| self.take_from_idle(node, cost));
         let taken = there.or_else(|| self.pool.take());
         if let Some(Ok(slot)) = &taken
             && slot.node() != node
         {
             self.misplaced.fetch_add(1, Ordering::Relaxed);
+            cost.is_far = true;
         }
         taken
     }
 
     /// A slot of a node that a checkpoint was given up for which no load uses.
-    fn take_from_idle(&self, node: NodeId) -> Option<Result<ClaimedSlot, ShmError>> {
+    fn take_from_idle(
+        &self,
+        node: NodeId,
+        cost: &mut ClaimCost,
+    ) -> Option<Result<ClaimedSlot, ShmError>> {
         if self.pool.is_growing() {
             return None;
         }
@@ -302,24 +331,31 @@ impl RamTier {
         self.pool.take_on(node).or_else(|| {
             let far = |chunk: &PinnedChunk| chunk.is_leased() || chunk.node() != node;
             let freed = self.give_up(|residency| residency.evict_idle(far));
-            if freed { self.pool.take_on(node) } else { None }
+            cost.evicted += freed;
+            if freed > 0 { self.pool.take_on(node) } else { None }
         })
     }
 
-    /// Gives chunks up, near a node if that can be; whether there were any.
-    fn make_room(&self, near: Option<NodeId>) -> bool {
+    /// Gives chunks up, near a node if that can be; how many.
+    fn make_room(&self, near: Option<NodeId>) -> usize {
         let there = |node| {
             let far = |chunk: &PinnedChunk| chunk.is_leased() || chunk.node() != node;
             self.give_up(|residency| residency.evict(far))
         };
-        near.is_some_and(there) || self.give_up(|residency| residency.evict(PinnedChunk::is_leased))
+        match near.map_or(0, there) {
+            0 => self.give_up(|residency| residency.evict(PinnedChunk::is_leased)),
+            given_up => given_up,
+        }
     }
 
-    fn give_up(&self, evict: impl FnOnce(&mut Residency<PinnedChunk>) -> Vec<PinnedChunk>) -> bool {
+    fn give_up(
+        &self,
+        evict: impl FnOnce(&mut Residency<PinnedChunk>) -> Vec<PinnedChunk>,
+    ) -> usize {
         let victims = evict(&mut self.lock().residency);
         self.evicted_chunks.increment(victims.len() as u64);
         // Dropped here, with the index unlocked: their slots come free.
-        !victims.is_empty()
+        victims.len()
     }
 
     /// Slots that were claimed near a node and lie on another.

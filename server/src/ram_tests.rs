@@ -134,7 +134,7 @@ async fn claims_at_the_same_time_share_the_room_that_is_made() {
         let start = std::sync::Barrier::new(CLAIMS.into());
         let claim = || {
             start.wait();
-            tier.take(Some(NodeId(1))).unwrap().unwrap()
+            tier.take(Some(NodeId(1)), &mut ClaimCost::default()).unwrap().unwrap()
         };
         let slots: Vec<ClaimedSlot> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..CLAIMS).map(|_| scope.spawn(claim)).collect();

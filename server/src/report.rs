@@ -21,6 +21,72 @@ pub(crate) enum Tier {
     Origin,
 }
 
+impl Tier {
+    /// The name in metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Ram => "ram",
+            Self::Nvme => "nvme",
+            Self::Origin => "origin",
+        }
+    }
+}
+
+/// Why a chunk was taken from its tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// RAM had it.
+    Cached,
+    /// The NVMe tier had it.
+    Stored,
+    /// It was on its way for another load.
+    Joined,
+    /// There is no NVMe tier.
+    NoNvme,
+    /// The NVMe tier does not have it.
+    NotStored,
+    /// Its disk is left alone.
+    LeftAlone,
+    /// What it has could not be read.
+    ReadFailed,
+    /// What it had was bad.
+    BadExtent,
+}
+
+impl Why {
+    /// All of them.
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Cached,
+        Self::Stored,
+        Self::Joined,
+        Self::NoNvme,
+        Self::NotStored,
+        Self::LeftAlone,
+        Self::ReadFailed,
+        Self::BadExtent,
+    ];
+
+    /// The name in metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Cached => "cached",
+            Self::Stored => "stored",
+            Self::Joined => "joined",
+            Self::NoNvme => "no_nvme",
+            Self::NotStored => "not_stored",
+            Self::LeftAlone => "left_alone",
+            Self::ReadFailed => "read_failed",
+            Self::BadExtent => "bad_extent",
+        }
+    }
+
+    /// Whether the NVMe tier should have had it.
+    pub(crate) fn is_fallback(self) -> bool {
+        matches!(self, Self::LeftAlone | Self::ReadFailed | Self::BadExtent)
+    }
+}
+
 /// Which tier the bytes of a load came from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct TierBytes {

@@ -29,11 +29,12 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::deadline::{Deadline, parse_grpc_timeout};
 use crate::handoff::{Peer, Sessions};
 use crate::load::Stages;
-use crate::metrics;
+use crate::metrics::{self, LoadMeter};
 use crate::otlp::Exporter;
 use crate::pack::Packer;
 use crate::timeline::Timeline;
 use crate::trace::TraceContext;
+use crate::workload::Workloads;
 use stream::{Ending, GuardedStream, PAGE_QUEUE, Told};
 
 /// Checkpoints of one `List` message.
@@ -70,6 +71,8 @@ pub(crate) struct Shared {
     pub(crate) deadline: Duration,
     /// The longest deadline a request gets.
     pub(crate) deadline_max: Duration,
+    /// What loads may be for.
+    pub(crate) workloads: Workloads,
 }
 
 impl Shared {
@@ -218,12 +221,14 @@ impl Forebay for Service {
         let incoming = request.into_inner();
         self.shared.tasks.spawn(Arc::clone(&trace).run(async move {
             let timeline = Arc::new(Timeline::of_trace(context.opened, trace.context()));
-            let told = Told { timeline: &timeline, trace: &trace };
+            let meter = LoadMeter::default();
+            let told = Told { timeline: &timeline, trace: &trace, meter: &meter };
             let outcome = tokio::select! {
                 outcome = stream::load(&shared, context, told, incoming, &out) => outcome,
                 () = gone.cancelled() => Err(shared.ended()),
             };
             let outcome = outcome.map_err(|failure| stream::with_account(failure, told.timeline));
+            told.count(&outcome);
             let failed = outcome.as_ref().err().cloned();
             Ending { method: "Load", context }.tell(outcome, &out, &gone).await;
             // The client has the end of its stream before anything else is done.
@@ -244,12 +249,14 @@ impl Forebay for Service {
         let asked = request.into_inner();
         self.shared.tasks.spawn(Arc::clone(&trace).run(async move {
             let timeline = Arc::new(Timeline::of_trace(context.opened, trace.context()));
-            let told = Told { timeline: &timeline, trace: &trace };
+            let meter = LoadMeter::default();
+            let told = Told { timeline: &timeline, trace: &trace, meter: &meter };
             let outcome = tokio::select! {
                 outcome = stream::prefetch(&shared, context, told, asked, &out) => outcome,
                 () = gone.cancelled() => Err(shared.ended()),
             };
             let outcome = outcome.map_err(|failure| stream::with_account(failure, told.timeline));
+            told.count(&outcome);
             let failed = outcome.as_ref().err().cloned();
             Ending { method: "Prefetch", context }.tell(outcome, &out, &gone).await;
             // The client has the end of its stream before anything else is done.

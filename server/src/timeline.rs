@@ -7,6 +7,9 @@
 //! overlap each other, so stage sums may exceed the wall time, which is why the report also has the
 //! critical path (see [`path`]): the chain of spans that ended last, walked backwards.
 //!
+//! Beside spans there are [`Event`]s: what was decided on the way of this load, and why. Their number
+//! is bounded; those beyond it are counted.
+//!
 //! Costs are booked when a [`Spending`] ends, so what is cut off or fails is booked too.
 //!
 //! A timeline holds at most one trace per chunk of the plan; the plan is bounded by resolve's
@@ -25,9 +28,10 @@ use forebay_proto::StageSeconds;
 use tokio::time::Instant;
 
 use crate::cost::FetchCost;
+use crate::report::Tier;
 use crate::trace::TraceContext;
 
-pub(crate) use attempts::{attempt_spans, call_spans};
+pub(crate) use attempts::{attempt_events, attempt_spans, call_spans};
 
 /// The stages a load's time is split into; names as in metrics and reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,6 +77,30 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
+    /// All of them, in path order.
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 19] = [
+        Self::Admission,
+        Self::Resolve,
+        Self::Plan,
+        Self::Turn,
+        Self::LeaseAlloc,
+        Self::Fetch,
+        Self::ConnAcquire,
+        Self::Dns,
+        Self::Connect,
+        Self::Tls,
+        Self::Ttfb,
+        Self::Body,
+        Self::Backoff,
+        Self::NvmeRead,
+        Self::Decompress,
+        Self::VerifyPart,
+        Self::VerifyObject,
+        Self::Publish,
+        Self::ClientAck,
+    ];
+
     /// The name on the wire.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -216,6 +244,21 @@ impl ChunkTrace {
     }
 }
 
+/// Events of one load that are kept; more are counted.
+const EVENTS_MAX: usize = 1024;
+
+/// Something that was decided on the way of a load.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Event {
+    /// When.
+    pub(crate) at: Instant,
+    /// What: `tier`, `retry`, `hedge`, `throttle`, `attempt_failed`, `evict`, `fallback`, `limit`,
+    /// `breaker`, `shed` or `failed`.
+    pub(crate) name: &'static str,
+    /// Why.
+    pub(crate) detail: String,
+}
+
 /// The spans of one load. Shared by the load and its faces; the lock is held for pushes only.
 #[derive(Debug)]
 pub(crate) struct Timeline {
@@ -240,6 +283,16 @@ impl Drop for OpenSpan<'_> {
     }
 }
 
+impl Inner {
+    fn event(&mut self, event: Event) {
+        if self.events.len() < EVENTS_MAX {
+            self.events.push(event);
+        } else {
+            self.unkept += 1;
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Inner {
     load: Vec<Span>,
@@ -250,6 +303,9 @@ struct Inner {
     /// No later than when it saw it: of what it sent, what was the fastest to come says best.
     copies_since: Option<Instant>,
     cost: FetchCost,
+    events: Vec<Event>,
+    /// Events that found no room.
+    unkept: u64,
 }
 
 /// A load-wide step that consists of calls to an origin; it ends as [`OpenSpan`] does.
@@ -270,10 +326,11 @@ impl OpenCalls<'_> {
 
 impl Drop for OpenCalls<'_> {
     fn drop(&mut self) {
-        let time = (self.start, Instant::now());
-        for span in call_spans(&self.journal.entries(), time, self.stage) {
+        let (time, entries) = ((self.start, Instant::now()), self.journal.entries());
+        for span in call_spans(&entries, time, self.stage) {
             self.timeline.load_span(span);
         }
+        self.timeline.events(attempt_events(&entries), self.stage.as_str());
     }
 }
 
@@ -350,6 +407,28 @@ impl Timeline {
         self.lock().chunks.entry(chunk).or_default().spans.extend(spans);
     }
 
+    /// Something was decided now.
+    pub(crate) fn event(&self, name: &'static str, detail: impl Into<String>) {
+        self.lock().event(Event { at: Instant::now(), name, detail: detail.into() });
+    }
+
+    /// Adds events of a part of the load, which is said with each.
+    pub(crate) fn events(&self, events: impl IntoIterator<Item = Event>, part: &str) {
+        let mut inner = self.lock();
+        for event in events {
+            let detail = format!("{part}: {}", event.detail);
+            inner.event(Event { detail, ..event });
+        }
+    }
+
+    /// What was decided, in the order of time, and how many more decisions there were.
+    pub(crate) fn decided(&self) -> (Vec<Event>, u64) {
+        let inner = self.lock();
+        let mut events = inner.events.clone();
+        events.sort_by_key(|event| event.at);
+        (events, inner.unkept)
+    }
+
     /// Adds busy stretches of the client's copy engine, since a moment that was no later than `since`;
     /// no more than `most` in all.
     pub(crate) fn copies_ran(
@@ -398,6 +477,21 @@ impl Timeline {
                 service,
             })
             .collect()
+    }
+
+    /// Shows the tier of each chunk that was on its way, by what it was at.
+    pub(crate) fn tiers(&self, mut show: impl FnMut(Tier)) {
+        for trace in self.lock().chunks.values() {
+            let was_at = |stages: &[Stage]| trace.spans.iter().any(|s| stages.contains(&s.stage));
+            let of_origin = [Stage::Fetch, Stage::ConnAcquire, Stage::Ttfb, Stage::Body];
+            if was_at(&of_origin) {
+                show(Tier::Origin);
+            } else if was_at(&[Stage::NvmeRead]) {
+                show(Tier::Nvme);
+            } else if was_at(&[Stage::Publish]) {
+                show(Tier::Ram);
+            }
+        }
     }
 
     /// Looks at its spans in the order of walks. Nothing can be added meanwhile.

@@ -1,6 +1,8 @@
-//! The setting of exports: where spans of finished loads go.
+//! The settings of who watches: where spans of finished loads go, and the names of what loads may be
+//! for, by which metrics tell them apart.
 
 use super::{ConfigError, Take};
+use crate::workload::Workloads;
 
 /// What an endpoint looks like.
 const FORM: &str = "is http://HOST:PORT of a collector that takes OTLP over gRPC, or off";
@@ -14,6 +16,15 @@ impl Take<'_> {
                 Err("this build exports no spans: build forebayd with `--features otlp`")
             }
             _ => endpoint(text).map(Some),
+        })
+    }
+
+    /// What loads may be for.
+    pub(super) fn workloads(&mut self) -> Result<Workloads, ConfigError> {
+        self.read("workloads", Workloads::default(), |text| {
+            let names = text.split(',').map(str::trim);
+            // An empty list, and not a list of an empty name.
+            Workloads::parse(names.filter(|_| !text.is_empty()))
         })
     }
 }
@@ -49,6 +60,18 @@ mod tests {
         }
         assert_eq!(endpoint("http://user:pw@h:4317"), Err(FORM));
         assert!(endpoint("https://h:4317").unwrap_err().contains("TLS"));
+    }
+
+    #[test]
+    fn workloads_are_a_list_of_names() {
+        let names = |text: &str| {
+            let settings = Settings::of_file("f.toml", text).map_err(|error| error.to_string())?;
+            Ok(settings.workloads.names().join(" "))
+        };
+        assert_eq!(names("workloads = [\"serving\", \"batch\"]").as_deref(), Ok("serving batch"));
+        assert_eq!(names("workloads = []").as_deref(), Ok(""));
+        let problem: Result<String, String> = names("workloads = [\"Serving\"]");
+        assert!(problem.unwrap_err().starts_with("f.toml:1: workloads: \"Serving\" is not"));
     }
 
     #[test]

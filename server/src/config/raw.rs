@@ -9,7 +9,7 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
 /// Settings of the top level: file key, and the flag and variable of the same name.
-pub(crate) const KEYS: [&str; 23] = [
+pub(crate) const KEYS: [&str; 24] = [
     "listen",
     "cache_dir",
     "ram",
@@ -32,6 +32,7 @@ pub(crate) const KEYS: [&str; 23] = [
     "body_idle_timeout",
     "trace_origins",
     "otlp_endpoint",
+    "workloads",
     "origin",
 ];
 

@@ -29,10 +29,11 @@ use crate::admission::{AdmissionError, AdmissionPermit, WindowSlot};
 use crate::fetch::wire_bytes;
 use crate::flight::{Boarded, Landed, Seat, Waiter};
 use crate::loads::{Entry, LoadState};
+use crate::metrics::chose;
 use crate::numa::Placed;
 use crate::plan::{ChunkKey, ChunkSpec, FetchPlan};
 use crate::ram::PinnedChunk;
-use crate::report::{NearBytes, Tally, Tier};
+use crate::report::{NearBytes, Tally, Tier, Why};
 use crate::resolve::{Content, Object};
 use crate::timeline::{Kind, OpenSpan, Span, Spending, Stage, Timeline};
 
@@ -44,6 +45,10 @@ const FILLS_MAX: usize = 512;
 /// Where there is no endpoint: files, which a few threads read.
 const FILLS_OF_FILES: usize = 32;
 
+/// How often a load tells on its timeline that its chunks come from somewhere else: more says nothing
+/// and takes room.
+const CHOICES_MAX: usize = 128;
+
 /// A chunk that is in RAM and pinned.
 pub(super) struct Ready {
     pub(super) spec: Arc<ChunkSpec>,
@@ -51,6 +56,7 @@ pub(super) struct Ready {
     /// Pays for its slot.
     pub(super) window: Arc<WindowSlot>,
     pub(super) tier: Tier,
+    why: Why,
     offered: Instant,
 }
 
@@ -90,6 +96,10 @@ pub(super) struct Filler<'a> {
     brought: BTreeMap<ChunkKey, Tier>,
     /// Nothing is left but to look at the last bytes.
     proving: Option<OpenSpan<'a>>,
+    /// Where the last chunk came from and why; how often that changed.
+    chosen: (Option<(Tier, Why)>, usize),
+    /// Requests that may be under way at the endpoint, when that was looked at last.
+    limit: usize,
 }
 
 impl Drop for Filler<'_> {
@@ -100,6 +110,8 @@ impl Drop for Filler<'_> {
             let spans = seat.flight().log().until(now);
             let own = spans.iter().filter_map(|span| span.since(*offered));
             self.timeline.chunk_spans(*chunk, own);
+            let events = seat.flight().log().events(*offered);
+            self.timeline.events(events, &format!("chunk {chunk}"));
         }
         let wanted = self.wanting.as_ref().and_then(|_| self.plan.chunks().get(self.next_chunk));
         if let Some(wanted) = wanted {
@@ -118,13 +130,15 @@ impl<'a> Filler<'a> {
     ) -> Self {
         let planned = Instant::now();
         let endpoint = stages.fetcher.endpoint(plan.manifest());
+        let share = endpoint.map(|endpoint| endpoint.share(Sharing::Loads));
         Self {
             stages,
             plan,
             permit,
             waiter: request.waiter(),
             state: entry.state(),
-            share: endpoint.map(|endpoint| endpoint.share(Sharing::Loads)),
+            limit: share.as_ref().map_or(0, Share::limit),
+            share,
             placed: request.placed.as_ref(),
             timeline,
             planned,
@@ -138,6 +152,7 @@ impl<'a> Filler<'a> {
             proofs: Proofs::new(stages, plan, &request.expected),
             brought: BTreeMap::new(),
             proving: None,
+            chosen: (None, 0),
         }
     }
 
@@ -307,10 +322,37 @@ impl<'a> Filler<'a> {
     /// Counts a chunk that is ready.
     fn count(&mut self, ready: &Ready) {
         self.proofs.saw(ready);
+        self.tell_choice(ready);
         self.tally.tiers.add(ready.tier, ready.spec.bytes);
         if let Some(wanted) = self.placed.and_then(|placed| placed.wanted) {
             let NearBytes { near, far } = &mut self.tally.near;
             *(if ready.pinned.node() == wanted { near } else { far }) += ready.spec.bytes;
+        }
+    }
+
+    /// Where a chunk came from, and why; on the timeline if that is not as with the one before.
+    fn tell_choice(&mut self, ready: &Ready) {
+        // What was brought for this load was counted then.
+        if self.brought.contains_key(&ready.spec.key) {
+            return;
+        }
+        let choice = (ready.tier, ready.why);
+        chose(ready.tier, ready.why);
+        let (last, changes) = &mut self.chosen;
+        if *last != Some(choice) && *changes < CHOICES_MAX {
+            (*last, *changes) = (Some(choice), *changes + 1);
+            let (chunk, tier, why) = (ready.spec.index, ready.tier.as_str(), ready.why.as_str());
+            self.timeline.event("tier", format!("chunk {chunk} and on: {tier}, {why}"));
+        }
+    }
+
+    /// The endpoint takes more requests now, or less.
+    fn look_at_limit(&mut self) {
+        let limit = self.share.as_ref().map_or(0, Share::limit);
+        if limit != self.limit {
+            let detail = format!("{limit} requests at a time, were {}", self.limit);
+            self.timeline.event("limit", detail);
+            self.limit = limit;
         }
     }
 
@@ -323,7 +365,7 @@ impl<'a> Filler<'a> {
         offered: Instant,
     ) -> Ready {
         let (window, tier) = (pinned.pay(window), self.tier_of(&spec.key));
-        let ready = Ready { spec, pinned, window, tier, offered };
+        let ready = Ready { spec, pinned, window, tier, why: Why::Cached, offered };
         self.count(&ready);
         self.store_too(&ready.spec);
         ready
@@ -353,7 +395,10 @@ impl<'a> Filler<'a> {
             let spans = seat.flight().log().until(self.moved);
             let own = spans.iter().filter_map(|span| span.since(offered));
             self.timeline.chunk_spans(ready.spec.index, own);
+            let events = seat.flight().log().events(offered);
+            self.timeline.events(events, &format!("chunk {}", ready.spec.index));
         }
+        self.look_at_limit();
         ready
     }
 
@@ -382,7 +427,8 @@ async fn ride(
     spec: Arc<ChunkSpec>,
     offered: Instant,
 ) -> Result<Ready, Failure> {
-    let Landed { pinned, tier } = seat.flight().landed().await?;
+    let Landed { pinned, tier, why } = seat.flight().landed().await?;
     let window = pinned.pay(window);
-    Ok(Ready { spec, pinned, window, tier, offered })
+    let why = if seat.started_it { why } else { Why::Joined };
+    Ok(Ready { spec, pinned, window, tier, why, offered })
 }

@@ -6,7 +6,7 @@ use metrics::{counter, gauge, histogram};
 
 use super::{
     NUMA_LOCAL_BYTES, NUMA_MISPLACED, NUMA_REMOTE_BYTES, NUMA_SLOT_BYTES, NUMA_STRAYED,
-    NUMA_UNPLACED, RUNTIME_LAG_SECONDS, WORKER_JOBS, WORKER_OFFNODE, WORKERS, as_f64,
+    NUMA_UNPLACED, RUNTIME_LAG_SECONDS, WORKER_JOBS, WORKER_OFFNODE, WORKERS, as_f64, labels,
 };
 use crate::cpu::WorkerState;
 use crate::ram::NodeSizes;
@@ -32,6 +32,7 @@ pub(crate) fn slots(nodes: &[NodeSizes], misplaced: u64) {
 
 /// A load asked for a place that it does not get.
 pub(crate) fn unplaced(reason: &'static str) {
+    debug_assert!(labels::UNPLACED.allows(reason), "{reason}");
     counter!(NUMA_UNPLACED, "reason" => reason).increment(1);
 }
 

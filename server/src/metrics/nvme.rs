@@ -8,7 +8,7 @@ use metrics::{Counter, Histogram, counter, gauge, histogram};
 use super::{
     CACHE_BYTES, CACHE_EXTENTS, CACHE_REQUESTS, DISK_STATE, DISK_TURNS, EVICTIONS, FILL_ABORTED,
     FILL_BYTES, FILL_QUEUE, FILLS, IO_COUNTS, IO_ENGINE, IO_ERRORS, IO_INFLIGHT, IO_OLDEST_SECONDS,
-    IO_QUEUE, IO_SECONDS, QUARANTINED, RECOVERED, RECOVERY_SECONDS, SCRUBBED_BYTES, as_f64,
+    IO_QUEUE, IO_SECONDS, QUARANTINED, RECOVERED, RECOVERY_SECONDS, SCRUBBED_BYTES, as_f64, labels,
 };
 use crate::nvme::NvmeState;
 
@@ -62,18 +62,21 @@ impl TierMeters {
 
     /// A chunk is not stored.
     pub(crate) fn gave_up(&self, reason: &'static str) {
+        debug_assert!(labels::NOT_FILLED.allows(reason), "{reason}");
         counter!(FILL_ABORTED, "tier" => TIER, "reason" => reason).increment(1);
     }
 
     /// Chunks were given up.
     pub(crate) fn evicted(&self, reason: &'static str, chunks: usize) {
         if chunks > 0 {
+            debug_assert!(labels::EVICTION.allows(reason), "{reason}");
             counter!(EVICTIONS, "tier" => TIER, "reason" => reason).increment(chunks as u64);
         }
     }
 
     /// An extent was bad.
     pub(crate) fn quarantined(&self, reason: &'static str) {
+        debug_assert!(labels::BAD.allows(reason), "{reason}");
         counter!(CACHE_REQUESTS, "tier" => TIER, "result" => "corrupt").increment(1);
         counter!(QUARANTINED, "tier" => TIER, "reason" => reason).increment(1);
     }
@@ -147,6 +150,7 @@ impl DiskMeters {
 
     /// The disk is trusted more, or less.
     pub(crate) fn turned(&self, to: &'static str) {
+        debug_assert!(labels::DISK_TO.allows(to), "{to}");
         counter!(DISK_TURNS, "tier" => TIER, "to" => to).increment(1);
     }
 }

@@ -11,10 +11,10 @@ use forebay_origin::{AddressStats, BreakerState, DnsCounters, EndpointStats};
 use metrics::{counter, gauge};
 
 use super::{
-    ATTEMPTS, BREAKER_STATE, BREAKER_TURNS, DNS_LOOKUPS, FREE_CONNECTIONS, HEDGE_WASTED_BYTES,
-    HEDGE_WINS, LIMITER_DROPS, LIMITER_INFLIGHT, LIMITER_LIMIT, LIMITER_OLDEST_SECONDS,
-    LIMITER_WAITING, POOL_EJECTED, POOL_EJECTIONS, POOL_SIZE, RETRIES_DENIED, RETRY_TOKENS, as_f64,
-    set,
+    ATTEMPTS, BREAKER_OPENINGS, BREAKER_STATE, BREAKER_TURNS, DNS_LOOKUPS, FREE_CONNECTIONS,
+    HEDGE_DECISIONS, HEDGE_WASTED_BYTES, HEDGE_WINS, LIMITER_DROPS, LIMITER_INFLIGHT,
+    LIMITER_LIMIT, LIMITER_OLDEST_SECONDS, LIMITER_STEPS, LIMITER_WAITING, POOL_EJECTED,
+    POOL_EJECTIONS, POOL_SIZE, RETRIES_DENIED, RETRY_DECISIONS, RETRY_TOKENS, as_f64, set,
 };
 
 /// Endpoints as they are, and what they did so far.
@@ -37,6 +37,30 @@ pub(crate) fn endpoints(endpoints: &[EndpointStats]) {
         named.entry(&stats.alias).or_default().push(stats);
     }
     named.iter().for_each(|(alias, stats)| of_one_name(alias, stats));
+    let decisions = endpoints.iter().map(|stats| &stats.decisions);
+    for ((made, reason), count) in sums(decisions.clone().map(|decisions| &decisions.retries)) {
+        let labels = [("made", truth(made)), ("reason", reason)];
+        counter!(RETRY_DECISIONS, &labels).absolute(count);
+    }
+    for ((made, reason), count) in sums(decisions.map(|decisions| &decisions.hedges)) {
+        let labels = [("made", truth(made)), ("reason", reason)];
+        counter!(HEDGE_DECISIONS, &labels).absolute(count);
+    }
+}
+
+/// Counts of several endpoints, by what they count.
+fn sums<'a, K: Ord + Copy + 'a>(
+    counts: impl Iterator<Item = &'a BTreeMap<K, u64>>,
+) -> BTreeMap<K, u64> {
+    let mut sums = BTreeMap::new();
+    for (key, count) in counts.flatten() {
+        *sums.entry(*key).or_default() += count;
+    }
+    sums
+}
+
+fn truth(made: bool) -> &'static str {
+    if made { "true" } else { "false" }
 }
 
 fn of_one_name(alias: &str, endpoints: &[&EndpointStats]) {
@@ -71,6 +95,14 @@ fn of_one_name(alias: &str, endpoints: &[&EndpointStats]) {
         ("late", sum(|stats| stats.refused.late)),
     ] {
         counter!(LIMITER_DROPS, "limiter" => name(), "reason" => reason).absolute(count);
+    }
+    let decisions = endpoints.iter().map(|stats| &stats.decisions);
+    for (reason, count) in sums(decisions.clone().map(|decisions| &decisions.breaker_openings)) {
+        counter!(BREAKER_OPENINGS, "endpoint" => name(), "reason" => reason).absolute(count);
+    }
+    for ((step, reason), count) in sums(decisions.map(|decisions| &decisions.limit_steps)) {
+        counter!(LIMITER_STEPS, "limiter" => name(), "step" => step, "reason" => reason)
+            .absolute(count);
     }
 }
 
@@ -108,15 +140,17 @@ pub(crate) fn dns_lookups(counters: &DnsCounters) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
-    use forebay_origin::{AttemptClass, AttemptCount, AttemptEnd, BreakerTurns, RefusedCounts};
+    use forebay_origin::{
+        AttemptClass, AttemptCount, AttemptEnd, BreakerTurns, Decisions, RefusedCounts,
+    };
     use metrics_exporter_prometheus::PrometheusBuilder;
 
     use super::*;
 
-    fn endpoint(origin: &str, alias: &str) -> EndpointStats {
+    pub(in crate::metrics) fn endpoint(origin: &str, alias: &str) -> EndpointStats {
         let count = |class, end, count| AttemptCount { class, end, count };
         EndpointStats {
             origin: origin.to_owned(),
@@ -143,6 +177,12 @@ mod tests {
             hedges: 2,
             hedge_wins: 1,
             hedge_wasted_bytes: 4096,
+            decisions: Decisions {
+                retries: [((true, "throttled"), 7), ((false, "budget"), 3)].into(),
+                hedges: [((true, "slow"), 2), ((false, "ends_soon"), 9)].into(),
+                breaker_openings: [("unreachable", 1)].into(),
+                limit_steps: [(("up", "trial"), 5), (("down", "throttled"), 2)].into(),
+            },
         }
     }
 
@@ -184,6 +224,11 @@ mod tests {
             "forebay_limiter_inflight{limiter=\"https\"} 20",
             "forebay_limiter_oldest_wait_seconds{limiter=\"https\"} 1.5",
             "forebay_limiter_drops_total{limiter=\"s3\",reason=\"late\"} 8",
+            "forebay_retry_decisions_total{made=\"true\",reason=\"throttled\"} 21",
+            "forebay_retry_decisions_total{made=\"false\",reason=\"budget\"} 9",
+            "forebay_hedge_decisions_total{made=\"false\",reason=\"ends_soon\"} 27",
+            "forebay_breaker_openings_total{endpoint=\"s3\",reason=\"unreachable\"} 2",
+            "forebay_limiter_steps_total{limiter=\"https\",step=\"up\",reason=\"trial\"} 5",
             "forebay_address_pool_size 1",
             "forebay_address_ejected 1",
             "forebay_address_ejections_total{reason=\"slow\"} 2",

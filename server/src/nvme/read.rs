@@ -21,6 +21,7 @@ use crate::admission::Lane;
 use crate::digest::ChunkDigest;
 use crate::plan::{ChunkKey, ChunkSpec};
 use crate::ram::pool::ClaimedSlot;
+use crate::report::Why;
 use crate::resolve::Revision;
 use crate::timeline::{Kind, Span, Stage};
 
@@ -83,21 +84,21 @@ impl StoredChunk {
     }
 }
 
-/// What a read came to: what was made of the chunk and when it was read; or the slot, if there is
-/// nothing to be had, and not even that if the disk keeps it.
-pub(crate) type Read<T> = Result<(T, [Span; 2]), Option<ClaimedSlot>>;
+/// What a read came to: what was made of the chunk and when it was read; or, if there is nothing to
+/// be had, why, and the slot unless the disk keeps it.
+pub(crate) type Read<T> = Result<(T, [Span; 2]), (Option<ClaimedSlot>, Why)>;
 
 impl NvmeTier {
     /// The chunk, if it is stored or may be, and the disk is trusted, when it is its turn to be
     /// read. `revision` uses it; `lane` may change meanwhile. The turn comes before the slot, and
-    /// whoever has it waits for a slot and for nothing else.
+    /// whoever has it waits for a slot and for nothing else. Else why not.
     pub(crate) async fn find(
         &self,
         key: &ChunkKey,
         revision: Revision,
         lane: impl Fn() -> Lane,
-    ) -> Option<Found> {
-        let generation = self.look_up(key, revision)?;
+    ) -> Result<Found, Why> {
+        let generation = self.look_up(key, revision).ok_or(Why::NotStored)?;
         let mut of_prefetches = None;
         loop {
             // Asked again and again: the disk may be found to hang, and then nobody's turn comes.
@@ -116,10 +117,10 @@ impl NvmeTier {
             let Ok(Ok(place)) = tokio::time::timeout(ASK_AGAIN, place).await else { continue };
             let Some(leave) = self.disk.may_read() else { break };
             let turn = Turn { _leave: leave, _places: (place, of_prefetches) };
-            return Some(Found { key: *key, generation, turn });
+            return Ok(Found { key: *key, generation, turn });
         }
         self.meters.bypassed();
-        None
+        Err(Why::LeftAlone)
     }
 
     /// The generation of a chunk that is stored, or none of one that may be.
@@ -161,16 +162,21 @@ impl NvmeTier {
         // As long as an open and a read may take; then the thread is left to the disk.
         let end = match tokio::time::timeout(2 * PATIENCE, reading).await {
             Ok(Ok(end)) => end,
-            Ok(Err(_)) | Err(_) => Err(NotRead { slot: None, bad: None }),
+            Ok(Err(_)) | Err(_) => Err(NotRead { slot: None, bad: None, gone: false }),
         };
-        let NotRead { slot, bad } = match end {
+        let NotRead { slot, bad, gone } = match end {
             Ok(read) => return Ok(read),
             Err(not_read) => not_read,
         };
-        if let Some(why) = bad {
-            self.quarantine(key, generation, why).await;
+        let why = match bad {
+            Some(_) => Why::BadExtent,
+            None if gone => Why::NotStored,
+            None => Why::ReadFailed,
+        };
+        if let Some(bad) = bad {
+            self.quarantine(key, generation, bad).await;
         }
-        Err(slot)
+        Err((slot, why))
     }
 
     fn read_here(
@@ -182,21 +188,21 @@ impl NvmeTier {
         runtime: &Handle,
     ) -> Result<(StoredChunk, [Span; 2]), NotRead> {
         let Found { key, generation, turn } = found;
-        let back = |slot| NotRead { slot: Some(slot), bad: None };
+        let back = |slot, gone| NotRead { slot: Some(slot), bad: None, gone };
         let file = match self.disk.call_here(|store| store.read(&key)) {
             Ok(Some(file)) => file,
             Ok(None) => {
                 self.meters.missed();
                 self.is_gone(&key, generation);
-                return Err(back(slot));
+                return Err(back(slot, true));
             }
             Err(error) => {
                 let bad = self.cannot_read(&key, &error);
-                return Err(NotRead { slot: Some(slot), bad });
+                return Err(NotRead { slot: Some(slot), bad, gone: false });
             }
         };
         let Ok(header) = AlignedBuf::zeroed(HEADER_BYTES, HEADER_BYTES) else {
-            return Err(back(slot));
+            return Err(back(slot, false));
         };
         let payload = payload_bytes(&spec);
         let whole = payload.next_multiple_of(HEADER_BYTES);
@@ -209,7 +215,7 @@ impl NvmeTier {
             Err(Failed { error, target, .. }) => {
                 let bad = self.cannot_read(&key, &error.into());
                 let slot = target.map(|target| ClaimedSlot::from_target(target).0);
-                return Err(NotRead { slot, bad });
+                return Err(NotRead { slot, bad, gone: false });
             }
         };
         // The turn is over before the bytes are checked: the disk has no more to do with it.
@@ -218,7 +224,7 @@ impl NvmeTier {
             Ok(done) => done.target,
             Err(failed) => {
                 let bad = self.cannot_read(&key, &failed.error.into());
-                return Err(NotRead { slot: Some(slot), bad });
+                return Err(NotRead { slot: Some(slot), bad, gone: false });
             }
         };
         let ended = Instant::now();
@@ -275,4 +281,6 @@ struct NotRead {
     slot: Option<ClaimedSlot>,
     /// Of the extent, if that is the reason.
     bad: Option<BadExtent>,
+    /// There is no file.
+    gone: bool,
 }

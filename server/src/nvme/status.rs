@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use forebay_io::IoStats;
+use forebay_io::{EngineReason, IoStats};
 use tokio::time::Instant;
 
 use super::breaker::DiskState;
@@ -43,6 +43,19 @@ pub(crate) struct NvmeState {
     pub(crate) recovery: Option<Duration>,
     /// The io engine's counters.
     pub(crate) io: IoStats,
+}
+
+/// Why there is no io_uring although nobody asked for threads, as metrics say it.
+pub(super) fn refused(reason: &EngineReason) -> Option<&'static str> {
+    Some(match reason {
+        EngineReason::Uring { .. } | EngineReason::Asked => return None,
+        EngineReason::DisabledBySysctl(_) => "sysctl",
+        EngineReason::Forbidden => "forbidden",
+        EngineReason::NotInKernel => "not_in_kernel",
+        EngineReason::Memlock(_) => "memlock",
+        EngineReason::MissingOpcodes(_) => "missing_opcodes",
+        _ => "failed",
+    })
 }
 
 impl NvmeTier {

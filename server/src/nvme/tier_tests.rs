@@ -130,7 +130,7 @@ impl Node {
     }
 
     async fn get_for(&self, n: u8, revision: Revision) -> Option<Vec<u8>> {
-        let found = self.tier.find(&key(n), revision, || Lane::Interactive).await?;
+        let found = self.tier.find(&key(n), revision, || Lane::Interactive).await.ok()?;
         let slot = self.ram.claim(None).await.unwrap();
         let check = self.verifier.of_stored();
         let ((checked, _), _) = self.tier.read(found, &spec(n), slot, check).await.ok()?;

@@ -111,6 +111,14 @@ pub(super) fn traced(load: &KeptLoad) -> Vec<pb::TraceResponse> {
     spans.extend(load.timeline.copies().into_iter().map(|copy| span("copy", "copy", copy)));
     let charges = load.report.idle.charges.iter();
     spans.extend(charges.map(|gap| span("gap", gap.cause.as_str(), (gap.from, gap.to))));
+    let (events, unkept) = load.timeline.decided();
+    let event = |name: &str, why: String, at: Instant| pb::TraceSpan {
+        clue: why,
+        ..span("event", name, (at, at))
+    };
+    let last = events.last().map(|event| event.at).filter(|_| unkept > 0);
+    spans.extend(events.into_iter().map(|of| event(of.name, of.detail, of.at)));
+    spans.extend(last.map(|at| event("left_out", format!("{unkept} decisions after these"), at)));
     let head = pb::TraceHead {
         load_id: load.report.load_id.clone(),
         uri: load.report.uri.clone(),

@@ -20,7 +20,7 @@ use crate::admission::Lane;
 use crate::flight::Waiter;
 use crate::load::conversation::{ClientEvent, LoadEvent};
 use crate::load::{Expected, Keep, LoadRequest, Progress, keep, lend};
-use crate::metrics;
+use crate::metrics::{self, Fallback, LoadMeter};
 use crate::numa::Placed;
 use crate::plan::{Selection, plan};
 use crate::report::Report;
@@ -73,6 +73,7 @@ pub(super) fn open<T>(
 pub(super) struct Told<'a> {
     pub(super) timeline: &'a Arc<Timeline>,
     pub(super) trace: &'a RequestTrace,
+    pub(super) meter: &'a LoadMeter,
 }
 
 impl Told<'_> {
@@ -83,6 +84,13 @@ impl Told<'_> {
             uri: request.shown_uri.clone(),
             lane: request.lane.as_str(),
         });
+        let device = request.device.as_ref().map(|device| device.kind);
+        self.meter.is_of(request.workload.clone(), device);
+    }
+
+    /// How it ended.
+    pub(super) fn count(&self, outcome: &Result<(), Failure>) {
+        self.meter.ended(outcome.as_ref().copied(), self.timeline);
     }
 }
 
@@ -160,15 +168,20 @@ pub(super) async fn load(
         peer: context.peer,
         deadline: context.deadline,
         expected: convert::expected(open.verify, open.sha256)?,
+        workload: shared.workloads.class_of(&open.workload),
     };
     told.is_about(&request);
+    if request.device.as_ref().is_some_and(|device| device.path == "staged") {
+        metrics::fell_back(Fallback::StagedCopy);
+        told.timeline.event("fallback", "to copies through the client's own memory");
+    }
     let stay = shared.sessions.enter(&open.session, context.peer)?;
     let token = stay.session().token();
     let (events, heard) = mpsc::channel(GRANT_QUEUE);
     let (said, client_events) = mpsc::channel(CLIENT_QUEUE);
     let lending = lend(&shared.stages, &request, told.timeline, stay, (events, client_events));
     let talking = async {
-        let (ended, heard) = tokio::join!(lending, tell(heard, token.as_bytes(), told.trace, out));
+        let (ended, heard) = tokio::join!(lending, tell(heard, token.as_bytes(), told, out));
         ended.and(heard)
     };
     tokio::select! {
@@ -222,10 +235,11 @@ async fn hear(
 async fn tell(
     mut heard: mpsc::Receiver<LoadEvent>,
     session: &[u8],
-    trace: &RequestTrace,
+    told: Told<'_>,
     out: &Out<pb::LoadResponse>,
 ) -> Result<(), Failure> {
     use pb::load_response::Event;
+    let trace = told.trace;
     let send = |event: Event| send(out, pb::LoadResponse { event: Some(event) });
     while let Some(event) = heard.recv().await {
         match event {
@@ -238,7 +252,7 @@ async fn tell(
             LoadEvent::Granted(granted) => send(Event::Grant(convert::grant(&granted))).await?,
             LoadEvent::Complete => send(Event::Complete(pb::LoadComplete {})).await?,
             LoadEvent::Report(report) => {
-                ended("load", &report, trace);
+                ended("load", &report, told);
                 send(Event::Report(convert::report(&report, Some(trace.context())))).await?;
             }
         }
@@ -317,6 +331,7 @@ pub(super) async fn prefetch(
         peer: context.peer,
         deadline: context.deadline,
         expected: Expected::default(),
+        workload: shared.workloads.class_of(&asked.workload),
     };
     told.is_about(&request);
     let stay = shared.sessions.enter(&[], context.peer)?;
@@ -333,7 +348,7 @@ pub(super) async fn prefetch(
     let (kept, heard) = tokio::join!(keeping, telling);
     heard?;
     let report = kept?;
-    ended("prefetch", &report, told.trace);
+    ended("prefetch", &report, told);
     send(Event::Report(convert::report(&report, Some(told.trace.context())))).await
 }
 
@@ -350,9 +365,9 @@ async fn send<T>(out: &Out<T>, message: T) -> Result<(), Failure> {
 }
 
 /// Counts and logs a finished load.
-fn ended(what: &'static str, report: &Report, trace: &RequestTrace) {
-    metrics::load_ended(report);
-    trace.is_done(report);
+fn ended(what: &'static str, report: &Report, told: Told<'_>) {
+    told.meter.handed_over(report);
+    told.trace.is_done(report);
     let bytes = report.tally.tiers.total();
     tracing::info!(
         load_id = report.load_id,

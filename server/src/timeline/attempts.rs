@@ -11,7 +11,7 @@ use std::time::Duration;
 use forebay_origin::{AttemptOutcome, AttemptRecord, JournalEntry, OriginErrorKind, TcpDelta};
 use tokio::time::Instant;
 
-use super::{Clue, Kind, Span, Stage};
+use super::{Clue, Event, Kind, Span, Stage};
 
 /// Round trips that a silence lasts at least when a loss is to blame for it: sooner nothing is sent
 /// again.
@@ -71,6 +71,41 @@ pub(crate) fn call_spans(
     }
     spans.reverse();
     spans
+}
+
+/// What was decided about attempts: whether one was made again, or copied, and why.
+pub(crate) fn attempt_events(entries: &[JournalEntry]) -> Vec<Event> {
+    let mut events = Vec::new();
+    // By call: how many attempts it has made, and how the last one failed.
+    let mut calls: std::collections::BTreeMap<u64, (usize, OriginErrorKind)> = Default::default();
+    for JournalEntry { call, attempt, ended, .. } in entries {
+        let before = calls.get(call).copied();
+        let number = before.map_or(1, |(made, _)| made + 1);
+        let mut event = |at, name, detail| events.push(Event { at, name, detail });
+        if let Some((_, kind)) = before {
+            let detail = format!("attempt {number}, since the one before was {}", said(kind));
+            event(attempt.started, "retry", detail);
+        }
+        if let Some(at) = attempt.copied {
+            let faster = attempt.outcome == AttemptOutcome::Overtaken;
+            let end = if faster { "was" } else { "was not" };
+            event(at, "hedge", format!("a second copy of attempt {number}, which {end} faster"));
+        }
+        let AttemptOutcome::Failed(kind) = attempt.outcome else { continue };
+        let throttled = kind == OriginErrorKind::Throttled;
+        let name = if throttled { "throttle" } else { "attempt_failed" };
+        event(*ended, name, format!("attempt {number} was {}", said(kind)));
+        calls.insert(*call, (number, kind));
+    }
+    events
+}
+
+/// A kind of failure, as the end of a sentence.
+fn said(kind: OriginErrorKind) -> String {
+    match kind {
+        OriginErrorKind::Throttled => "throttled".to_owned(),
+        other => format!("a failure ({})", other.as_str()),
+    }
 }
 
 /// The spans of one call, and when it ended.
@@ -188,6 +223,7 @@ mod tests {
             waited: ms(body),
             silences: Vec::new(),
             cold_bytes: 0,
+            copied: None,
             outcome: AttemptOutcome::Done,
         }
     }
@@ -268,6 +304,36 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_was_decided_is_told_by_call() {
+        let start = Instant::now();
+        let entry = |call: u64, at: u64, outcome| {
+            let attempt = AttemptRecord { outcome, ..attempt(start + ms(at), 5, 5) };
+            JournalEntry { call, wanted: start, attempt, ended: start + ms(at + 10) }
+        };
+        let mut copied = entry(1, 60, AttemptOutcome::Overtaken);
+        copied.attempt.copied = Some(start + ms(65));
+        let failed = |kind| AttemptOutcome::Failed(kind);
+        let entries = [
+            entry(1, 0, failed(OriginErrorKind::Throttled)),
+            entry(2, 5, AttemptOutcome::Done),
+            entry(1, 30, failed(OriginErrorKind::Truncated)),
+            copied,
+        ];
+        let seen: Vec<_> = attempt_events(&entries)
+            .into_iter()
+            .map(|event| ((event.at - start).as_millis(), event.name, event.detail))
+            .collect();
+        let expected = [
+            (10, "throttle", "attempt 1 was throttled"),
+            (30, "retry", "attempt 2, since the one before was throttled"),
+            (40, "attempt_failed", "attempt 2 was a failure (truncated)"),
+            (60, "retry", "attempt 3, since the one before was a failure (truncated)"),
+            (65, "hedge", "a second copy of attempt 3, which was faster"),
+        ];
+        assert_eq!(seen, expected.map(|(at, name, detail)| (at, name, detail.to_owned())));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn calls_side_by_side_leave_one_chain() {
         let start = Instant::now();
         let entry = |call: u64, wanted: u64, first_byte: u64, body: u64| JournalEntry {
@@ -290,6 +356,7 @@ mod tests {
                 (Stage::Resolve, 80, 90, Clue::None),
             ]
         );
+        assert!(attempt_events(&entries).is_empty());
         assert_eq!(call_spans(&[], (start, start + ms(9)), Stage::Resolve).len(), 1);
     }
 }
