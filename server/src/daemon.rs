@@ -476,6 +476,7 @@ async fn serve_metrics(
     recorder: Metrics,
 ) -> Result<Option<String>, DaemonError> {
     let Some(address) = settings.metrics else { return Ok(None) };
+    metrics::expect(&settings.workloads);
     let what = format!("serve metrics on {address}");
     let listener = TcpListener::bind(address).await.map_err(DaemonError::system(what))?;
     let bound = listener.local_addr().map_err(DaemonError::system("read the metrics address"))?;

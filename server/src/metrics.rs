@@ -16,6 +16,8 @@ mod numa;
 mod nvme;
 mod origin;
 mod table;
+#[cfg(test)]
+mod watched;
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -28,7 +30,7 @@ use metrics::{
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 pub(crate) use decisions::{Fallback, chose, fell_back};
-pub(crate) use loads::LoadMeter;
+pub(crate) use loads::{LoadMeter, expect};
 pub(crate) use numa::{runtime_lag, slots, unplaced, workers};
 pub(crate) use nvme::{DiskMeters, TierMeters, nvme};
 pub(crate) use origin::{addresses, dns_lookups, endpoints};
@@ -62,6 +64,7 @@ impl Metrics {
         }
         let handle = builder()?.install_recorder()?;
         describe();
+        begin();
         Ok(Self { handle: HANDLE.get_or_init(|| handle).clone() })
     }
 
@@ -102,6 +105,20 @@ fn describe() {
             Type::Counter => describe_counter!(row.name, row.unit, text),
             Type::Gauge => describe_gauge!(row.name, row.unit, text),
             Type::Histogram => describe_histogram!(row.name, row.unit, text),
+        }
+    }
+}
+
+/// Has counters begin at zero: one that begins with its first event hides it from rates. Those with
+/// more than one label, or with one from elsewhere, begin where they are used.
+fn begin() {
+    for row in TABLE.iter().filter(|row| row.kind == Type::Counter) {
+        match row.labels {
+            [] => counter!(row.name).increment(0),
+            [labels::Label { key, values: labels::Values::Of(values) }] => {
+                values.iter().for_each(|value| counter!(row.name, *key => *value).increment(0));
+            }
+            _ => {}
         }
     }
 }

@@ -24,8 +24,8 @@ cargo test -p forebay-server metrics -- --ignored
 ```
 
 A label has the values that are listed with it and no others. Where they come from the settings or
-from the machine, the bound is in brackets. Counters and histograms appear when they first count
-something. *Series* is the most there can be of one daemon: one for each combination of labels, times
+from the machine, the bound is in brackets. Counters with one such label, or none, begin at zero;
+others and histograms appear when they first count something. *Series* is the most there can be of one daemon: one for each combination of labels, times
 the buckets, sum and count of a histogram. Real numbers are far below that: a combination takes room
 only after it occurred.
 ";
@@ -86,14 +86,20 @@ pub(super) fn document() -> String {
         }
     }
     let all: usize = TABLE.iter().map(series).sum();
-    let stages = TABLE.iter().filter(|row| row.name.starts_with("forebay_stage_"));
-    let stages: usize = stages.map(series).sum();
+    let stages = || TABLE.iter().filter(|row| row.name.starts_with("forebay_stage_"));
+    // Of one workload, kind of device and outcome.
+    let usual = |row: &Row| {
+        let counted = row.labels.iter().filter(|label| ["stage", "tier"].contains(&label.key));
+        counted.map(Label::most).product::<usize>() * (bounds(row.name).len() + BESIDE_BUCKETS)
+    };
+    let usual: usize = stages().map(usual).sum();
+    let stages: usize = stages().map(series).sum();
     write!(
         text,
         "\n## All of them\n\n{} metrics, at most {all} series; {stages} of these are the two \
          histograms of stages with {WORKLOADS_MAX} workloads, every kind of device, every tier and \
-         every outcome. With one workload and one kind of device a daemon has some 60 combinations \
-         of stage, tier and outcome, and 1600 series of them.\n",
+         every outcome. Of loads of one workload, to one kind of device and with one outcome there \
+         are at most {usual}.\n",
         TABLE.len(),
     )
     .unwrap();

@@ -17,7 +17,17 @@ use super::{
 use crate::attribution::{Attribution, Cause};
 use crate::report::{DeviceKind, Report, Tally, Tier, TierBytes};
 use crate::timeline::Timeline;
-use crate::workload::Workload;
+use crate::workload::{NONE, OTHER, Workload, Workloads};
+
+/// Loads of these workloads may come: they are counted from zero, so that rates see the first one.
+pub(crate) fn expect(workloads: &Workloads) {
+    for name in workloads.names().into_iter().chain([NONE, OTHER]) {
+        counter!(LOADS_IN_DEADLINE, "workload" => name.to_owned()).increment(0);
+        for outcome in ["ok", "error", "cancelled", "deadline"] {
+            counter!(LOADS, "workload" => name.to_owned(), "outcome" => outcome).increment(0);
+        }
+    }
+}
 
 /// What is known of a load for its end.
 #[derive(Debug, Default)]
@@ -52,7 +62,6 @@ impl LoadMeter {
         let workload = || workload.as_str().to_owned();
         let outcome = outcome.map_or_else(outcome_of, |()| "ok");
         counter!(LOADS, "workload" => workload(), "outcome" => outcome).increment(1);
-        // Counted by nothing if there is none, so that the share is 0 and not absent.
         let in_deadline = u64::from(outcome == "ok");
         counter!(LOADS_IN_DEADLINE, "workload" => workload()).increment(in_deadline);
         let tier = self.tier.get().copied().unwrap_or_else(|| seen_in(timeline));
@@ -123,7 +132,6 @@ mod tests {
 
     use super::*;
     use crate::timeline::{Kind, Span, Stage};
-    use crate::workload::Workloads;
 
     #[test]
     fn every_load_counts_and_those_that_succeed_count_as_good() {
@@ -143,6 +151,7 @@ mod tests {
             meter.ended(failure.as_ref().copied(), &timeline);
         };
         metrics::with_local_recorder(&recorder, || {
+            expect(&workloads);
             end("serving", Ok(()));
             end("serving", Err(Reason::Deadline));
             end("serving", Err(Reason::DaemonUnreachable));
