@@ -35,6 +35,8 @@ mod lifecycle;
 #[cfg(test)]
 mod memory;
 #[cfg(test)]
+mod metrics;
+#[cfg(test)]
 mod numa;
 #[cfg(test)]
 mod nvme;

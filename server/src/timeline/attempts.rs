@@ -92,6 +92,10 @@ pub(crate) fn attempt_events(entries: &[JournalEntry]) -> Vec<Event> {
             event(at, "hedge", format!("a second copy of attempt {number}, which {end} faster"));
         }
         let AttemptOutcome::Failed(kind) = attempt.outcome else { continue };
+        // An answer like any other, to who looks whether there is something.
+        if kind == OriginErrorKind::NotFound {
+            continue;
+        }
         let throttled = kind == OriginErrorKind::Throttled;
         let name = if throttled { "throttle" } else { "attempt_failed" };
         event(*ended, name, format!("attempt {number} was {}", said(kind)));
@@ -316,6 +320,7 @@ mod tests {
         let entries = [
             entry(1, 0, failed(OriginErrorKind::Throttled)),
             entry(2, 5, AttemptOutcome::Done),
+            entry(3, 7, failed(OriginErrorKind::NotFound)),
             entry(1, 30, failed(OriginErrorKind::Truncated)),
             copied,
         ];
