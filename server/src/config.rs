@@ -659,6 +659,8 @@ mod tests {
         assert!(problem("[[origin]]\nprefix = \"b\"").contains("no scheme"));
         assert!(problem("[[origin]]\nprefix = \"foo://b\"").contains("none of s3"));
         assert!(problem("connections = 9223372036854775807").contains("from 1"));
+        let many = "[[origin]]\nprefix = \"s3://b\"\n".repeat(raw::ORIGINS_MAX + 1);
+        assert!(problem(&many).contains("more than 64 blocks"));
     }
 
     #[test]

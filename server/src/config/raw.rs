@@ -51,6 +51,9 @@ pub(crate) const ORIGIN_KEYS: [&str; 11] = [
     "trace",
 ];
 
+/// Blocks of `[[origin]]`: each is a name in metrics.
+pub(crate) const ORIGINS_MAX: usize = 64;
+
 /// The prefix of environment variables: `FOREBAY_RAM` is `ram`.
 pub(crate) const ENV_PREFIX: &str = "FOREBAY_";
 
@@ -173,6 +176,9 @@ impl Raw {
         let DeValue::Array(blocks) = value else {
             return Err(bad("is written as [[origin]], once per origin"));
         };
+        if blocks.len() > ORIGINS_MAX {
+            return Err(bad(&format!("has more than {ORIGINS_MAX} blocks")));
+        }
         for block in blocks {
             let DeValue::Table(table) = block.get_ref() else {
                 return Err(bad("is written as [[origin]], once per origin"));

@@ -4,6 +4,7 @@
 //! the settings, or the machine. So the number of series of every metric has a bound, which the
 //! document shows.
 
+use crate::config::raw::ORIGINS_MAX;
 use crate::workload::WORKLOADS_MAX;
 
 /// Which values a label has.
@@ -213,8 +214,10 @@ pub(crate) const HEDGE_REASON: Label = label(
     "reason",
     &["slow", "ends_soon", "breaker_open", "limit_shrinking", "too_many", "budget"],
 );
-pub(crate) const ENDPOINT: Label = named("endpoint", ALIASES, 64);
-pub(crate) const LIMITER: Label = named("limiter", ALIASES, 64);
+pub(crate) const ENDPOINT: Label = named("endpoint", ALIASES, ORIGINS_MAX + SCHEMES);
+pub(crate) const LIMITER: Label = named("limiter", ALIASES, ORIGINS_MAX + SCHEMES);
+/// Schemes of URIs.
+const SCHEMES: usize = 6;
 const ALIASES: &str = "the prefixes of the `[[origin]]` blocks, and schemes";
 pub(crate) const BREAKER_TO: Label = label("to", &["closed", "half_open", "open"]);
 pub(crate) const STEP: Label = label("step", &["up", "down"]);
@@ -317,7 +320,7 @@ pub(crate) const FALLBACK_REASON: Label = label(
 );
 pub(crate) const DIRECTION: Label = label("dir", &["in", "out"]);
 pub(crate) const STAGING_STATE: Label = label("state", &["budget", "lent"]);
-pub(crate) const NODE: Label = named("node", "the NUMA nodes of the machine", 64);
+pub(crate) const NODE: Label = named("node", "the NUMA nodes of the machine", 1024);
 pub(crate) const SLOT_STATE: Label = label("state", &["free", "filling", "cached", "leased"]);
 pub(crate) const UNPLACED: Label = label("reason", &["no_node", "no_slots_there"]);
 pub(crate) const RUNTIME: Label = label("runtime", &["main"]);

@@ -178,6 +178,10 @@ async fn where_all_addresses_are_dead_the_breaker_opens_and_a_probe_closes_it() 
     let failed = reads(&*store, &meta, 60, 8).await;
     assert!(failed.iter().all(Result::is_err));
     assert_eq!(endpoint(&origins).breaker_opened, 1);
+    let decisions = endpoint(&origins).decisions;
+    assert_eq!(decisions.breaker_openings.values().sum::<u64>(), 1, "{decisions:?}");
+    let why_not = |why| decisions.retries.get(&(false, why)).copied().unwrap_or_default();
+    assert!(why_not("breaker_open") + why_not("attempts_spent") > 0, "{decisions:?}");
     let error = loop {
         let mut bytes = vec![0; usize::try_from(BYTES).unwrap()];
         let error = store.read(&request(&meta, 0..BYTES), &mut bytes).await.unwrap_err();
@@ -356,5 +360,8 @@ async fn a_read_that_stalls_is_asked_for_twice_and_only_for_its_tail() {
         let last = site.origin(1).records().pop().and_then(|record| record.range);
         assert_eq!(last, Some(from..BYTES), "only the tail");
         assert_eq!(endpoint(&origins).hedge_wins, before.hedge_wins + 1);
+        assert!(record.attempt_log[0].copied.is_some_and(|at| at > record.attempt_log[0].started));
+        let made = |stats: &EndpointStats| stats.decisions.hedges.get(&(true, "slow")).copied();
+        assert_eq!(made(&endpoint(&origins)), Some(made(&before).unwrap_or_default() + 1));
     }
 }
