@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use forebay_device::{Device, Registration};
-use forebay_proto::handoff::{PACKET_BYTES_MAX, RELEASES_PER_PACKET, decode, encode};
+use forebay_proto::handoff::{IDS_PER_PACKET, PACKET_BYTES_MAX, decode, encode};
 use forebay_proto::model::{LeaseId, Malformed, SessionToken};
 use forebay_proto::pb::handoff_message::Event;
 use forebay_proto::{Reason, pb};
@@ -84,7 +84,7 @@ impl Session {
     ) -> Result<Arc<Self>, ClientError> {
         let unreachable = |error: io::Error| ClientError::unreachable(&error, &path.display());
         let socket = connect(path).await.map_err(unreachable)?;
-        let hello = pb::Hello { session: token.as_bytes().to_vec().into() };
+        let hello = pb::Hello { session: token.as_bytes().to_vec().into(), retires: false };
         let packet = encode(Event::Hello(hello));
         send_descriptor(socket.as_fd(), &packet, None).map_err(unreachable)?;
         let socket = UnixDatagram::from_std(socket.into()).map_err(unreachable)?;
@@ -183,7 +183,7 @@ fn missing(id: u64) -> ClientError {
 
 impl Link {
     fn release(&self, leases: &[LeaseId]) {
-        for (at, batch) in leases.chunks(RELEASES_PER_PACKET).enumerate() {
+        for (at, batch) in leases.chunks(IDS_PER_PACKET).enumerate() {
             let lease_ids = batch.iter().map(|lease| lease.0).collect();
             let release = Event::Release(pb::Release { lease_ids });
             let packet = encode(release);
@@ -191,7 +191,7 @@ impl Link {
             match self.socket.try_io(Interest::WRITABLE, send) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let rest = leases.get(at * RELEASES_PER_PACKET..).unwrap_or_default();
+                    let rest = leases.get(at * IDS_PER_PACKET..).unwrap_or_default();
                     self.unsent().extend_from_slice(rest);
                     self.more.notify_one();
                     return;

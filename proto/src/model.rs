@@ -7,6 +7,7 @@
 //!
 //! * [`Opened`], [`Manifest`], [`Grant`]: one load, in the order in which it speaks.
 //! * [`Report`], [`PrefetchEvent`]: how it went. [`PackEvent`]: how a pack did.
+//!   [`ResizeEvent`]: how the RAM tier changes its size.
 //! * [`StatSummary`], [`CachedCheckpoint`], [`Pinned`], [`Evicted`], [`VerifyEvent`],
 //!   [`DaemonStatus`]: the control verbs.
 
@@ -16,6 +17,7 @@ mod manifest;
 mod numa;
 mod pack;
 mod report;
+mod resize;
 mod status;
 
 use std::fmt;
@@ -36,6 +38,7 @@ pub use report::{
     DeviceUse, IdleTime, PathStep, PlacementReport, PrefetchEvent, PrefetchProgress, Report,
     StageTime, VerifiedObjects,
 };
+pub use resize::{ResizeEvent, ResizeProgress, ResizeReport};
 pub use status::{
     AddressStatus, DaemonStatus, EndpointStatus, LoadStatus, NameStatus, NvmeStatus, OriginStatus,
     QueueStatus, RamStatus,

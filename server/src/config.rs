@@ -86,6 +86,8 @@ pub struct Settings {
     pub(crate) sockets: Vec<PathBuf>,
     pub(crate) cache_dir: Option<PathBuf>,
     pub(crate) ram_bytes: u64,
+    /// What the host or the cgroup allows; 0 if that is not known.
+    pub(crate) ram_bytes_max: u64,
     /// How large the NVMe tier may be; none if it is off.
     pub(crate) nvme: Option<Budget>,
     pub(crate) nvme_engine: Preference,
@@ -130,6 +132,11 @@ impl Settings {
         Self::resolve(raw, BTreeMap::new(), &Host { memory_bytes: 64 << 30, uid: 0 })
     }
 
+    /// What the RAM tier needs at least.
+    pub(crate) fn ram_bytes_min(&self) -> u64 {
+        SLOTS_MIN * self.chunk_bytes
+    }
+
     /// The hosts that configuration names, to be looked up before anyone asks: those of endpoints
     /// and of web origins. A bucket's own host is known when it is first opened.
     pub(crate) fn origin_hosts(&self) -> Vec<String> {
@@ -165,6 +172,7 @@ impl Settings {
             sockets: take.sockets()?,
             cache_dir: take.cache_dir(),
             ram_bytes: take.ram_bytes(chunk_bytes)?,
+            ram_bytes_max: host.memory_bytes,
             nvme: take.nvme()?,
             nvme_engine: take.nvme_engine()?,
             scrub_bytes_per_second: take.scrub()?,

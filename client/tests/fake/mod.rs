@@ -629,6 +629,36 @@ impl Forebay for Service {
         self.0.stream(events.into()).await
     }
 
+    type ResizeRamStream = Responses<pb::ResizeRamResponse>;
+
+    async fn resize_ram(
+        &self,
+        request: Request<pb::ResizeRamRequest>,
+    ) -> Result<Response<Self::ResizeRamStream>, Status> {
+        use pb::resize_ram_response::Event;
+        let budget_bytes = request.into_inner().bytes;
+        let progress = Event::Progress(pb::ResizeRamProgress {
+            budget_bytes,
+            held_bytes: budget_bytes * 2,
+            retiring_bytes: budget_bytes,
+            busy_bytes: budget_bytes / 2,
+            owed_bytes: 0,
+            clients: 1,
+            client_bytes: 4096,
+        });
+        let report = Event::Report(pb::ResizeRamReport {
+            budget_bytes,
+            held_bytes: budget_bytes,
+            before_bytes: budget_bytes * 2,
+            untold_clients: 2,
+            untold_bytes: 4096,
+            wall_seconds: 0.5,
+        });
+        let events = [progress, report];
+        let events = events.map(|event| pb::ResizeRamResponse { event: Some(event) });
+        self.0.stream(events.into()).await
+    }
+
     type StatStream = Responses<pb::StatResponse>;
 
     async fn stat(
