@@ -13,7 +13,7 @@ use forebay_device::Device;
 use forebay_proto::Reason;
 use forebay_proto::model::{
     CachedCheckpoint, DaemonStatus, Evicted, Manifest, Opened, PackEvent, PackReport, Pinned,
-    PrefetchEvent, Report, Unpinned, VerifyEvent, VerifySummary,
+    PrefetchEvent, Report, ResizeEvent, ResizeReport, Unpinned, VerifyEvent, VerifySummary,
 };
 use tokio::runtime::{Builder, Handle, Runtime};
 
@@ -157,6 +157,25 @@ impl Client {
             }
             report.ok_or_else(|| {
                 ClientError::new(Reason::Internal, "the pack ended without a report")
+            })
+        })
+    }
+
+    /// See [`crate::Client::resize_ram`]. `progress` sees every event; the report comes back.
+    pub fn resize_ram(
+        &self,
+        bytes: u64,
+        mut progress: impl FnMut(&ResizeEvent),
+    ) -> Result<ResizeReport, ClientError> {
+        self.run(async {
+            let mut resize = self.client.resize_ram(bytes).await?;
+            let mut report = None;
+            while let Some(event) = resize.next().await? {
+                progress(&event);
+                report = report.or_else(|| event.into_report());
+            }
+            report.ok_or_else(|| {
+                ClientError::new(Reason::Internal, "the resize ended without a report")
             })
         })
     }

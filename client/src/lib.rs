@@ -80,5 +80,5 @@ pub use options::{
     PrefetchRequest, TraceParent, VerifyPolicy,
 };
 pub use order::Piece;
-pub use verbs::{Pack, Prefetch, Stat, Verify};
+pub use verbs::{Pack, Prefetch, Resize, Stat, Verify};
 pub use view::{ObjectView, RunCopy, Tensor};

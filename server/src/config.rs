@@ -30,7 +30,7 @@ use size::{Size, parse_duration, show_bytes};
 const CHUNK_BYTES: u64 = 8 << 20;
 
 /// Slots the RAM tier has at least: one to read while one is filled.
-const SLOTS_MIN: u64 = 2;
+pub(crate) const SLOTS_MIN: u64 = 2;
 
 /// Share of the host's memory the RAM tier takes by default.
 const RAM_DEFAULT: Size = Size::Percent(25);
@@ -130,11 +130,6 @@ impl Settings {
         let mut raw = Raw::default();
         raw.read_file(file, text)?;
         Self::resolve(raw, BTreeMap::new(), &Host { memory_bytes: 64 << 30, uid: 0 })
-    }
-
-    /// What the RAM tier needs at least.
-    pub(crate) fn ram_bytes_min(&self) -> u64 {
-        SLOTS_MIN * self.chunk_bytes
     }
 
     /// The hosts that configuration names, to be looked up before anyone asks: those of endpoints

@@ -36,7 +36,7 @@ use tonic_health::server::{HealthReporter, health_reporter};
 
 use crate::admission::Admission;
 use crate::admission::queue::Limits;
-use crate::config::{ConfigError, Flags, LogForm, Settings};
+use crate::config::{self, ConfigError, Flags, LogForm, Settings};
 use crate::cpu::{NodeWorkers, Workers};
 use crate::decode::Decoder;
 use crate::evidence::KernelEvidence;
@@ -227,7 +227,8 @@ impl Daemon {
             Parts { origins: &origins, records, flights: &flights, ram, nvme, numa, workers };
         let stages = build_stages(&settings, parts)?;
         let sessions = Arc::<Sessions>::default();
-        let bounds = Bounds { least: settings.ram_bytes_min(), most: settings.ram_bytes_max };
+        let least = config::SLOTS_MIN * settings.chunk_bytes;
+        let bounds = Bounds { least, most: settings.ram_bytes_max };
         let resizer = Resizer::new(Arc::clone(&stages), Arc::clone(&sessions), bounds)
             .map_err(DaemonError::system("start the thread that makes segments"))?;
         let packer = Packer::start(Arc::clone(&origins))
