@@ -334,7 +334,7 @@ impl Standing {
             return format!("{} bytes are lent to clients or being filled", busy + owed);
         }
         if *told > 0 {
-            return format!("{told} clients still map {bytes} bytes of segments that have gone");
+            return format!("{bytes} bytes that have gone are still mapped by clients ({told})");
         }
         "segments are made or let go".to_owned()
     }

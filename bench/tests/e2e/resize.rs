@@ -1,19 +1,28 @@
 //! The RAM tier's size, changed while it runs: memory that goes back to the system, nothing taken
 //! from those who have it, and every byte right meanwhile.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use forebay_client::model::{ResizeEvent, ResizeReport};
 use forebay_client::{
-    CallOptions, Client, Device, DeviceSpec, FakeDevice, Layout, LoadRequest, Reason,
+    CallOptions, Client, ClientError, Device, DeviceSpec, FakeDevice, Layout, LoadRequest, Reason,
 };
-use forebay_testkit::{CheckpointSpec, Content, CudaDriver, checkpoint, is_child};
+use forebay_proto::handoff::{SOCKET_NAME, decode, encode};
+use forebay_proto::pb;
+use forebay_proto::pb::handoff_message::Event as Packet;
+use forebay_proto::pb::load_response::Event;
+use forebay_shm::{recv_descriptor, send_descriptor};
+use forebay_testkit::{CheckpointSpec, Content, CudaDriver, S3Origin, checkpoint, is_child};
 use futures::future::join_all;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as dial};
 
 use crate::clients::Holder;
 use crate::command::{run, text};
+use crate::raw::{RawLoad, opening};
+
 use crate::harness::{
     BUCKET, Node, NodeSpec, connect, digests, expected_digests, files, s3, s3_uri, until,
 };
@@ -27,30 +36,32 @@ fn shared_bytes(node: &Node) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
-async fn resized(client: &Client, bytes: u64) -> ResizeReport {
-    let mut resize = client.resize_ram(bytes).await.unwrap();
+async fn try_resized(client: &Client, bytes: u64) -> Result<ResizeReport, ClientError> {
+    let mut resize = client.resize_ram(bytes).await?;
     loop {
-        let event = resize.next().await.unwrap().expect("a report before the end");
+        let event = resize.next().await?.expect("a report before the end");
         if let Some(report) = event.into_report() {
-            return report;
+            return Ok(report);
         }
     }
 }
 
-/// Segments of 62 and of so many MiB that the rest fills.
-async fn large(ram: &str) -> (Node, Vec<(String, Content)>) {
+async fn resized(client: &Client, bytes: u64) -> ResizeReport {
+    try_resized(client, bytes).await.unwrap()
+}
+
+/// A pool of several segments, and one object of 41 chunks.
+async fn large(ram: &str) -> (S3Origin, Node, Vec<(String, Content)>) {
     let origin = s3().await;
     let content = Content::synthetic(77, 40 * MIB + 4321);
     origin.put(BUCKET, "m", content.clone());
     let node = NodeSpec::of(&origin).set("chunk", "1MiB").ram(ram).start().await;
-    // The origin serves as long as its test runs.
-    std::mem::forget(origin);
-    (node, vec![("m".to_owned(), content)])
+    (origin, node, vec![("m".to_owned(), content)])
 }
 
 #[tokio::test]
 async fn it_shrinks_behind_leases_gives_memory_back_and_grows_again() {
-    let (node, expected) = large("160MiB").await;
+    let (_origin, node, expected) = large("160MiB").await;
     until("the tier is populated", async || (shared_bytes(&node) >= 160 * MIB).then_some(())).await;
     let mut load = node.client.load(LoadRequest::new(s3_uri("m"))).await.unwrap();
     let mut held = Vec::new();
@@ -75,13 +86,7 @@ async fn it_shrinks_behind_leases_gives_memory_back_and_grows_again() {
     let status = node.client.status().await.unwrap();
     assert_eq!(status.ram.budget_bytes, 16 * MIB);
     let options = CallOptions { deadline: Some(Duration::from_millis(300)), trace_parent: None };
-    let mut late = other.with_options(options).resize_ram(15 * MIB).await.unwrap();
-    let error = loop {
-        match late.next().await {
-            Ok(event) => assert!(event.is_some()),
-            Err(error) => break error,
-        }
-    };
+    let error = try_resized(&other.with_options(options), 15 * MIB).await.unwrap_err();
     assert_eq!(error.reason(), Reason::Deadline, "{error}");
     let superseded = loop {
         match resize.next().await {
@@ -129,7 +134,7 @@ async fn a_size_that_cannot_be_is_refused_and_the_command_says_so() {
 
 #[tokio::test]
 async fn a_client_that_is_killed_meanwhile_holds_nothing_up() {
-    let (node, expected) = large("160MiB").await;
+    let (_origin, node, expected) = large("160MiB").await;
     let holders = [Holder::start(&node, &s3_uri("m")), Holder::start(&node, &s3_uri("m"))];
     assert!(holders.iter().all(|holder| holder.held == 41));
     let mut resize = node.client.resize_ram(8 * MIB).await.unwrap();
@@ -141,6 +146,67 @@ async fn a_client_that_is_killed_meanwhile_holds_nothing_up() {
     while resize.next().await.unwrap().is_some_and(|event| event.into_report().is_none()) {}
     until("memory is the system's", async || (shared_bytes(&node) < 12 * MIB).then_some(())).await;
     node.loads(&s3_uri("m"), &expected).await;
+}
+
+/// A client that takes a chunk and its segment, gives the chunk back, and says nothing more.
+async fn silent(node: &Node, retires: bool) -> (OwnedFd, OwnedFd) {
+    let mut load = RawLoad::open(&node.daemon, opening(&s3_uri("m"))).await;
+    let Some(Event::Opened(opened)) = load.next().await.unwrap() else { panic!("no opened") };
+    let kind = SocketType::SEQPACKET;
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
+    let path = node.daemon.socket().with_file_name(SOCKET_NAME);
+    dial(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
+    let hello = Packet::Hello(pb::Hello { session: opened.session, retires });
+    send_descriptor(socket.as_fd(), &encode(hello), None).unwrap();
+    let grants = load.hold(1).await;
+    let mut packet = [0; 4096];
+    let (length, segment) = recv_descriptor(socket.as_fd(), &mut packet).unwrap();
+    assert!(matches!(decode(&packet[..length]), Ok(Packet::Segment(_))));
+    load.release(&grants).await;
+    load.report().await.unwrap();
+    (socket, segment.expect("its descriptor"))
+}
+
+#[tokio::test]
+async fn clients_that_do_not_answer_delay_nobody_and_are_counted() {
+    for retires in [false, true] {
+        let origin = s3().await;
+        let content = Content::synthetic(78, 1000);
+        origin.put(BUCKET, "m", content.clone());
+        let node = NodeSpec::of(&origin).start().await;
+        let (socket, segment) = silent(&node, retires).await;
+        let options = CallOptions { deadline: Some(Duration::from_secs(1)), trace_parent: None };
+        let client = node.client.with_options(options);
+        let ended = try_resized(&client, MIB).await;
+        match (retires, ended) {
+            (false, Ok(report)) => {
+                assert!(report.untold_clients == 1 && report.untold_bytes >= 4 * MIB);
+            }
+            (true, Err(error)) => {
+                assert_eq!(error.reason(), Reason::Deadline);
+                assert!(error.to_string().contains("still mapped by clients (1)"), "{error}");
+            }
+            (_, other) => panic!("{retires}: {other:?}"),
+        }
+        let ram = node.client.status().await.unwrap().ram;
+        assert_eq!((ram.populated_bytes, ram.segments, ram.retiring_bytes), (MIB, 1, 0));
+        assert!(ram.retired_bytes >= 4 * MIB && shared_bytes(&node) < 2 * MIB);
+        assert_eq!(node.sum("forebay_ram_retire_clients").await, 1.0);
+        node.loads(&s3_uri("m"), &[("m".to_owned(), content)]).await;
+        if retires {
+            let mut packet = [0; 4096];
+            let (length, _) = recv_descriptor(socket.as_fd(), &mut packet).unwrap();
+            let told = decode(&packet[..length]).unwrap();
+            assert_eq!(told, Packet::Retire(pb::Retire { segment_ids: vec![0] }));
+        }
+        drop((socket, segment));
+        until("nobody maps it any more", async || {
+            let ram = node.client.status().await.unwrap().ram;
+            (ram.retired_bytes == 0).then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
