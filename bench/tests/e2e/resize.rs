@@ -24,7 +24,7 @@ use crate::command::{run, text};
 use crate::raw::{RawLoad, opening};
 
 use crate::harness::{
-    BUCKET, Node, NodeSpec, connect, digests, expected_digests, files, s3, s3_uri, until,
+    BUCKET, Digests, Node, NodeSpec, connect, digests, expected_digests, files, s3, s3_uri, until,
 };
 
 const MIB: u64 = 1 << 20;
@@ -51,18 +51,24 @@ async fn resized(client: &Client, bytes: u64) -> ResizeReport {
 }
 
 /// A pool of several segments, and one object of 41 chunks.
+/// With an NVMe tier, whose engine registers segments too.
 async fn large(ram: &str) -> (S3Origin, Node, Vec<(String, Content)>) {
     let origin = s3().await;
     let content = Content::synthetic(77, 40 * MIB + 4321);
     origin.put(BUCKET, "m", content.clone());
-    let node = NodeSpec::of(&origin).set("chunk", "1MiB").ram(ram).start().await;
+    let node = NodeSpec::of(&origin).set("chunk", "1MiB").ram(ram).nvme("64MiB").start().await;
+    until("the tier is populated", async || {
+        let ram = node.client.status().await.unwrap().ram;
+        (ram.populated_bytes == ram.budget_bytes).then_some(())
+    })
+    .await;
     (origin, node, vec![("m".to_owned(), content)])
 }
 
 #[tokio::test]
 async fn it_shrinks_behind_leases_gives_memory_back_and_grows_again() {
     let (_origin, node, expected) = large("160MiB").await;
-    until("the tier is populated", async || (shared_bytes(&node) >= 160 * MIB).then_some(())).await;
+    assert!(shared_bytes(&node) >= 160 * MIB);
     let mut load = node.client.load(LoadRequest::new(s3_uri("m"))).await.unwrap();
     let mut held = Vec::new();
     while let Some(chunk) = load.next_chunk().await.unwrap() {
@@ -279,15 +285,20 @@ async fn loads_go_on_while_the_size_goes_up_and_down() {
     let origin = s3().await;
     let made = checkpoint(CheckpointSpec::new(11, 3 * MIB).shards(2));
     origin.put_checkpoint(BUCKET, "m/", &made);
-    let node = NodeSpec::of(&origin).start().await;
-    let expected = expected_digests(&files(&made));
+    for nvme in ["0", "2MiB"] {
+        let node = NodeSpec::of(&origin).nvme(nvme).start().await;
+        up_and_down(&node, &expected_digests(&files(&made))).await;
+    }
+}
+
+async fn up_and_down(node: &Node, expected: &Digests) {
     let over = AtomicBool::new(false);
     let loads = (0..5).map(async |_| {
         let client = connect(&node.daemon).await;
         let mut loads = 0;
         while !over.load(Ordering::Relaxed) {
             let request = LoadRequest::new(s3_uri("m/"));
-            assert_eq!(digests(&client, request).await.unwrap().0, expected);
+            assert_eq!(&digests(&client, request).await.unwrap().0, expected);
             loads += 1;
         }
         loads
