@@ -14,6 +14,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use forebay_io::NodeId;
@@ -75,6 +76,8 @@ pub(crate) struct Resizer {
     target: watch::Sender<Target>,
     /// The number of the last target that nothing more is to be done for.
     settled: watch::Sender<u64>,
+    /// Segments that have gone are being unmapped.
+    reaping: AtomicBool,
     /// A segment has gone.
     gone: Notify,
     /// Something has changed.
@@ -106,6 +109,7 @@ impl Resizer {
             bounds,
             target: watch::channel(Target { number: 1, bytes }).0,
             settled: watch::channel(0).0,
+            reaping: AtomicBool::new(false),
             gone: Notify::new(),
             moved: Notify::new(),
         };
@@ -278,6 +282,8 @@ impl Resizer {
     /// Lets go of segments as the last of their slots comes back.
     async fn reap(&self) {
         loop {
+            // Before the first is let go: whoever finds none that is retiring finds this.
+            self.reaping.store(true, Ordering::SeqCst);
             while let Some(segment) = self.pool().let_go() {
                 let (id, bytes) = (segment.id(), segment.bytes() as u64);
                 self.stages.nvme.iter().for_each(|nvme| nvme.unregister(id));
@@ -288,6 +294,8 @@ impl Resizer {
                 self.gone.notify_one();
                 self.moved.notify_waiters();
             }
+            self.reaping.store(false, Ordering::SeqCst);
+            self.moved.notify_waiters();
             self.pool().came_home().await;
         }
     }
@@ -300,10 +308,10 @@ impl Resizing<'_> {
         let resizer = self.resizer;
         loop {
             // Enabled before the look: what changes in between is heard.
-            let (moved, unmapped) = (resizer.moved.notified(), resizer.sessions.unmapped());
-            tokio::pin!(moved, unmapped);
+            let (moved, answered) = (resizer.moved.notified(), resizer.sessions.unmapped());
+            tokio::pin!(moved, answered);
             moved.as_mut().enable();
-            unmapped.as_mut().enable();
+            answered.as_mut().enable();
             let is_settled = *resizer.settled.borrow() >= self.target.number;
             if *resizer.target.borrow() != self.target {
                 let message = "another call set another size of the RAM tier meanwhile";
@@ -313,13 +321,14 @@ impl Resizing<'_> {
                 return Err(Failure::new(Reason::RamExhausted, &why).with_quota(why));
             }
             let standing = resizer.standing();
-            let done = is_settled && standing.retiring == 0 && standing.unmapping.told == 0;
+            let unmapped = standing.retiring == 0 && !resizer.reaping.load(Ordering::SeqCst);
+            let done = is_settled && unmapped && standing.unmapping.told == 0;
             if self.told.replace(standing) != Some(standing) || done {
                 return Ok((standing, done));
             }
             tokio::select! {
                 () = moved => {}
-                () = unmapped => {}
+                () = answered => {}
                 () = tokio::time::sleep(LOOK_AGAIN) => {}
             }
         }

@@ -1,7 +1,7 @@
 //! The slots of the RAM tier: segments, their growth, and who owns a slot that nobody reads.
 //!
 //! A slot is owned by exactly one of: the free list, a [`ClaimedSlot`] (being filled), or a
-//! [`SlotReader`](forebay_shm::SlotReader) with its [`Home`] (readable). Ownership moves, it is
+//! [`SlotReader`] with its [`Home`] (readable). Ownership moves, it is
 //! never copied; dropping an owner puts the slot on the free list. `forebay-shm` keeps the same
 //! law a second time in its per-slot state word, which is what makes writing safe.
 //!
