@@ -33,7 +33,7 @@ use size::{Size, parse_duration, show_bytes};
 const CHUNK_BYTES: u64 = 8 << 20;
 
 /// Slots the RAM tier has at least: one to read while one is filled.
-const SLOTS_MIN: u64 = 2;
+pub(crate) const SLOTS_MIN: u64 = 2;
 
 /// Share of the host's memory the RAM tier takes by default.
 const RAM_DEFAULT: Size = Size::Percent(25);
@@ -89,6 +89,8 @@ pub struct Settings {
     pub(crate) sockets: Vec<PathBuf>,
     pub(crate) cache_dir: Option<PathBuf>,
     pub(crate) ram_bytes: u64,
+    /// What the host or the cgroup allows; 0 if that is not known.
+    pub(crate) ram_bytes_max: u64,
     /// How large the NVMe tier may be; none if it is off.
     pub(crate) nvme: Option<Budget>,
     pub(crate) nvme_engine: Preference,
@@ -170,6 +172,7 @@ impl Settings {
             sockets: take.sockets()?,
             cache_dir: take.cache_dir(),
             ram_bytes: take.ram_bytes(chunk_bytes)?,
+            ram_bytes_max: host.memory_bytes,
             nvme: take.nvme()?,
             nvme_engine: take.nvme_engine()?,
             scrub_bytes_per_second: take.scrub()?,

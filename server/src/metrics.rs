@@ -96,7 +96,7 @@ table! {
     POOL_EJECTIONS "forebay_address_ejections_total" Counter Count ["reason"] "Times that an address was left out: failing or slow";
     ORIGIN_BYTES "forebay_origin_bytes_total" Counter Bytes [] "Body bytes received from origins by finished loads, failed attempts included";
     REJECTED "forebay_admission_rejected_total" Counter Count ["reason"] "Loads refused by admission";
-    EVICTIONS "forebay_cache_evictions_total" Counter Count ["tier" "reason"] "Chunks given up: for room, for the filesystem's floor, or because somebody asked";
+    EVICTIONS "forebay_cache_evictions_total" Counter Count ["tier" "reason"] "Chunks given up: for room, for the filesystem's floor, because somebody asked, or with the segment that they lay in (resize)";
     CACHE_REQUESTS "forebay_cache_requests_total" Counter Count ["tier" "result"] "Chunks asked of a tier: hit, miss, corrupt, or bypass where its disk is left alone or fails";
     CACHE_BYTES "forebay_cache_bytes" Gauge Bytes ["tier" "state"] "Bytes of the NVMe tier: budget, stored, pinned, filling; free is what its filesystem has";
     CACHE_EXTENTS "forebay_cache_extents" Gauge Count ["tier"] "Chunks stored";
@@ -140,7 +140,11 @@ table! {
     FREE_CONNECTIONS "forebay_origin_connections_free" Gauge Count [] "Requests that could be sent now, over the endpoints in use";
     PINNED_BYTES "forebay_pinned_bytes" Gauge Bytes ["state"] "Slots of the RAM tier: free, filling, cached, leased";
     POPULATED_BYTES "forebay_ram_populated_bytes" Gauge Bytes [] "Slots in segments so far";
-    BUDGET_BYTES "forebay_ram_budget_bytes" Gauge Bytes [] "Size of the RAM tier as configured";
+    BUDGET_BYTES "forebay_ram_budget_bytes" Gauge Bytes [] "Size of the RAM tier as configured, or set since";
+    RETIRING_BYTES "forebay_ram_retiring_bytes" Gauge Bytes [] "Slots of segments that are out of use and go when no lease of them is left";
+    RETIRED_BYTES "forebay_ram_retired_bytes" Gauge Bytes [] "Retired segments that clients still map";
+    RETIRE_WAITS "forebay_ram_retire_clients" Gauge Count ["told"] "Clients that still map retired segments: told and have not answered (true), or of a version that cannot be told (false)";
+    SEGMENT_TURNS "forebay_ram_segments_total" Counter Count ["turn"] "Segments made, put back into use (revived), and let go (retired) since the start";
     LOCKED_BYTES "forebay_ram_locked_bytes" Gauge Bytes [] "Segment bytes locked in memory";
     LEASES "forebay_leases" Gauge Count [] "Slots lent to clients";
     LEASED_BYTES "forebay_leased_bytes" Gauge Bytes [] "Bytes lent to clients";
@@ -317,6 +321,16 @@ impl std::fmt::Debug for PartMeters {
 pub(crate) fn ram() -> [Counter; 3] {
     let requests = |result| counter!(CACHE_REQUESTS, "tier" => "ram", "result" => result);
     [counter!(EVICTIONS, "tier" => "ram", "reason" => "room"), requests("hit"), requests("miss")]
+}
+
+/// Chunks were given up with the segment that they lay in.
+pub(crate) fn retired_chunks(chunks: u64) {
+    counter!(EVICTIONS, "tier" => "ram", "reason" => "resize").increment(chunks);
+}
+
+/// A segment was made, revived or retired.
+pub(crate) fn segment(turn: &'static str) {
+    counter!(SEGMENT_TURNS, "turn" => turn).increment(1);
 }
 
 fn stages(stages: &[StageSeconds]) {

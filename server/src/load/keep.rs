@@ -144,7 +144,7 @@ impl Keeping<'_> {
         if gone > 0 {
             let chunks = plan.chunks().len();
             return Err(not_kept(format!(
-                "{gone} of {chunks} chunks had to make room again: other loads use the RAM tier"
+                "{gone} of {chunks} chunks had to make room again: other loads use the RAM tier, or it shrank"
             )));
         }
         if let Some(nvme) = &stages.nvme {
