@@ -211,10 +211,7 @@ impl Daemon {
             Parts { origins: &origins, records, flights: &flights, ram, nvme, numa, workers };
         let stages = build_stages(&settings, parts, open_evidence(cache.as_ref()))?;
         let sessions = Arc::<Sessions>::default();
-        let least = config::SLOTS_MIN * settings.chunk_bytes;
-        let bounds = Bounds { least, most: settings.ram_bytes_max };
-        let resizer = Resizer::new(Arc::clone(&stages), Arc::clone(&sessions), bounds)
-            .map_err(DaemonError::system("start the thread that makes segments"))?;
+        let resizer = resizer(&settings, &stages, &sessions)?;
         let packer = Packer::start(Arc::clone(&origins))
             .map_err(DaemonError::system("start the pack workers"))?;
         let closing = CancellationToken::new();
@@ -242,8 +239,7 @@ impl Daemon {
         let (health, health_service) = health_reporter();
         let routes = routes(&shared, health_service)?;
         let face = Face { routes, allow_uids: Arc::new(settings.allow_uids.clone()) };
-        watch(&mut listeners, &stages.evidence, &closing);
-        listeners.spawn(Arc::clone(&shared.resizer).run(shared.stop.clone()));
+        watch(&mut listeners, &shared, &closing);
         places.serve(&mut listeners, &shared, &face, &closing)?;
         let metrics_at = serve_metrics(&settings, &mut listeners, &shared, recorder).await?;
         set_health(&health, ServingStatus::Serving).await;
@@ -469,10 +465,23 @@ async fn serve_metrics(
     Ok(Some(bound.to_string()))
 }
 
-/// The tasks that live until the end; the first of them measure how late the runtime is, and look
-/// at the machine.
-fn watch(tasks: &mut JoinSet<()>, evidence: &Arc<Evidence>, closing: &CancellationToken) {
-    let (evidence, closing) = (Arc::clone(evidence), closing.clone());
+/// What gives the RAM tier its size.
+fn resizer(
+    settings: &Settings,
+    stages: &Arc<Stages>,
+    sessions: &Arc<Sessions>,
+) -> Result<Resizer, DaemonError> {
+    let least = config::SLOTS_MIN * settings.chunk_bytes;
+    let bounds = Bounds { least, most: settings.ram_bytes_max };
+    Resizer::new(Arc::clone(stages), Arc::clone(sessions), bounds)
+        .map_err(DaemonError::system("start the thread that makes segments"))
+}
+
+/// The tasks that live until the end: they give the RAM tier its size, measure how late the runtime
+/// is, and look at the machine.
+fn watch(tasks: &mut JoinSet<()>, shared: &Arc<Shared>, closing: &CancellationToken) {
+    tasks.spawn(Arc::clone(&shared.resizer).run(shared.stop.clone()));
+    let (evidence, closing) = (Arc::clone(&shared.stages.evidence), closing.clone());
     tasks.spawn(async move {
         tokio::select! {
             () = lag::watch(metrics::runtime_lag) => {}

@@ -151,7 +151,7 @@ pub(crate) async fn lend(
     let keeper = keeper(stages, request, timeline);
     let lending = async {
         let deadline = request.deadline;
-        let opening = open(stages, request, timeline, &entry);
+        let opening = Box::pin(open(stages, request, timeline, &entry));
         let (head, permit) = in_time(deadline, opening).await?;
         strict::check_expected(request, &head.plan)?;
         let mut brought = BTreeMap::new();
