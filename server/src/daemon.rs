@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use forebay_io::SysfsTopology;
-use forebay_origin::{AheadResolver, DnsSettings, Origins, Resolve};
+use forebay_origin::{AheadResolver, DnsSettings, NoEvidence, Origins, Resolve, SocketEvidence};
 use forebay_proto::ErrorKind;
 use forebay_proto::pb::forebay_server::ForebayServer;
 use tokio::net::TcpListener;
@@ -209,7 +209,7 @@ impl Daemon {
         let nvme = tiers::open_nvme(&settings, under, &mut degraded);
         let parts =
             Parts { origins: &origins, records, flights: &flights, ram, nvme, numa, workers };
-        let stages = build_stages(&settings, parts, open_evidence(cache.as_ref()))?;
+        let stages = build_stages(&settings, parts, open_evidence(&settings, cache.as_ref()))?;
         let sessions = Arc::<Sessions>::default();
         let resizer = resizer(&settings, &stages, &sessions)?;
         let packer = Packer::start(Arc::clone(&origins))
@@ -324,7 +324,10 @@ fn survey(degraded: &mut Vec<String>) -> Result<(Arc<Numa>, Arc<NodeWorkers>), D
 }
 
 /// The looks at this machine, and at the disk below the cache directory.
-fn open_evidence(cache: Option<&CacheDir>) -> Arc<Evidence> {
+fn open_evidence(settings: &Settings, cache: Option<&CacheDir>) -> Arc<Evidence> {
+    if !settings.evidence {
+        return Arc::new(Evidence::off());
+    }
     let place = cache.and_then(|cache| CachePlace::of(cache.path()).ok());
     let host = ProcEvidence::open(Roots::system(), place.as_ref());
     Arc::new(Evidence::new(Arc::new(host)))
@@ -348,9 +351,13 @@ fn open_origins(settings: &Settings) -> Result<(Arc<AheadResolver>, Arc<Origins>
     let resolver = Arc::new(AheadResolver::start(DnsSettings::default(), &runtime));
     resolver.prime(settings.origin_hosts().iter().map(String::as_str));
     let shared: Arc<dyn Resolve> = Arc::clone(&resolver) as _;
+    let sockets: Arc<dyn SocketEvidence> = match settings.evidence {
+        true => Arc::new(KernelEvidence),
+        false => Arc::new(NoEvidence),
+    };
     let origins = Origins::new(settings.origins.clone(), shared)
         .map_err(|error| DaemonError::Internal(error.to_string()))?
-        .with_evidence(Arc::new(KernelEvidence));
+        .with_evidence(sockets);
     Ok((resolver, Arc::new(origins)))
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::host::{HostEvidence, SourceState};
+use super::host::{HostEvidence, Source, SourceState};
 use super::samples::Samples;
 
 /// Between two looks: gaps that matter to a load are longer.
@@ -29,7 +29,8 @@ const FRESH: Duration = PACE;
 /// Looks at the machine while loads run.
 #[derive(Debug)]
 pub(crate) struct Evidence {
-    host: Arc<dyn HostEvidence>,
+    /// None: nobody looks.
+    host: Option<Arc<dyn HostEvidence>>,
     samples: Samples,
     active: AtomicUsize,
     begun: Notify,
@@ -45,8 +46,13 @@ pub(crate) struct Sampling {
 impl Evidence {
     /// Looks with `host`, once loads begin and [`Self::watch`] runs.
     pub(crate) fn new(host: Arc<dyn HostEvidence>) -> Self {
+        Self { host: Some(host), ..Self::off() }
+    }
+
+    /// Looks at nothing.
+    pub(crate) fn off() -> Self {
         let samples = Samples::default();
-        Self { host, samples, active: AtomicUsize::new(0), begun: Notify::new() }
+        Self { host: None, samples, active: AtomicUsize::new(0), begun: Notify::new() }
     }
 
     /// Has the machine looked at at once, beside the caller, and then at the usual pace for as long
@@ -60,13 +66,15 @@ impl Evidence {
 
     /// Looks at everything now, unless someone just did: before the books of a load are closed.
     pub(crate) fn look(&self) {
-        if !self.samples.has_thorough_since(Instant::now() - FRESH) {
-            self.samples.record(self.host.sample());
+        let stale = || !self.samples.has_thorough_since(Instant::now() - FRESH);
+        if let Some(host) = self.host.as_ref().filter(|_| stale()) {
+            self.samples.record(host.sample());
         }
     }
 
     /// Looks at the pace while a load runs, for ever.
     pub(crate) async fn watch(&self) {
+        let Some(host) = &self.host else { return std::future::pending().await };
         let mut looks = 0_u32;
         loop {
             if self.active.load(Ordering::Acquire) == 0 {
@@ -77,7 +85,7 @@ impl Evidence {
             tokio::time::sleep(PACE).await;
             looks = looks.wrapping_add(1);
             let thorough = looks.is_multiple_of(THOROUGH_EVERY);
-            let sample = if thorough { self.host.sample() } else { self.host.glance() };
+            let sample = if thorough { host.sample() } else { host.glance() };
             self.samples.record(sample);
         }
     }
@@ -89,7 +97,11 @@ impl Evidence {
 
     /// What can be read here.
     pub(crate) fn sources(&self) -> Vec<SourceState> {
-        self.host.sources()
+        let off = || {
+            let why = "the setting `evidence` is false".to_owned();
+            Source::ALL.map(|source| SourceState { source, available: false, why: why.clone() })
+        };
+        self.host.as_ref().map_or_else(|| off().to_vec(), |host| host.sources())
     }
 }
 
