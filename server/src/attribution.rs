@@ -340,9 +340,13 @@ impl Books {
         if let Some(troubles) = &troubles {
             let starved = is_ours(span) && troubles.run_queue_share() > RUN_QUEUE_SHARE;
             if troubles.throttled_share() > THROTTLED_SHARE || starved {
+                // The two looks lie around the piece, and maybe around others.
+                let part = share(span.length(), troubles.over);
+                let throttled = troubles.throttled.unwrap_or_default().min(troubles.over);
+                let run_queue = troubles.run_queue.map_or(Duration::ZERO, |(wait, _)| wait);
                 let total = self.book(Cause::CpuThrottle, span, 1.0);
-                total.throttled += troubles.throttled.unwrap_or_default().min(troubles.over);
-                total.run_queue += troubles.run_queue.map_or(Duration::ZERO, |(wait, _)| wait);
+                total.throttled += throttled.mul_f64(part);
+                total.run_queue += run_queue.mul_f64(part);
                 return;
             }
         }

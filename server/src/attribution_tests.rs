@@ -212,6 +212,10 @@ fn a_quota_takes_everything_and_a_full_run_queue_what_is_ours() {
         let done = scene.charged(&[(0, 90)], &Always(troubles));
         assert_eq!(done.causes[0].cause, cause, "{stage:?} {troubles:?}");
         assert_eq!(done.causes.len(), 1);
+        if cause == Cause::CpuThrottle {
+            let throttled = troubles.throttled.unwrap().mul_f64(0.9);
+            assert_eq!(done.causes[0].throttled, throttled, "90 of the 100 ms between the looks");
+        }
     }
 }
 
