@@ -10,6 +10,7 @@
 //! Pure: spans and differences of counters in, charges out. Pieces have no overlap and leave no
 //! hole, so the causes sum to the gaps.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -26,6 +27,9 @@ const RUN_QUEUE_SHARE: f64 = 0.2;
 
 /// How long after the origin said "slow down" our own restraint is its doing.
 const RESTRAINT: Duration = Duration::from_secs(10);
+
+/// A load that has no longer gaps is asked about as a whole: nobody looks more often.
+const SHORT: Duration = Duration::from_millis(25);
 
 /// Charges that are kept one by one; beyond that the shortest are only in the sums.
 const CHARGES_MAX: usize = 4096;
@@ -120,6 +124,8 @@ impl Cause {
 pub(crate) struct Troubles {
     /// Between the two looks, which lie around the stretch.
     pub(crate) over: Duration,
+    /// For whatever lies within this the answer is the same; none if a better one may be had.
+    pub(crate) same_within: Option<(Instant, Instant)>,
     /// The daemon's group was kept off the CPUs by its quota; none where nothing tells.
     pub(crate) throttled: Option<Duration>,
     /// The daemon's threads waited for a CPU, and ran, all together; none where nothing tells.
@@ -236,7 +242,11 @@ pub(crate) fn attribute(
     paths: &Paths<'_>,
     host: &dyn HostTroubles,
 ) -> Attribution {
-    let context = Context { throttles: paths.throttles(), far: paths.far_shares(), host };
+    let context = Context {
+        throttles: paths.throttles(),
+        far: paths.far_shares(),
+        host: Asked::about(gaps, host),
+    };
     let mut books = Books::default();
     for (from, to) in gaps.iter().copied().filter(|(from, to)| from < to) {
         books.gaps += 1;
@@ -259,7 +269,40 @@ struct Context<'a> {
     throttles: Vec<(Instant, Instant)>,
     /// By stage: the share of the time that work on another node's memory took more than on its own.
     far: BTreeMap<Stage, f64>,
+    host: Asked<'a>,
+}
+
+/// What the machine went through, asked for as seldom as it makes a difference.
+struct Asked<'a> {
     host: &'a dyn HostTroubles,
+    /// The answer for all of a load that was shorter than a look takes to come round.
+    whole: Option<Option<Troubles>>,
+    /// The last answer, which is the same for whatever lies within it.
+    last: Cell<Option<Troubles>>,
+}
+
+impl<'a> Asked<'a> {
+    fn about(gaps: &[(Instant, Instant)], host: &'a dyn HostTroubles) -> Self {
+        let all = gaps.first().zip(gaps.last()).map(|((from, _), (_, to))| (*from, *to));
+        let short = all.filter(|(from, to)| *to - *from <= SHORT);
+        let whole = short.map(|(from, to)| host.between(from, to));
+        Self { host, whole, last: Cell::new(None) }
+    }
+
+    fn between(&self, from: Instant, to: Instant) -> Option<Troubles> {
+        if let Some(whole) = self.whole {
+            return whole;
+        }
+        let known = self.last.get().filter(|known| {
+            known.same_within.is_some_and(|(begin, end)| begin <= from && to <= end)
+        });
+        if known.is_some() {
+            return known;
+        }
+        let told = self.host.between(from, to);
+        self.last.set(told);
+        told
+    }
 }
 
 impl Context<'_> {

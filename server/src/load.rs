@@ -175,7 +175,7 @@ pub(crate) async fn lend(
         drop(permit);
         head.handed_over();
         linger(&mut conversation, sampling).await?;
-        stages.evidence.look();
+        stages.evidence.look_after(timeline.opened());
         let report = Box::new(report(stages, request, &head, timeline, tally));
         let said = conversation.say(LoadEvent::Report(report.clone()));
         tokio::time::timeout(stages.no_progress, said).await.map_err(|_elapsed| lost())??;

@@ -1,5 +1,5 @@
-//! When the machine is looked at: at the begin and the end of each load, and at a pace while one
-//! runs.
+//! When the machine is looked at: at the begin and the end of each load that is not over in a
+//! moment, and at a pace while one runs.
 //!
 //! One task for the whole daemon looks every [`PACE`], and thoroughly every [`THOROUGH_EVERY`]th
 //! time; with no load it sleeps until the next. It reads on the runtime's thread: a thorough look
@@ -26,6 +26,10 @@ pub(crate) const THOROUGH_EVERY: u32 = 4;
 /// shorter does not pay for looks, and many short ones do not look without end.
 const FRESH: Duration = PACE;
 
+/// A load that is over sooner is not looked at: the counters say nothing of so short a time, and it
+/// would pay for the look.
+const SHORT: Duration = Duration::from_millis(5);
+
 /// Looks at the machine while loads run.
 #[derive(Debug)]
 pub(crate) struct Evidence {
@@ -41,6 +45,7 @@ pub(crate) struct Evidence {
 #[must_use]
 pub(crate) struct Sampling {
     evidence: Arc<Evidence>,
+    begun: Instant,
 }
 
 impl Evidence {
@@ -55,17 +60,24 @@ impl Evidence {
         Self { host: None, samples, active: AtomicUsize::new(0), begun: Notify::new() }
     }
 
-    /// Has the machine looked at at once, beside the caller, and then at the usual pace for as long
+    /// Has the machine looked at in a moment, beside the caller, and then at the usual pace for as long
     /// as the answer is held.
     pub(crate) fn begin(self: &Arc<Self>) -> Sampling {
         if self.active.fetch_add(1, Ordering::AcqRel) == 0 {
             self.begun.notify_one();
         }
-        Sampling { evidence: Arc::clone(self) }
+        Sampling { evidence: Arc::clone(self), begun: Instant::now() }
     }
 
-    /// Looks at everything now, unless someone just did: before the books of a load are closed.
-    pub(crate) fn look(&self) {
+    /// Looks at everything, unless someone just did: before the books of a load are closed that was
+    /// opened then. One that took less than a pace has nothing to compare with.
+    pub(crate) fn look_after(&self, opened: Instant) {
+        if opened.elapsed() >= PACE {
+            self.look();
+        }
+    }
+
+    fn look(&self) {
         let stale = || !self.samples.has_thorough_since(Instant::now() - FRESH);
         if let Some(host) = self.host.as_ref().filter(|_| stale()) {
             self.samples.record(host.sample());
@@ -79,7 +91,11 @@ impl Evidence {
         loop {
             if self.active.load(Ordering::Acquire) == 0 {
                 self.begun.notified().await;
-                self.look();
+                tokio::time::sleep(SHORT).await;
+                // What is over by now is too short for the counters, and would pay for a look.
+                if self.active.load(Ordering::Acquire) > 0 {
+                    self.look();
+                }
                 continue;
             }
             tokio::time::sleep(PACE).await;
@@ -107,7 +123,7 @@ impl Evidence {
 
 impl Drop for Sampling {
     fn drop(&mut self) {
-        self.evidence.look();
+        self.evidence.look_after(self.begun);
         self.evidence.active.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -129,8 +145,8 @@ mod tests {
 
         let opened = Instant::now();
         let one = evidence.begin();
-        tokio::task::yield_now().await;
-        assert_eq!(host.looks(), (1, 0), "at once");
+        tokio::time::sleep(SHORT + SHORT / 2).await;
+        assert_eq!(host.looks(), (1, 0), "as soon as it is no short one");
         let other = evidence.begin();
         tokio::task::yield_now().await;
         assert_eq!(host.looks(), (1, 0), "the same look is good for both");
@@ -155,5 +171,15 @@ mod tests {
         let before = host.looks().0;
         drop(again);
         assert_eq!(host.looks().0, before + 1, "the last look of a load is thorough");
+
+        tokio::time::sleep(PACE * 3).await;
+        let ended = host.looks();
+        for _ in 0..50 {
+            let short = evidence.begin();
+            tokio::time::sleep(SHORT / 2).await;
+            drop(short);
+            tokio::time::sleep(SHORT).await;
+        }
+        assert_eq!(host.looks(), ended, "short loads do not pay for looks");
     }
 }

@@ -87,8 +87,11 @@ impl Samples {
         let part = longer.map_or(1.0, |(first, last)| {
             (over.as_secs_f64() / (last - first).as_secs_f64()).min(1.0)
         });
+        let within = kept.partition_point(|s| s.at <= first);
+        let neighbours = kept.get(within).is_some_and(|next| next.at >= last);
         Some(Troubles {
             over,
+            same_within: neighbours.then_some((first, last)),
             throttled: cpu.map(|cpu| cpu.throttled),
             run_queue: sched
                 .map(|sched| (sched.run_queue_wait.mul_f64(part), sched.run.mul_f64(part))),

@@ -102,7 +102,7 @@ async fn keep_all(
         pin.keep().await;
     }
     let tally = Tally { peak_slots: permit.peak_slots(), ..tally };
-    stages.evidence.look();
+    stages.evidence.look_after(timeline.opened());
     Ok(report(stages, request, &head, timeline, tally))
 }
 

@@ -10,7 +10,6 @@
 //! Pure: the wall clock, which collectors want, is read once ([`Clock`]), and ids follow from the
 //! request's own.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use forebay_proto::Failure;
@@ -78,11 +77,7 @@ struct Stretch<'a> {
 
 impl Load<'_> {
     /// The spans, the request's first.
-    pub(super) fn spans(
-        &self,
-        steps: &[timeline::Span],
-        chunks: &BTreeMap<usize, ChunkTrace>,
-    ) -> Vec<Span> {
+    pub(super) fn spans(&self, steps: &[timeline::Span], chunks: &[ChunkTrace]) -> Vec<Span> {
         let mut spans = vec![self.root(steps.len())];
         for step in steps.iter().take(STEPS_MAX) {
             let attributes = vec![text("forebay.kind", step.kind.as_str())];
@@ -90,7 +85,7 @@ impl Load<'_> {
             let (start, end) = (step.start, step.end);
             self.add(&mut spans, Stretch { name, parent: None, start, end, attributes });
         }
-        let transfer = bounds(chunks.values().flat_map(work));
+        let transfer = bounds(chunks.iter().flat_map(work));
         if let Some((start, end)) = transfer {
             let left_out = chunks.len().saturating_sub(CHUNKS_MAX);
             let attributes = vec![
@@ -99,11 +94,11 @@ impl Load<'_> {
             ];
             let whole = Stretch { name: "transfer", parent: None, start, end, attributes };
             let parent = Some(self.add(&mut spans, whole));
-            for (index, chunk) in chunks.iter().take(CHUNKS_MAX) {
-                self.add_chunk(&mut spans, parent, *index, chunk);
+            for (index, chunk) in chunks.iter().enumerate().take(CHUNKS_MAX) {
+                self.add_chunk(&mut spans, parent, index, chunk);
             }
         }
-        let held = || chunks.values().flat_map(|chunk| &chunk.spans).filter(|span| is_held(span));
+        let held = || chunks.iter().flat_map(|chunk| &chunk.spans).filter(|span| is_held(span));
         if let Some((start, end)) = bounds(held()) {
             let seconds: f64 = held().map(|span| span.length().as_secs_f64()).sum();
             let attributes = vec![

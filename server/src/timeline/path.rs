@@ -51,24 +51,19 @@ impl CriticalPath {
 /// The spans of a load, in order for walks.
 pub(crate) struct Paths<'a> {
     load: &'a [Span],
-    chunks: &'a BTreeMap<usize, ChunkTrace>,
+    chunks: &'a [ChunkTrace],
     events: Events,
 }
 
 /// Walks back from `end` to `opened`.
 #[cfg(test)]
-fn walk(
-    opened: Instant,
-    end: Instant,
-    load: &[Span],
-    chunks: &BTreeMap<usize, ChunkTrace>,
-) -> CriticalPath {
+fn walk(opened: Instant, end: Instant, load: &[Span], chunks: &[ChunkTrace]) -> CriticalPath {
     Paths::of(load, chunks).walk(opened, end)
 }
 
 impl<'a> Paths<'a> {
     /// Of a load's own spans and those of its chunks.
-    pub(crate) fn of(load: &'a [Span], chunks: &'a BTreeMap<usize, ChunkTrace>) -> Self {
+    pub(crate) fn of(load: &'a [Span], chunks: &'a [ChunkTrace]) -> Self {
         Self { load, chunks, events: Events::of(chunks) }
     }
 
@@ -136,7 +131,7 @@ impl<'a> Paths<'a> {
     }
 
     fn spans(&self) -> impl Iterator<Item = &Span> {
-        self.load.iter().chain(self.chunks.values().flat_map(|trace| &trace.spans))
+        self.load.iter().chain(self.chunks.iter().flat_map(|trace| &trace.spans))
     }
 
     fn walk_from(
@@ -154,7 +149,7 @@ impl<'a> Paths<'a> {
         let mut current = last.map(|(_, chunk)| chunk);
         // Every turn moves `at` towards `opened`, or visits a chunk it has not visited at this
         // instant.
-        while let Some(chunk) = current.and_then(|index| self.chunks.get(&index)) {
+        while let Some(chunk) = current.and_then(|index| self.chunks.get(index)) {
             current = walk.through(chunk, &self.events);
         }
         for span in self.load.iter().rev() {
@@ -180,11 +175,12 @@ struct Events {
 }
 
 impl Events {
-    fn of(chunks: &BTreeMap<usize, ChunkTrace>) -> Self {
+    fn of(chunks: &[ChunkTrace]) -> Self {
         let sorted = |event: &dyn Fn(&ChunkTrace) -> Option<Instant>| {
             let mut events: Vec<(Instant, usize)> = chunks
                 .iter()
-                .filter_map(|(index, trace)| event(trace).map(|at| (at, *index)))
+                .enumerate()
+                .filter_map(|(index, trace)| event(trace).map(|at| (at, index)))
                 .collect();
             events.sort_unstable();
             events
@@ -284,7 +280,7 @@ mod tests {
 
     struct Scene {
         zero: Instant,
-        chunks: BTreeMap<usize, ChunkTrace>,
+        chunks: Vec<ChunkTrace>,
         load: Vec<Span>,
     }
 
@@ -300,7 +296,10 @@ mod tests {
                     Span::new(stage, kind, self.at(start), self.at(end))
                 })
                 .collect();
-            self.chunks.insert(index, ChunkTrace { spans });
+            if self.chunks.len() <= index {
+                self.chunks.resize_with(index + 1, ChunkTrace::default);
+            }
+            self.chunks[index] = ChunkTrace { spans };
         }
 
         fn path(&self, end: u64) -> (Vec<(Stage, Kind, u128)>, u128) {
@@ -322,7 +321,7 @@ mod tests {
                 zero + Duration::from_millis(30),
             ),
         ];
-        Scene { zero, chunks: BTreeMap::new(), load }
+        Scene { zero, chunks: Vec::new(), load }
     }
 
     #[test]
