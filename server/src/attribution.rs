@@ -183,6 +183,27 @@ impl Charge {
     }
 }
 
+/// Time by stage: waiting, and being worked on.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct StageSums([[Duration; 2]; Stage::ALL.len()]);
+
+impl StageSums {
+    fn add(&mut self, span: &Span) {
+        if let Some(sums) = self.0.get_mut(span.stage as usize) {
+            sums[span.kind as usize] += span.length();
+        }
+    }
+
+    /// Those that are not zero, in the order of a load.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Stage, Kind, Duration)> {
+        let sums = Stage::ALL.into_iter().zip(&self.0);
+        let both = sums.flat_map(|(stage, [queue, service])| {
+            [(stage, Kind::Queue, *queue), (stage, Kind::Service, *service)]
+        });
+        both.filter(|(.., time)| !time.is_zero())
+    }
+}
+
 /// What there is of evidence for one cause.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct CauseTotal {
@@ -196,7 +217,7 @@ pub(crate) struct CauseTotal {
     /// have said otherwise.
     pub(crate) confidence: f64,
     /// What it rests on, by stage of the load.
-    pub(crate) stages: BTreeMap<(Stage, Kind), Duration>,
+    pub(crate) stages: StageSums,
     /// Segments that came out of order, or were sent again.
     pub(crate) lost_segments: u64,
     /// KiB of files that were not in the page cache.
@@ -247,18 +268,19 @@ pub(crate) fn attribute(
         far: paths.far_shares(),
         host: Asked::about(gaps, host),
     };
-    let mut books = Books::default();
+    let (mut books, mut path) = (Books::default(), Vec::new());
     for (from, to) in gaps.iter().copied().filter(|(from, to)| from < to) {
         books.gaps += 1;
-        match paths.to_copy(from, to) {
-            Some(path) => books.path(&path.segments, (from, to), &context),
-            // It had what to copy, and did not.
-            None if paths.is_held(from, to) => {
+        if !paths.to_copy((from, to), &mut path) {
+            if paths.is_held(from, to) {
+                // It had what to copy, and did not.
                 let span = Span::new(Stage::ClientAck, Kind::Service, from, to);
                 books.piece(&span, &context);
+                continue;
             }
-            None => books.path(&paths.to_nothing(from, to).segments, (from, to), &context),
+            paths.to_nothing((from, to), &mut path);
         }
+        books.path(&path, (from, to), &context);
     }
     books.close()
 }
@@ -354,11 +376,28 @@ fn is_ours(span: &Span) -> bool {
     }
 }
 
-#[derive(Default)]
 struct Books {
     gaps: u64,
     charges: Vec<Charge>,
-    totals: BTreeMap<Cause, CauseTotal>,
+    /// By cause.
+    totals: [CauseTotal; Cause::ALL.len()],
+}
+
+impl Default for Books {
+    fn default() -> Self {
+        let totals = Cause::ALL.map(|cause| CauseTotal {
+            cause,
+            time: Duration::ZERO,
+            longest: Duration::ZERO,
+            confidence: 0.0,
+            stages: StageSums::default(),
+            lost_segments: 0,
+            cold_kib: 0,
+            throttled: Duration::ZERO,
+            run_queue: Duration::ZERO,
+        });
+        Self { gaps: 0, charges: Vec::new(), totals }
+    }
 }
 
 impl Books {
@@ -416,7 +455,7 @@ impl Books {
         self.charge(cause, span.start, span.end);
         let sure = if cause == Cause::Unknown { 0.0 } else { sure };
         let total = self.total(cause, span.length(), sure);
-        *total.stages.entry((span.stage, span.kind)).or_default() += span.length();
+        total.stages.add(span);
         match span.clue {
             Clue::Lost(segments) => total.lost_segments += u64::from(segments),
             Clue::Cold(kib) => total.cold_kib += u64::from(kib),
@@ -435,17 +474,7 @@ impl Books {
 
     /// The confidence is a sum over the time until the books are closed.
     fn total(&mut self, cause: Cause, time: Duration, sure: f64) -> &mut CauseTotal {
-        let total = self.totals.entry(cause).or_insert_with(|| CauseTotal {
-            cause,
-            time: Duration::ZERO,
-            longest: Duration::ZERO,
-            confidence: 0.0,
-            stages: BTreeMap::new(),
-            lost_segments: 0,
-            cold_kib: 0,
-            throttled: Duration::ZERO,
-            run_queue: Duration::ZERO,
-        });
+        let total = &mut self.totals[cause as usize];
         total.time += time;
         total.confidence += sure * time.as_secs_f64();
         total
@@ -454,9 +483,8 @@ impl Books {
     fn close(self) -> Attribution {
         let Self { gaps, mut charges, mut totals } = self;
         for charge in &charges {
-            if let Some(total) = totals.get_mut(&charge.cause) {
-                total.longest = total.longest.max(charge.length());
-            }
+            let total = &mut totals[charge.cause as usize];
+            total.longest = total.longest.max(charge.length());
         }
         if charges.len() > CHARGES_MAX {
             charges.sort_by_key(|charge| std::cmp::Reverse(charge.length()));
@@ -464,7 +492,7 @@ impl Books {
             charges.sort_by_key(|charge| charge.from);
         }
         let mut causes: Vec<CauseTotal> =
-            totals.into_values().filter(|total| !total.time.is_zero()).collect();
+            totals.into_iter().filter(|total| !total.time.is_zero()).collect();
         for total in &mut causes {
             total.confidence /= total.time.as_secs_f64();
         }

@@ -76,7 +76,7 @@ pub(crate) enum Stage {
 
 impl Stage {
     /// Every stage, in the order of a load.
-    const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::Admission,
         Self::Resolve,
         Self::Plan,

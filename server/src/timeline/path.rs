@@ -69,26 +69,33 @@ impl<'a> Paths<'a> {
 
     /// The critical path from `opened` to `end`: back from the chunk that ended last.
     pub(crate) fn walk(&self, opened: Instant, end: Instant) -> CriticalPath {
-        self.walk_from(latest(&self.events.last, opened, end), (opened, end))
+        let (mut segments, last) = (Vec::new(), latest(&self.events.last, opened, end));
+        let unattributed = self.walk_into(&mut segments, last, (opened, end));
+        CriticalPath { segments, unattributed }
     }
 
     /// What decided that a copy began at `end` and not at `from`: back from the chunk that was
-    /// readable last by then. None if no chunk became readable in between: then the one that holds
-    /// what is readable is to be asked.
-    pub(crate) fn to_copy(&self, from: Instant, end: Instant) -> Option<CriticalPath> {
-        let readable = latest(&self.events.published, from, end)?;
-        Some(self.walk_from(Some(readable), (from, end)))
+    /// readable last by then, newest first. False if no chunk became readable in between: then the
+    /// one that holds what is readable is to be asked.
+    pub(crate) fn to_copy(
+        &self,
+        (from, end): (Instant, Instant),
+        segments: &mut Vec<Span>,
+    ) -> bool {
+        let Some(readable) = latest(&self.events.published, from, end) else { return false };
+        self.walk_into(segments, Some(readable), (from, end));
+        true
     }
 
     /// What went on in a gap that no chunk ended: back from the one that was readable next, else
     /// from the one that was given up last.
-    pub(crate) fn to_nothing(&self, from: Instant, end: Instant) -> CriticalPath {
+    pub(crate) fn to_nothing(&self, (from, end): (Instant, Instant), segments: &mut Vec<Span>) {
         let after = |events: &[(Instant, usize)]| {
             events.get(events.partition_point(|(at, _)| *at < end)).copied()
         };
         let next = after(&self.events.published).or_else(|| after(&self.events.last));
         let next = next.or_else(|| latest(&self.events.last, from, end));
-        self.walk_from(next, (from, end))
+        self.walk_into(segments, next, (from, end));
     }
 
     /// Whether a client held a chunk all the time, readable before and released after.
@@ -134,15 +141,18 @@ impl<'a> Paths<'a> {
         self.load.iter().chain(self.chunks.iter().flat_map(|trace| &trace.spans))
     }
 
-    fn walk_from(
+    /// Leaves the path in `segments`; what it does not cover.
+    fn walk_into(
         &self,
+        segments: &mut Vec<Span>,
         last: Option<(Instant, usize)>,
         (opened, end): (Instant, Instant),
-    ) -> CriticalPath {
+    ) -> Duration {
+        segments.clear();
         let mut walk = Walk {
             at: end,
             opened,
-            segments: Vec::new(),
+            segments,
             unattributed: Duration::ZERO,
             visited: BTreeSet::new(),
         };
@@ -156,7 +166,7 @@ impl<'a> Paths<'a> {
             walk.charge(span);
         }
         walk.close();
-        CriticalPath { segments: walk.segments, unattributed: walk.unattributed }
+        walk.unattributed
     }
 }
 
@@ -215,16 +225,16 @@ fn latest(events: &[(Instant, usize)], after: Instant, until: Instant) -> Option
     events[..count].last().filter(|(at, _)| *at > after).copied()
 }
 
-struct Walk {
+struct Walk<'a> {
     at: Instant,
     opened: Instant,
-    segments: Vec<Span>,
+    segments: &'a mut Vec<Span>,
     unattributed: Duration,
     /// Chunks jumped to without moving `at`.
     visited: BTreeSet<usize>,
 }
 
-impl Walk {
+impl Walk<'_> {
     /// Follows one chunk back; returns the chunk to go on with, if its wait was caused by one.
     fn through(&mut self, chunk: &ChunkTrace, events: &Events) -> Option<usize> {
         for span in chunk.spans.iter().rev() {
