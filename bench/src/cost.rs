@@ -28,7 +28,7 @@ const CPU_MAX: f64 = 1.02;
 /// Of a warm load's wall time, at most.
 const TIMELINE_MAX: f64 = 0.01;
 /// Warm loads that are measured as one.
-const WARM_AT_ONCE: u32 = 25;
+const WARM_AT_ONCE: u32 = 200;
 /// A slot.
 const CHUNK_BYTES: u64 = 8 << 20;
 

@@ -7,7 +7,7 @@
 //! held by a load and counts it. Owns the looks.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -37,6 +37,8 @@ pub(crate) struct Evidence {
     host: Option<Arc<dyn HostEvidence>>,
     samples: Samples,
     active: AtomicUsize,
+    /// The task is told, and has not slept again: loads that follow each other wake it once.
+    told: AtomicBool,
     begun: Notify,
 }
 
@@ -57,13 +59,15 @@ impl Evidence {
     /// Looks at nothing.
     pub(crate) fn off() -> Self {
         let samples = Samples::default();
-        Self { host: None, samples, active: AtomicUsize::new(0), begun: Notify::new() }
+        let (active, told) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Self { host: None, samples, active, told, begun: Notify::new() }
     }
 
     /// Has the machine looked at in a moment, beside the caller, and then at the usual pace for as long
     /// as the answer is held.
     pub(crate) fn begin(self: &Arc<Self>) -> Sampling {
-        if self.active.fetch_add(1, Ordering::AcqRel) == 0 {
+        let is_first = self.active.fetch_add(1, Ordering::AcqRel) == 0;
+        if is_first && !self.told.swap(true, Ordering::AcqRel) {
             self.begun.notify_one();
         }
         Sampling { evidence: Arc::clone(self), begun: Instant::now() }
@@ -87,18 +91,27 @@ impl Evidence {
     /// Looks at the pace while a load runs, for ever.
     pub(crate) async fn watch(&self) {
         let Some(host) = &self.host else { return std::future::pending().await };
-        let mut looks = 0_u32;
         loop {
-            if self.active.load(Ordering::Acquire) == 0 {
+            while self.active.load(Ordering::Acquire) == 0 {
                 self.begun.notified().await;
                 tokio::time::sleep(SHORT).await;
-                // What is over by now is too short for the counters, and would pay for a look.
-                if self.active.load(Ordering::Acquire) > 0 {
-                    self.look();
-                }
-                continue;
+                self.told.store(false, Ordering::Release);
             }
+            self.look();
+            self.look_at_the_pace(&**host).await;
+            // Who begins from here on tells, or is seen at once.
+            self.told.store(false, Ordering::Release);
+        }
+    }
+
+    /// Looks until no load runs.
+    async fn look_at_the_pace(&self, host: &dyn HostEvidence) {
+        let mut looks = 0_u32;
+        loop {
             tokio::time::sleep(PACE).await;
+            if self.active.load(Ordering::Acquire) == 0 {
+                return;
+            }
             looks = looks.wrapping_add(1);
             let thorough = looks.is_multiple_of(THOROUGH_EVERY);
             let sample = if thorough { host.sample() } else { host.glance() };
