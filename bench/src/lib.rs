@@ -16,6 +16,7 @@
 
 use std::error::Error;
 
+pub mod cost;
 pub mod cpu;
 pub mod demo;
 pub mod device;

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use forebay_bench::cost::{self, CostOptions, CostRow};
 use forebay_bench::device::{self, ClientArgs, DeviceOptions, DeviceRow};
 use forebay_bench::nvme::{self, NvmeOptions, NvmeRow};
 use forebay_bench::origin::{self, OriginOptions, Promise};
@@ -37,6 +38,12 @@ and 5 GiB of memory.
 
 Example: forebay-bench device --only cold --cold-device 0.4 --check";
 
+const COST_HELP: &str = "\
+Two daemons run side by side, one with `evidence = false`; loads go through them in turns. A full
+run takes about a minute and 3 GiB of memory.
+
+Example: forebay-bench cost --only warm --runs 31";
+
 #[derive(Debug, Parser)]
 #[command(name = "forebay-bench", version, about = "Shows what Forebay does, on this machine")]
 struct Args {
@@ -69,6 +76,9 @@ enum Verb {
     /// Measure what loads to a device promise
     #[command(after_help = DEVICE_HELP)]
     Device(DeviceArgs),
+    /// Measure what it costs to say where the time went
+    #[command(after_help = COST_HELP)]
+    Cost(CostArgs),
     /// What `forebayd` does; demo and benches start themselves with this
     #[command(hide = true, disable_help_flag = true)]
     Daemon {
@@ -198,6 +208,25 @@ struct DeviceArgs {
     check: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct CostArgs {
+    /// What to measure; may be repeated [default: everything]
+    #[arg(long, value_name = "ROW")]
+    only: Vec<CostRow>,
+    /// Pairs of loads
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u8).range(1..))]
+    runs: u8,
+    /// Size of the checkpoint in MiB
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(16..=16384))]
+    mib: u64,
+    /// Form of the result
+    #[arg(long, value_enum, default_value_t = Format::Human)]
+    format: Format,
+    /// Exit with 1 if a bound is missed
+    #[arg(long)]
+    check: bool,
+}
+
 /// Reads a speed in units of 1e9 bytes a second.
 fn speed(text: &str) -> Result<f64, String> {
     let speed = text.parse().ok().filter(|speed: &f64| *speed > 0.0 && *speed <= 1e6);
@@ -219,6 +248,7 @@ fn main() -> ExitCode {
         Verb::Nvme(args) => nvme(&args),
         Verb::Packed(args) => packed(&args),
         Verb::Device(args) => device(&args),
+        Verb::Cost(args) => cost(&args),
         Verb::DeviceClient(args) => device::serve(&args).map(|()| true),
         Verb::ClaimingOrigin { bytes } => packed::serve(bytes).map(|()| true),
         Verb::RawOrigin { bytes } => origin::serve(bytes).map(|()| true),
@@ -285,6 +315,16 @@ fn device(args: &DeviceArgs) -> forebay_bench::Outcome<bool> {
         warm_device: args.warm_device,
         cold_device: args.cold_device,
         origin_bytes_per_second: args.origin * 1_000_000,
+    })?;
+    show(&table, args.format);
+    Ok(table.holds() || !args.check)
+}
+
+fn cost(args: &CostArgs) -> forebay_bench::Outcome<bool> {
+    let table = cost::run(&CostOptions {
+        rows: args.only.clone(),
+        runs: args.runs.into(),
+        bytes: args.mib << 20,
     })?;
     show(&table, args.format);
     Ok(table.holds() || !args.check)

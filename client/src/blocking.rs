@@ -12,7 +12,8 @@ use std::sync::Arc;
 use forebay_device::Device;
 use forebay_proto::model::{
     CachedCheckpoint, DaemonStatus, Evicted, Manifest, ObjectEntry, ObjectIndex, Opened, PackEvent,
-    PackReport, Pinned, PrefetchEvent, Report, TensorEntry, Unpinned, VerifyEvent, VerifySummary,
+    PackReport, Pinned, PrefetchEvent, Report, ResizeEvent, ResizeReport, TensorEntry, Unpinned,
+    VerifyEvent, VerifySummary,
 };
 use forebay_proto::{Reason, Slice};
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -157,6 +158,25 @@ impl Client {
             }
             report.ok_or_else(|| {
                 ClientError::new(Reason::Internal, "the pack ended without a report")
+            })
+        })
+    }
+
+    /// See [`crate::Client::resize_ram`]. `progress` sees every event; the report comes back.
+    pub fn resize_ram(
+        &self,
+        bytes: u64,
+        mut progress: impl FnMut(&ResizeEvent),
+    ) -> Result<ResizeReport, ClientError> {
+        self.run(async {
+            let mut resize = self.client.resize_ram(bytes).await?;
+            let mut report = None;
+            while let Some(event) = resize.next().await? {
+                progress(&event);
+                report = report.or_else(|| event.into_report());
+            }
+            report.ok_or_else(|| {
+                ClientError::new(Reason::Internal, "the resize ended without a report")
             })
         })
     }

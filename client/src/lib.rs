@@ -80,5 +80,5 @@ pub use options::{
     PrefetchRequest, TraceParent, VerifyPolicy,
 };
 pub use order::Piece;
-pub use verbs::{Pack, Prefetch, Stat, Trace, Verify};
+pub use verbs::{Pack, Prefetch, Resize, Stat, Trace, Verify};
 pub use view::{ObjectView, RunCopy, Tensor};

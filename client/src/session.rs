@@ -2,14 +2,17 @@
 //!
 //! One task owned by the session receives descriptors and maps them as they come, so that the
 //! daemon never waits for this process; a load that is granted a slot waits here for its segment.
-//! Mappings stay for the life of the session and serve every load on it, and so do their
-//! registrations with a device ([`crate::device`]), which come a while after them. The daemon frees
-//! whatever a session holds when its connection closes, which dropping the session does at once.
+//! Mappings serve every load on the session, and so do their registrations with a device
+//! ([`crate::device`]), which come a while after them. They stay until the session ends or the
+//! daemon retires the segment, of which it then lends nothing any more: then the registration ends,
+//! with the last copy that uses it, and the mapping, with the last view of it, and the daemon hears
+//! that. It frees whatever a session holds when its connection closes, which dropping the session
+//! does at once.
 //!
-//! Releases of loads whose stream has ended go out here. They are sent right where the lease is
-//! dropped; only if the socket is full they wait for the task.
+//! Releases of loads whose stream has ended go out here, and word of mappings that ended. They are
+//! sent right where that happens; only if the socket is full they wait for the task.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -17,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use forebay_device::{Device, Registration};
-use forebay_proto::handoff::{PACKET_BYTES_MAX, RELEASES_PER_PACKET, decode, encode};
+use forebay_proto::handoff::{IDS_PER_PACKET, PACKET_BYTES_MAX, decode, encode};
 use forebay_proto::model::{LeaseId, Malformed, SessionToken};
 use forebay_proto::pb::handoff_message::Event;
 use forebay_proto::{Reason, pb};
@@ -44,6 +47,8 @@ const CONNECT_PAUSE: Duration = Duration::from_millis(5);
 #[derive(Debug, Default)]
 struct Received {
     segments: HashMap<u64, Mapped>,
+    /// The daemon has sent a segment: it knows this session.
+    answered: bool,
     closed: Option<ClientError>,
 }
 
@@ -59,8 +64,23 @@ struct Mapped {
 struct Link {
     /// Really SOCK_SEQPACKET: what tokio has that passes packets, for its readiness only.
     socket: UnixDatagram,
-    unsent: Mutex<Vec<LeaseId>>,
+    unsent: Mutex<Unsent>,
+    /// Segments that the daemon has retired and this process still maps.
+    retiring: Mutex<HashSet<u64>>,
     more: Notify,
+}
+
+/// What did not fit into the socket.
+#[derive(Debug, Default)]
+struct Unsent {
+    released: Vec<u64>,
+    retired: Vec<u64>,
+}
+
+impl Unsent {
+    fn is_empty(&self) -> bool {
+        self.released.is_empty() && self.retired.is_empty()
+    }
 }
 
 /// One handoff connection.
@@ -84,11 +104,16 @@ impl Session {
     ) -> Result<Arc<Self>, ClientError> {
         let unreachable = |error: io::Error| ClientError::unreachable(&error, &path.display());
         let socket = connect(path).await.map_err(unreachable)?;
-        let hello = pb::Hello { session: token.as_bytes().to_vec().into() };
+        let hello = pb::Hello { session: token.as_bytes().to_vec().into(), retires: true };
         let packet = encode(Event::Hello(hello));
         send_descriptor(socket.as_fd(), &packet, None).map_err(unreachable)?;
         let socket = UnixDatagram::from_std(socket.into()).map_err(unreachable)?;
-        let link = Arc::new(Link { socket, unsent: Mutex::default(), more: Notify::new() });
+        let link = Arc::new(Link {
+            socket,
+            unsent: Mutex::default(),
+            retiring: Mutex::default(),
+            more: Notify::new(),
+        });
         let (sender, received) = watch::channel(Received::default());
         let sender = Arc::new(sender);
         let registrar = device.map(|device| register_with(device, &sender)).transpose()?;
@@ -110,7 +135,7 @@ impl Session {
 
     /// Whether the daemon has shown that it knows this session, by sending a segment.
     pub(crate) fn is_answered(&self) -> bool {
-        !self.received.borrow().segments.is_empty()
+        self.received.borrow().answered
     }
 
     /// The segment with this id, once it has come; with its registration, if there is a device.
@@ -138,7 +163,10 @@ impl Session {
         let outcome = |received: &Received| {
             received.segments.get(&id).and_then(|mapped| mapped.registration.clone())
         };
-        let arrival = received.wait_for(|received| outcome(received).is_some());
+        // One that has gone is registered no more.
+        let is_gone = |received: &Received| !received.segments.contains_key(&id);
+        let arrival =
+            received.wait_for(|received| outcome(received).is_some() || is_gone(received));
         let arrived = deadline.cut(arrival).await?;
         let registered = arrived.ok().and_then(|received| outcome(&received));
         Ok(registered.ok_or_else(|| missing(id))??)
@@ -164,7 +192,8 @@ impl Session {
 
     /// Releases leases whose load stream has ended.
     pub(crate) fn release(&self, leases: &[LeaseId]) {
-        self.link.release(leases);
+        let leases: Vec<u64> = leases.iter().map(|lease| lease.0).collect();
+        self.link.release(&leases);
     }
 }
 
@@ -176,44 +205,71 @@ impl Drop for Session {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // What they hold is consistent after each statement.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn missing(id: u64) -> ClientError {
     let what = format!("segment {id} of it never came over the handoff socket");
     Malformed::new("Grant", what).into()
 }
 
 impl Link {
-    fn release(&self, leases: &[LeaseId]) {
-        for (at, batch) in leases.chunks(RELEASES_PER_PACKET).enumerate() {
-            let lease_ids = batch.iter().map(|lease| lease.0).collect();
-            let release = Event::Release(pb::Release { lease_ids });
-            let packet = encode(release);
+    fn release(&self, lease_ids: &[u64]) {
+        let packet = |lease_ids| Event::Release(pb::Release { lease_ids });
+        let rest = self.send(lease_ids, packet);
+        self.keep(rest, |unsent| &mut unsent.released);
+    }
+
+    /// This process does not map a segment any more. If the daemon has retired it, it waits for
+    /// that word.
+    fn unmapped(&self, id: u64) {
+        if lock(&self.retiring).remove(&id) {
+            self.retired(&[id]);
+        }
+    }
+
+    fn retired(&self, segment_ids: &[u64]) {
+        let packet = |segment_ids| Event::Retired(pb::Retired { segment_ids });
+        let rest = self.send(segment_ids, packet);
+        self.keep(rest, |unsent| &mut unsent.retired);
+    }
+
+    /// Sends as many ids as the socket takes; the rest.
+    fn send<'a>(&self, ids: &'a [u64], event: impl Fn(Vec<u64>) -> Event) -> &'a [u64] {
+        for (at, batch) in ids.chunks(IDS_PER_PACKET).enumerate() {
+            let packet = encode(event(batch.to_vec()));
             let send = || send_descriptor(self.socket.as_fd(), &packet, None);
             match self.socket.try_io(Interest::WRITABLE, send) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let rest = leases.get(at * RELEASES_PER_PACKET..).unwrap_or_default();
-                    self.unsent().extend_from_slice(rest);
-                    self.more.notify_one();
-                    return;
+                    return ids.get(at * IDS_PER_PACKET..).unwrap_or_default();
                 }
-                // The connection is gone, and with it every lease of the session.
-                Err(_) => return,
+                // The connection is gone, and with it all that the daemon keeps for it.
+                Err(_) => break,
             }
         }
+        &[]
     }
 
-    fn unsent(&self) -> std::sync::MutexGuard<'_, Vec<LeaseId>> {
-        self.unsent.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Leaves what did not fit to the task.
+    fn keep(&self, ids: &[u64], of: impl Fn(&mut Unsent) -> &mut Vec<u64>) {
+        if !ids.is_empty() {
+            of(&mut lock(&self.unsent)).extend_from_slice(ids);
+            self.more.notify_one();
+        }
     }
 
     /// Sends what did not fit, when there is room.
     async fn flush(&self) -> io::Result<()> {
-        while self.unsent().is_empty() {
+        while lock(&self.unsent).is_empty() {
             self.more.notified().await;
         }
         self.socket.writable().await?;
-        let unsent = std::mem::take(&mut *self.unsent());
-        self.release(&unsent);
+        let Unsent { released, retired } = std::mem::take(&mut *lock(&self.unsent));
+        self.release(&released);
+        self.retired(&retired);
         Ok(())
     }
 
@@ -244,19 +300,23 @@ async fn serve(
                 Err(error) => Err(error),
             },
         };
-        let mapped = match packet {
-            Ok((message, descriptor)) => map(message, descriptor),
+        let taken = match packet {
+            Ok((message, descriptor)) => take(message, descriptor, &link),
             Err(error) => Err(ClientError::unreachable(&error, &path)),
         };
-        match mapped {
-            Ok(map) => {
+        match taken {
+            Ok(Taken::Mapped(map)) => {
                 let mapped = Mapped { registration: None, map: Arc::clone(&map) };
                 received.send_modify(|received| {
                     received.segments.insert(map.id().0, mapped);
+                    received.answered = true;
                 });
                 if let Some(registrar) = &registrar {
                     registrar.add(map);
                 }
+            }
+            Ok(Taken::Retired(ids)) => {
+                ids.iter().for_each(|id| retire(*id, &link, &received, registrar.as_ref()));
             }
             Err(error) => break error,
         }
@@ -264,8 +324,45 @@ async fn serve(
     received.send_modify(|received| received.closed = Some(closed));
 }
 
+/// The daemon has let go of a segment and lends nothing of it any more.
+fn retire(id: u64, link: &Link, received: &watch::Sender<Received>, registrar: Option<&Incoming>) {
+    // Noted first: whoever ends the last use of it has to find that.
+    lock(&link.retiring).insert(id);
+    let mut gone = None;
+    received.send_modify(|received| gone = received.segments.remove(&id));
+    let Some(Mapped { registration, map }) = gone else { return link.unmapped(id) };
+    // A thread that registers it finds it gone, and ends that.
+    if let Some(registrar) = registrar {
+        registrar.end(id, registration.and_then(Result::ok));
+    }
+    drop(map);
+}
+
+/// What came.
+enum Taken {
+    Mapped(Arc<SegmentMap>),
+    /// The ids of segments that have gone.
+    Retired(Vec<u64>),
+}
+
+/// Takes what a packet brings.
+fn take(
+    message: Event,
+    descriptor: Option<OwnedFd>,
+    link: &Arc<Link>,
+) -> Result<Taken, ClientError> {
+    match message {
+        Event::Retire(retire) => Ok(Taken::Retired(retire.segment_ids)),
+        message => map(message, descriptor, link).map(Taken::Mapped),
+    }
+}
+
 /// Maps the segment that a packet carries.
-fn map(message: Event, descriptor: Option<OwnedFd>) -> Result<Arc<SegmentMap>, ClientError> {
+fn map(
+    message: Event,
+    descriptor: Option<OwnedFd>,
+    link: &Arc<Link>,
+) -> Result<Arc<SegmentMap>, ClientError> {
     const MESSAGE: &str = "HandoffMessage";
     let segment = match message {
         Event::Segment(segment) => segment,
@@ -279,7 +376,10 @@ fn map(message: Event, descriptor: Option<OwnedFd>) -> Result<Arc<SegmentMap>, C
     };
     let descriptor =
         descriptor.ok_or_else(|| Malformed::new(MESSAGE, "a segment without its descriptor"))?;
-    let map = SegmentMap::open(descriptor)?;
+    // Views may outlive the session, and then there is nobody to tell.
+    let (link, id) = (Arc::downgrade(link), segment.segment_id);
+    let unmapped = move || link.upgrade().into_iter().for_each(|link| link.unmapped(id));
+    let map = SegmentMap::open_with(descriptor, unmapped)?;
     if map.id().0 != segment.segment_id || map.bytes() as u64 != segment.bytes {
         let what =
             format!("segment {} of {} bytes is another one", segment.segment_id, segment.bytes);
@@ -295,11 +395,14 @@ fn register_with(
 ) -> Result<Registrar, ClientError> {
     let (done, over) = (Arc::clone(received), Arc::clone(received));
     let done = move |id, registered| {
+        let mut registered = Some(registered);
         done.send_modify(|received| {
             if let Some(mapped) = received.segments.get_mut(&id) {
-                mapped.registration = Some(registered);
+                mapped.registration = registered.take();
             }
         });
+        // It was retired meanwhile: ended here, outside of the lock.
+        drop(registered);
     };
     let over = move || {
         let mut ended = Vec::new();

@@ -1,8 +1,10 @@
-//! The control verbs: prefetch, stat, list, pin, unpin, evict, verify, pack, explain, trace, status.
+//! The control verbs: prefetch, stat, list, pin, unpin, evict, verify, pack, resize, explain, trace,
+//! status.
 
 use forebay_proto::model::{
     CachedCheckpoint, DaemonStatus, Evicted, Explanation, Malformed, Manifest, ManifestBuilder,
-    PackEvent, Pinned, PrefetchEvent, StatSummary, TraceHead, TraceSpan, Unpinned, VerifyEvent,
+    PackEvent, Pinned, PrefetchEvent, ResizeEvent, StatSummary, TraceHead, TraceSpan, Unpinned,
+    VerifyEvent,
 };
 use forebay_proto::{Placement, pb};
 use tonic::{Response, Status, Streaming};
@@ -131,6 +133,15 @@ impl Client {
         Ok(Trace { head: TraceHead::receive(head)?, spans })
     }
 
+    /// Gives the RAM tier another size, in bytes, until the daemon ends or this is called again.
+    /// The size holds at once; what is waited for is that memory is had, or given back. A deadline,
+    /// or dropping the result, ends the waiting only. A size that cannot be is `BAD_REQUEST`.
+    pub async fn resize_ram(&self, bytes: u64) -> Result<Resize, ClientError> {
+        let message = pb::ResizeRamRequest { bytes };
+        let call = self.call(message, async |mut grpc, call| grpc.resize_ram(call).await);
+        Ok(Resize(Events::new(self, call.await?)))
+    }
+
     /// Tiers, loads, queues, origins.
     pub async fn status(&self) -> Result<DaemonStatus, ClientError> {
         let message = pb::StatusRequest {};
@@ -228,6 +239,20 @@ impl Pack {
         let Some(response) = self.0.next("PackResponse").await? else { return Ok(None) };
         let event = PackEvent::receive(response)?;
         self.0.is_over = matches!(event, PackEvent::Report(_));
+        Ok(Some(event))
+    }
+}
+
+/// A running change of the RAM tier's size. Dropped, it goes on.
+#[derive(Debug)]
+pub struct Resize(Events<pb::ResizeRamResponse>);
+
+impl Resize {
+    /// How far it is, then the report, then none.
+    pub async fn next(&mut self) -> Result<Option<ResizeEvent>, ClientError> {
+        let Some(response) = self.0.next("ResizeRamResponse").await? else { return Ok(None) };
+        let event = ResizeEvent::receive(response)?;
+        self.0.is_over = matches!(event, ResizeEvent::Report(_));
         Ok(Some(event))
     }
 }

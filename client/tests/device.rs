@@ -6,10 +6,12 @@ mod fake;
 use std::sync::Arc;
 
 use forebay_client::{
-    Client, Device, DeviceTensor, Endpoint, FakeDevice, HostDevice, Layout, LoadRequest, Placement,
-    Reason, Shard, Target, blocking,
+    Client, CopyStream, Device, DeviceError, DeviceInfo, DeviceMemory, DeviceTensor, Endpoint,
+    FakeDevice, HostDevice, Layout, LoadRequest, Placement, Reason, Shard, Target, blocking,
 };
+use forebay_device::Registration;
 use forebay_proto::pb;
+use forebay_shm::SegmentMap;
 
 use fake::{Fake, Fault, Script};
 
@@ -265,6 +267,136 @@ async fn segments_are_registered_once_and_until_the_session_ends() {
     }
     assert_eq!((device.registrations(), fake.seen().segments_sent), (2, 2));
     drop(client);
+    assert_eq!(device.registrations(), 0);
+}
+
+#[tokio::test]
+async fn a_retired_segment_is_unregistered_and_unmapped_and_later_loads_do_without() {
+    let fake = Fake::start(checkpoint().slots(4));
+    let device = device(FAST);
+    let client = connect(&fake, &device).await;
+    for (left, retired) in [(2, vec![]), (1, vec![0])] {
+        let load = client.load(everything()).await.unwrap();
+        let resident = load.to_device(Layout::PerObject).unwrap().finish().await.unwrap();
+        let tensor = resident.tensors.iter().find(|tensor| tensor.name == "matrix").unwrap();
+        assert_eq!(bytes_on(&device, tensor), stored(&checkpoint(), "matrix").1);
+        assert_eq!((device.registrations(), fake.seen().retired), (left, retired));
+        if left == 2 {
+            fake.retire(0).await;
+            fake.until(|seen| seen.retired == [0]).await;
+            assert_eq!(device.registrations(), 1, "unregistered before it is unmapped");
+        }
+    }
+    // One that it does not know, or no more.
+    fake.retire(0).await;
+    fake.until(|seen| seen.retired == [0, 0]).await;
+    assert_eq!((fake.seen().retires, fake.seen().hellos), (vec![true], 1));
+}
+
+#[tokio::test]
+async fn a_retired_segment_lasts_as_long_as_copies_of_it() {
+    let fake = Fake::start(checkpoint().slots(2));
+    // A copy of a chunk takes some 160 ms.
+    let device = device(SLOW / 10.0);
+    let client = connect(&fake, &device).await;
+    let mut load = client.load(everything().tensors(["in-one"])).await.unwrap();
+    let tensor = load.next_tensor().await.unwrap().unwrap();
+    let memory = Arc::new(device.allocate(CHUNK as u64).unwrap());
+    let stream = device.stream().unwrap();
+    let copy = tensor.copy_to(stream.as_ref(), &memory, 0).unwrap();
+    // Told too early: the slot is being copied.
+    fake.retire(0).await;
+    drop(tensor);
+    client.status().await.unwrap();
+    assert_eq!((device.registrations(), fake.seen().retired.len()), (1, 0));
+    copy.wait(stream.as_ref()).unwrap();
+    fake.until(|seen| seen.retired == [0]).await;
+    assert_eq!(device.registrations(), 0);
+    let copied = device.read(&memory, 0..CHUNK as u64 - 15).unwrap();
+    assert_eq!(copied, stored(&checkpoint(), "in-one").1);
+    load.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn bytes_of_a_retired_segment_can_be_read_until_they_are_released() {
+    let script = Script::of(&[("a", 2 * CHUNK)]).slots(2);
+    let fake = Fake::start(script);
+    let client = Client::connect(Endpoint::parse(&fake.endpoint()).unwrap()).await.unwrap();
+    let mut load = client.load(everything()).await.unwrap();
+    let mut chunks = Vec::new();
+    while let Some(chunk) = load.next_chunk().await.unwrap() {
+        chunks.push(chunk);
+    }
+    fake.retire(0).await;
+    // A second one is answered behind the first.
+    let other = client.load(everything()).await.map(drop);
+    assert!(other.is_ok() && fake.seen().retired.is_empty());
+    for chunk in chunks.drain(..) {
+        let extent = chunk.extents().next().unwrap();
+        let at = usize::try_from(extent.offset()).unwrap();
+        assert_eq!(extent.bytes(), &fake.object(0)[at..at + extent.bytes().len()]);
+        assert!(fake.seen().retired.is_empty());
+    }
+    fake.until(|seen| seen.retired == [0]).await;
+    fake.until_leased(0).await;
+}
+
+/// A device that takes as long to register as a test wants.
+#[derive(Debug)]
+struct Gated {
+    device: Arc<FakeDevice>,
+    begun: tokio::sync::Notify,
+    gate: std::sync::Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl Device for Gated {
+    fn info(&self) -> &DeviceInfo {
+        self.device.info()
+    }
+
+    fn register(&self, segment: &Arc<SegmentMap>) -> Result<Registration, DeviceError> {
+        self.begun.notify_one();
+        self.gate.lock().expect("no panic").recv().ok();
+        self.device.register(segment)
+    }
+
+    fn allocate(&self, bytes: u64) -> Result<DeviceMemory, DeviceError> {
+        self.device.allocate(bytes)
+    }
+
+    fn stream(&self) -> Result<Box<dyn CopyStream>, DeviceError> {
+        self.device.stream()
+    }
+}
+
+#[tokio::test]
+async fn what_is_retired_before_it_is_registered_is_unregistered_at_once() {
+    let fake = Fake::start(checkpoint().slots(4));
+    let (open, gate) = std::sync::mpsc::channel();
+    let (device, begun) = (device(FAST), tokio::sync::Notify::new());
+    let gated = Arc::new(Gated { device: Arc::clone(&device), begun, gate: gate.into() });
+    let client = Client::connect(Endpoint::parse(&fake.endpoint()).unwrap()).await.unwrap();
+    let client = client.with_device(Arc::clone(&gated) as Arc<dyn Device>);
+    let load = client.load(everything().tensors(["matrix"])).await.unwrap();
+    let mut load = load.to_device(Layout::PerObject).unwrap();
+    // Of the segments of the first grants one is being registered, the other one waits.
+    let mut next = Box::pin(load.next());
+    tokio::select! {
+        outcome = &mut next => panic!("{outcome:?}"),
+        () = fake.until(|seen| seen.segments_sent == 2) => {}
+    }
+    gated.begun.notified().await;
+    assert!(futures::poll!(&mut next).is_pending());
+    // Told too early. The one that waits goes unregistered, the other one when the driver is done.
+    fake.retire(0).await;
+    fake.retire(1).await;
+    fake.until(|seen| seen.retired.len() == 1).await;
+    open.send(()).unwrap();
+    let error = next.as_mut().await.unwrap_err();
+    drop(next);
+    assert!(error.to_string().contains("never came"), "{error}");
+    drop((load, client));
+    fake.until_leased(0).await;
     assert_eq!(device.registrations(), 0);
 }
 

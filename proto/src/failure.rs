@@ -221,6 +221,8 @@ reasons! {
     DestinationInUse = "DESTINATION_IN_USE", FailedPrecondition, "give another destination, or clear this one";
     /// Another stream opened the same load id.
     Superseded = "SUPERSEDED", FailedPrecondition, "use the newer stream, or another load id";
+    /// Another call set another size of the RAM tier.
+    ResizeSuperseded = "RESIZE_SUPERSEDED", FailedPrecondition, "see `forebay status` for the size that holds now";
     /// Bytes do not match their digest.
     DigestMismatch = "DIGEST_MISMATCH", DataLoss, "compare the object with its source";
     /// The origin keeps sending fewer bytes than it declares.

@@ -7,8 +7,8 @@ use crate::pb;
 /// A packet, at most.
 pub const PACKET_BYTES_MAX: usize = 4096;
 
-/// Leases that one release packet names, at most: an id takes ten bytes at most.
-pub const RELEASES_PER_PACKET: usize = 256;
+/// Leases, or segments, that one packet names, at most: an id takes ten bytes at most.
+pub const IDS_PER_PACKET: usize = 256;
 
 /// The file name of the descriptor socket, beside the gRPC socket.
 pub const SOCKET_NAME: &str = "handoff.sock";
@@ -36,12 +36,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_release_fits_a_packet() {
-        let lease_ids = vec![u64::MAX; RELEASES_PER_PACKET];
-        let event = pb::handoff_message::Event::Release(pb::Release { lease_ids });
-        let packet = encode(event.clone());
-        assert!(packet.len() <= PACKET_BYTES_MAX);
-        assert_eq!(decode(&packet), Ok(event));
+    fn a_full_packet_fits() {
+        let ids = vec![u64::MAX; IDS_PER_PACKET];
+        for event in [
+            pb::handoff_message::Event::Release(pb::Release { lease_ids: ids.clone() }),
+            pb::handoff_message::Event::Retire(pb::Retire { segment_ids: ids.clone() }),
+            pb::handoff_message::Event::Retired(pb::Retired { segment_ids: ids.clone() }),
+        ] {
+            let packet = encode(event.clone());
+            assert!(packet.len() <= PACKET_BYTES_MAX);
+            assert_eq!(decode(&packet), Ok(event));
+        }
+    }
+
+    #[test]
+    fn a_hello_of_before_retirement_says_that_it_cannot() {
+        // Field 1 of the message, field 1 of the hello: three bytes of a token.
+        let decoded = decode(&[0x0a, 5, 0x0a, 3, 1, 2, 3]).unwrap();
+        let session = vec![1, 2, 3].into();
+        let hello = pb::Hello { session, retires: false };
+        assert_eq!(decoded, pb::handoff_message::Event::Hello(hello));
     }
 
     #[test]

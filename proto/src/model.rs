@@ -7,6 +7,7 @@
 //!
 //! * [`Opened`], [`Manifest`], [`Grant`]: one load, in the order in which it speaks.
 //! * [`Report`], [`PrefetchEvent`]: how it went. [`PackEvent`]: how a pack did.
+//!   [`ResizeEvent`]: how the RAM tier changes its size.
 //! * [`Explanation`], [`TraceHead`], [`TraceSpan`]: where its time went.
 //! * [`StatSummary`], [`CachedCheckpoint`], [`Pinned`], [`Evicted`], [`VerifyEvent`],
 //!   [`DaemonStatus`]: the control verbs.
@@ -18,6 +19,7 @@ mod manifest;
 mod numa;
 mod pack;
 mod report;
+mod resize;
 mod status;
 
 use std::fmt;
@@ -41,6 +43,7 @@ pub use report::{
     DeviceUse, IdleTime, PathStep, PlacementReport, PrefetchEvent, PrefetchProgress, Report,
     StageTime, VerifiedObjects,
 };
+pub use resize::{ResizeEvent, ResizeProgress, ResizeReport};
 pub use status::{
     AddressStatus, DaemonStatus, EndpointStatus, LoadStatus, NameStatus, NvmeStatus, OriginStatus,
     QueueStatus, RamStatus,

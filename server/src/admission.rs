@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use forebay_proto::{Failure, Reason};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use queue::{Decision, Limits, Queue, Refusal, Ticket};
@@ -116,6 +116,8 @@ pub(crate) struct Admission {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
+    /// Whoever takes tokens away may have all of them now.
+    paid: Notify,
 }
 
 #[derive(Debug)]
@@ -150,7 +152,8 @@ impl Admission {
             out: 0,
             lent: 0,
         };
-        Self { shared: Arc::new(Shared { state: Mutex::new(state) }), stall }
+        let shared = Shared { state: Mutex::new(state), paid: Notify::new() };
+        Self { shared: Arc::new(shared), stall }
     }
 
     /// The pool has `slots` more.
@@ -158,6 +161,23 @@ impl Admission {
         let mut state = self.shared.lock();
         state.queue.grow(slots);
         state.dispatch();
+    }
+
+    /// Takes the tokens of so many slots away, as they come free and before anybody else gets one.
+    /// One call at a time. Dropped, like its result, it gives back what it has.
+    pub(crate) async fn withdraw(&self, slots: usize) -> Withdrawn {
+        let withdrawn = Withdrawn { shared: Arc::clone(&self.shared) };
+        self.shared.lock().queue.withdraw(slots);
+        while self.shared.lock().queue.owed() > 0 {
+            // It keeps one notification: what comes between look and wait is not missed.
+            self.shared.paid.notified().await;
+        }
+        withdrawn
+    }
+
+    /// Tokens that are to be taken away and have not come free yet.
+    pub(crate) fn owed(&self) -> usize {
+        self.shared.lock().queue.owed()
     }
 
     /// Refuses every load from now on, and those that wait.
@@ -255,6 +275,8 @@ impl Shared {
         state.queue.give_back(ticket);
         state.moved = Instant::now();
         state.dispatch();
+        drop(state);
+        self.paid.notify_one();
     }
 }
 
@@ -379,6 +401,30 @@ impl Drop for AdmissionPermit {
         state.over(self.ticket);
         state.moved = Instant::now();
         state.dispatch();
+        drop(state);
+        self.shared.paid.notify_one();
+    }
+}
+
+/// Tokens that were taken away, and nobody has. Dropped, they are free again.
+#[derive(Debug)]
+#[must_use = "dropped, the tokens are free again"]
+pub(crate) struct Withdrawn {
+    shared: Arc<Shared>,
+}
+
+impl Withdrawn {
+    /// Their slots are out of use: they are gone for good.
+    pub(crate) fn spend(self) {
+        self.shared.lock().queue.withdrawn();
+    }
+}
+
+impl Drop for Withdrawn {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.queue.keep();
+        state.dispatch();
     }
 }
 
@@ -400,6 +446,8 @@ impl Drop for Wish<'_> {
             state.queue.give_back(self.permit.ticket);
         }
         state.dispatch();
+        drop(state);
+        self.permit.shared.paid.notify_one();
     }
 }
 
@@ -524,6 +572,33 @@ mod tests {
         }
         drop(streaming);
         drop(waiting.await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pool_shrinks_behind_its_loads_which_go_on() {
+        let admission = admission(4);
+        let load = admit(&admission, "a").await;
+        let (first, second) = (load.slot().await.unwrap(), load.slot().await.unwrap());
+        {
+            let given_up = admission.withdraw(3);
+            tokio::pin!(given_up);
+            assert!(futures::poll!(&mut given_up).is_pending());
+            assert_eq!(admission.owed(), 1);
+        }
+        assert_eq!(admission.owed(), 0);
+        drop(load.slot().await.unwrap());
+        let shrinking = admission.withdraw(3);
+        tokio::pin!(shrinking);
+        assert!(futures::poll!(&mut shrinking).is_pending());
+        drop(first);
+        shrinking.await.spend();
+        // One slot is left, which it owns.
+        let wish = load.slot();
+        tokio::pin!(wish);
+        assert!(futures::poll!(&mut wish).is_pending());
+        drop(second);
+        drop(wish.await.unwrap());
+        assert_eq!(load.window_slots(), 1);
     }
 
     #[tokio::test(start_paused = true)]

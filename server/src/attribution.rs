@@ -10,6 +10,7 @@
 //! Pure: spans and differences of counters in, charges out. Pieces have no overlap and leave no
 //! hole, so the causes sum to the gaps.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -26,6 +27,9 @@ const RUN_QUEUE_SHARE: f64 = 0.2;
 
 /// How long after the origin said "slow down" our own restraint is its doing.
 const RESTRAINT: Duration = Duration::from_secs(10);
+
+/// A load that has no longer gaps is asked about as a whole: nobody looks more often.
+const SHORT: Duration = Duration::from_millis(25);
 
 /// Charges that are kept one by one; beyond that the shortest are only in the sums.
 const CHARGES_MAX: usize = 4096;
@@ -120,6 +124,8 @@ impl Cause {
 pub(crate) struct Troubles {
     /// Between the two looks, which lie around the stretch.
     pub(crate) over: Duration,
+    /// For whatever lies within this the answer is the same; none if a better one may be had.
+    pub(crate) same_within: Option<(Instant, Instant)>,
     /// The daemon's group was kept off the CPUs by its quota; none where nothing tells.
     pub(crate) throttled: Option<Duration>,
     /// The daemon's threads waited for a CPU, and ran, all together; none where nothing tells.
@@ -177,6 +183,27 @@ impl Charge {
     }
 }
 
+/// Time by stage: waiting, and being worked on.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct StageSums([[Duration; 2]; Stage::ALL.len()]);
+
+impl StageSums {
+    fn add(&mut self, span: &Span) {
+        if let Some(sums) = self.0.get_mut(span.stage as usize) {
+            sums[span.kind as usize] += span.length();
+        }
+    }
+
+    /// Those that are not zero, in the order of a load.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Stage, Kind, Duration)> {
+        let sums = Stage::ALL.into_iter().zip(&self.0);
+        let both = sums.flat_map(|(stage, [queue, service])| {
+            [(stage, Kind::Queue, *queue), (stage, Kind::Service, *service)]
+        });
+        both.filter(|(.., time)| !time.is_zero())
+    }
+}
+
 /// What there is of evidence for one cause.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct CauseTotal {
@@ -190,7 +217,7 @@ pub(crate) struct CauseTotal {
     /// have said otherwise.
     pub(crate) confidence: f64,
     /// What it rests on, by stage of the load.
-    pub(crate) stages: BTreeMap<(Stage, Kind), Duration>,
+    pub(crate) stages: StageSums,
     /// Segments that came out of order, or were sent again.
     pub(crate) lost_segments: u64,
     /// KiB of files that were not in the page cache.
@@ -236,19 +263,24 @@ pub(crate) fn attribute(
     paths: &Paths<'_>,
     host: &dyn HostTroubles,
 ) -> Attribution {
-    let context = Context { throttles: paths.throttles(), far: paths.far_shares(), host };
-    let mut books = Books::default();
+    let context = Context {
+        throttles: paths.throttles(),
+        far: paths.far_shares(),
+        host: Asked::about(gaps, host),
+    };
+    let (mut books, mut path) = (Books::default(), Vec::new());
     for (from, to) in gaps.iter().copied().filter(|(from, to)| from < to) {
         books.gaps += 1;
-        match paths.to_copy(from, to) {
-            Some(path) => books.path(&path.segments, (from, to), &context),
-            // It had what to copy, and did not.
-            None if paths.is_held(from, to) => {
+        if !paths.to_copy((from, to), &mut path) {
+            if paths.is_held(from, to) {
+                // It had what to copy, and did not.
                 let span = Span::new(Stage::ClientAck, Kind::Service, from, to);
                 books.piece(&span, &context);
+                continue;
             }
-            None => books.path(&paths.to_nothing(from, to).segments, (from, to), &context),
+            paths.to_nothing((from, to), &mut path);
         }
+        books.path(&path, (from, to), &context);
     }
     books.close()
 }
@@ -259,7 +291,40 @@ struct Context<'a> {
     throttles: Vec<(Instant, Instant)>,
     /// By stage: the share of the time that work on another node's memory took more than on its own.
     far: BTreeMap<Stage, f64>,
+    host: Asked<'a>,
+}
+
+/// What the machine went through, asked for as seldom as it makes a difference.
+struct Asked<'a> {
     host: &'a dyn HostTroubles,
+    /// The answer for all of a load that was shorter than a look takes to come round.
+    whole: Option<Option<Troubles>>,
+    /// The last answer, which is the same for whatever lies within it.
+    last: Cell<Option<Troubles>>,
+}
+
+impl<'a> Asked<'a> {
+    fn about(gaps: &[(Instant, Instant)], host: &'a dyn HostTroubles) -> Self {
+        let all = gaps.first().zip(gaps.last()).map(|((from, _), (_, to))| (*from, *to));
+        let short = all.filter(|(from, to)| *to - *from <= SHORT);
+        let whole = short.map(|(from, to)| host.between(from, to));
+        Self { host, whole, last: Cell::new(None) }
+    }
+
+    fn between(&self, from: Instant, to: Instant) -> Option<Troubles> {
+        if let Some(whole) = self.whole {
+            return whole;
+        }
+        let known = self.last.get().filter(|known| {
+            known.same_within.is_some_and(|(begin, end)| begin <= from && to <= end)
+        });
+        if known.is_some() {
+            return known;
+        }
+        let told = self.host.between(from, to);
+        self.last.set(told);
+        told
+    }
 }
 
 impl Context<'_> {
@@ -311,11 +376,28 @@ fn is_ours(span: &Span) -> bool {
     }
 }
 
-#[derive(Default)]
 struct Books {
     gaps: u64,
     charges: Vec<Charge>,
-    totals: BTreeMap<Cause, CauseTotal>,
+    /// By cause.
+    totals: [CauseTotal; Cause::ALL.len()],
+}
+
+impl Default for Books {
+    fn default() -> Self {
+        let totals = Cause::ALL.map(|cause| CauseTotal {
+            cause,
+            time: Duration::ZERO,
+            longest: Duration::ZERO,
+            confidence: 0.0,
+            stages: StageSums::default(),
+            lost_segments: 0,
+            cold_kib: 0,
+            throttled: Duration::ZERO,
+            run_queue: Duration::ZERO,
+        });
+        Self { gaps: 0, charges: Vec::new(), totals }
+    }
 }
 
 impl Books {
@@ -340,9 +422,13 @@ impl Books {
         if let Some(troubles) = &troubles {
             let starved = is_ours(span) && troubles.run_queue_share() > RUN_QUEUE_SHARE;
             if troubles.throttled_share() > THROTTLED_SHARE || starved {
+                // The two looks lie around the piece, and maybe around others.
+                let part = share(span.length(), troubles.over);
+                let throttled = troubles.throttled.unwrap_or_default().min(troubles.over);
+                let run_queue = troubles.run_queue.map_or(Duration::ZERO, |(wait, _)| wait);
                 let total = self.book(Cause::CpuThrottle, span, 1.0);
-                total.throttled += troubles.throttled.unwrap_or_default().min(troubles.over);
-                total.run_queue += troubles.run_queue.map_or(Duration::ZERO, |(wait, _)| wait);
+                total.throttled += throttled.mul_f64(part);
+                total.run_queue += run_queue.mul_f64(part);
                 return;
             }
         }
@@ -369,7 +455,7 @@ impl Books {
         self.charge(cause, span.start, span.end);
         let sure = if cause == Cause::Unknown { 0.0 } else { sure };
         let total = self.total(cause, span.length(), sure);
-        *total.stages.entry((span.stage, span.kind)).or_default() += span.length();
+        total.stages.add(span);
         match span.clue {
             Clue::Lost(segments) => total.lost_segments += u64::from(segments),
             Clue::Cold(kib) => total.cold_kib += u64::from(kib),
@@ -388,17 +474,7 @@ impl Books {
 
     /// The confidence is a sum over the time until the books are closed.
     fn total(&mut self, cause: Cause, time: Duration, sure: f64) -> &mut CauseTotal {
-        let total = self.totals.entry(cause).or_insert_with(|| CauseTotal {
-            cause,
-            time: Duration::ZERO,
-            longest: Duration::ZERO,
-            confidence: 0.0,
-            stages: BTreeMap::new(),
-            lost_segments: 0,
-            cold_kib: 0,
-            throttled: Duration::ZERO,
-            run_queue: Duration::ZERO,
-        });
+        let total = &mut self.totals[cause as usize];
         total.time += time;
         total.confidence += sure * time.as_secs_f64();
         total
@@ -407,9 +483,8 @@ impl Books {
     fn close(self) -> Attribution {
         let Self { gaps, mut charges, mut totals } = self;
         for charge in &charges {
-            if let Some(total) = totals.get_mut(&charge.cause) {
-                total.longest = total.longest.max(charge.length());
-            }
+            let total = &mut totals[charge.cause as usize];
+            total.longest = total.longest.max(charge.length());
         }
         if charges.len() > CHARGES_MAX {
             charges.sort_by_key(|charge| std::cmp::Reverse(charge.length()));
@@ -417,7 +492,7 @@ impl Books {
             charges.sort_by_key(|charge| charge.from);
         }
         let mut causes: Vec<CauseTotal> =
-            totals.into_values().filter(|total| !total.time.is_zero()).collect();
+            totals.into_iter().filter(|total| !total.time.is_zero()).collect();
         for total in &mut causes {
             total.confidence /= total.time.as_secs_f64();
         }

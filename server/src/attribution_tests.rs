@@ -76,7 +76,12 @@ impl HostTroubles for Always {
 }
 
 fn quiet() -> Always {
-    Always(Troubles { over: ALL, throttled: Some(ms(0)), run_queue: Some((ms(1), ms(50))) })
+    Always(Troubles {
+        over: ALL,
+        same_within: None,
+        throttled: Some(ms(0)),
+        run_queue: Some((ms(1), ms(50))),
+    })
 }
 
 #[test]
@@ -199,7 +204,8 @@ fn our_own_restraint_after_a_throttle_is_the_origin_s_doing() {
 fn a_quota_takes_everything_and_a_full_run_queue_what_is_ours() {
     let throttled = Troubles { throttled: Some(ms(30)), ..quiet().0 };
     let starved = Troubles { run_queue: Some((ms(40), ms(60))), ..quiet().0 };
-    let little = Troubles { throttled: Some(ms(19)), run_queue: Some((ms(19), ms(81))), over: ALL };
+    let little =
+        Troubles { throttled: Some(ms(19)), run_queue: Some((ms(19), ms(81))), ..quiet().0 };
     for (stage, clue, troubles, cause) in [
         (Stage::Decompress, Clue::None, throttled, Cause::CpuThrottle),
         (Stage::Ttfb, Clue::None, throttled, Cause::CpuThrottle),
@@ -212,6 +218,10 @@ fn a_quota_takes_everything_and_a_full_run_queue_what_is_ours() {
         let done = scene.charged(&[(0, 90)], &Always(troubles));
         assert_eq!(done.causes[0].cause, cause, "{stage:?} {troubles:?}");
         assert_eq!(done.causes.len(), 1);
+        if cause == Cause::CpuThrottle {
+            let throttled = troubles.throttled.unwrap().mul_f64(0.9);
+            assert_eq!(done.causes[0].throttled, throttled, "90 of the 100 ms between the looks");
+        }
     }
 }
 

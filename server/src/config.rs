@@ -34,7 +34,7 @@ use size::{Size, parse_duration, show_bytes};
 const CHUNK_BYTES: u64 = 8 << 20;
 
 /// Slots the RAM tier has at least: one to read while one is filled.
-const SLOTS_MIN: u64 = 2;
+pub(crate) const SLOTS_MIN: u64 = 2;
 
 /// Share of the host's memory the RAM tier takes by default.
 const RAM_DEFAULT: Size = Size::Percent(25);
@@ -90,6 +90,8 @@ pub struct Settings {
     pub(crate) sockets: Vec<PathBuf>,
     pub(crate) cache_dir: Option<PathBuf>,
     pub(crate) ram_bytes: u64,
+    /// What the host or the cgroup allows; 0 if that is not known.
+    pub(crate) ram_bytes_max: u64,
     /// How large the NVMe tier may be; none if it is off.
     pub(crate) nvme: Option<Budget>,
     pub(crate) nvme_engine: Preference,
@@ -99,6 +101,8 @@ pub struct Settings {
     pub(crate) allow_uids: Vec<u32>,
     pub(crate) chunk_bytes: u64,
     pub(crate) lock_memory: bool,
+    /// Look at the machine and at sockets while loads run.
+    pub(crate) evidence: bool,
     pub(crate) max_loads: usize,
     pub(crate) max_queue: usize,
     pub(crate) deadline: Duration,
@@ -173,6 +177,7 @@ impl Settings {
             sockets: take.sockets()?,
             cache_dir: take.cache_dir(),
             ram_bytes: take.ram_bytes(chunk_bytes)?,
+            ram_bytes_max: host.memory_bytes,
             nvme: take.nvme()?,
             nvme_engine: take.nvme_engine()?,
             scrub_bytes_per_second: take.scrub()?,
@@ -181,6 +186,7 @@ impl Settings {
             allow_uids: take.allow_uids()?,
             chunk_bytes,
             lock_memory: take.truth("lock_memory", true)?,
+            evidence: take.truth("evidence", true)?,
             max_loads: take.count("max_loads", LOADS_MAX)?,
             max_queue: take.count("max_queue", QUEUE_MAX)?,
             deadline: take.duration("deadline", DEADLINE)?,
@@ -506,6 +512,7 @@ impl fmt::Display for Settings {
         writeln!(f, "allow_uids = {:?}", self.allow_uids)?;
         writeln!(f, "chunk = \"{}\"", show_bytes(self.chunk_bytes))?;
         writeln!(f, "lock_memory = {}", self.lock_memory)?;
+        writeln!(f, "evidence = {}", self.evidence)?;
         writeln!(f, "max_loads = {}", self.max_loads)?;
         writeln!(f, "max_queue = {}", self.max_queue)?;
         writeln!(f, "connections = {}", self.origins.engine.limit_max)?;
@@ -667,7 +674,7 @@ mod tests {
     fn every_key_is_taken_and_what_is_shown_reads_back() {
         let file = "listen = [\"unix:///a/b.sock\"]\ncache_dir = \"/c\"\nram = \"1GiB\"\nnvme = \"70%\"\n\
             nvme_engine = \"threads\"\nscrub_bytes_per_second = \"1MiB\"\n\
-            metrics = \"off\"\nlog = \"json\"\nallow_uids = [5]\nchunk = \"1MiB\"\nlock_memory = false\n\
+            metrics = \"off\"\nlog = \"json\"\nallow_uids = [5]\nchunk = \"1MiB\"\nlock_memory = false\nevidence = false\n\
             max_loads = 2\nmax_queue = 3\nconnections = 4\ndeadline = \"5s\"\ndeadline_max = \"6s\"\n\
             no_progress = \"7s\"\ndrain = \"8s\"\nfirst_byte_timeout = \"9s\"\nbody_idle_timeout = \"10s\"\n\
             trace_origins = true\notlp_endpoint = \"off\"\nworkloads = [\"serving\", \"training\"]\n\

@@ -1,7 +1,7 @@
 //! Builds the daemon, serves, and takes it down again.
 //!
-//! Start: sockets' folder and its lock, cache directory, RAM tier (its first segment; a thread
-//! makes the rest), stages, sockets, then one log line and `READY=1`. Nothing touches an origin
+//! Start: sockets' folder and its lock, cache directory, RAM tier (its first segment; a task has
+//! the rest made), stages, sockets, then one log line and `READY=1`. Nothing touches an origin
 //! before a load does. What cannot be had without being essential degrades the daemon and is said
 //! in the log, in `Status` and in a metric.
 //!
@@ -17,11 +17,10 @@ mod vitals;
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use clap::Parser;
 use forebay_io::SysfsTopology;
-use forebay_origin::{AheadResolver, DnsSettings, Origins, Resolve};
+use forebay_origin::{AheadResolver, DnsSettings, NoEvidence, Origins, Resolve, SocketEvidence};
 use forebay_proto::ErrorKind;
 use forebay_proto::pb::forebay_server::ForebayServer;
 use tokio::net::TcpListener;
@@ -36,7 +35,7 @@ use tonic_health::server::{HealthReporter, health_reporter};
 
 use crate::admission::Admission;
 use crate::admission::queue::Limits;
-use crate::config::{ConfigError, Flags, Settings};
+use crate::config::{self, ConfigError, Flags, Settings};
 use crate::cpu::{NodeWorkers, Workers};
 use crate::decode::Decoder;
 use crate::evidence::{CachePlace, Evidence, KernelEvidence, ProcEvidence, Roots};
@@ -52,7 +51,7 @@ use crate::nvme::NvmeTier;
 use crate::otlp::Exporter;
 use crate::pack::Packer;
 use crate::ram::RamTier;
-use crate::ram::pool::Pool;
+use crate::resize::{Bounds, Resizer};
 use crate::resolve::{HeaderCache, KnownDigests, Resolver};
 use crate::rpc::serve::Face;
 use crate::rpc::{Service, Shared};
@@ -175,8 +174,6 @@ struct Daemon {
     settings: Settings,
     stages: Arc<Stages>,
     origins: Arc<Origins>,
-    pool: Arc<Pool>,
-    growth: JoinHandle<()>,
     places: Places,
     _cache: Option<CacheDir>,
     nvme_tasks: TaskTracker,
@@ -204,16 +201,16 @@ impl Daemon {
         let (records, cache) = tiers::open_cache(&settings, &mut degraded)?;
         let (numa, workers) = survey(&mut degraded)?;
         let pool = tiers::make_pool(&settings, descriptors, numa.plan())?;
-        let ram = Arc::new(RamTier::new(Arc::clone(&pool), metrics::ram()));
+        let ram = Arc::new(RamTier::new(pool, metrics::ram()));
         let (resolver, origins) = open_origins(&settings)?;
-        let flights = TaskTracker::new();
-        let nvme_tasks = TaskTracker::new();
+        let (flights, nvme_tasks) = (TaskTracker::new(), TaskTracker::new());
         let under = (cache.as_ref(), &ram, &workers, &nvme_tasks);
         let nvme = tiers::open_nvme(&settings, under, &mut degraded);
         let parts =
             Parts { origins: &origins, records, flights: &flights, ram, nvme, numa, workers };
-        let stages = build_stages(&settings, parts, open_evidence(cache.as_ref()))?;
+        let stages = build_stages(&settings, parts, open_evidence(&settings, cache.as_ref()))?;
         let sessions = Arc::<Sessions>::default();
+        let resizer = resizer(&settings, &stages, &sessions)?;
         let packer = Packer::start(Arc::clone(&origins))
             .map_err(DaemonError::system("start the pack workers"))?;
         let closing = CancellationToken::new();
@@ -226,6 +223,7 @@ impl Daemon {
             origins: Arc::clone(&origins),
             packer,
             exporter: exporter.transpose().map_err(DaemonError::Internal)?,
+            resizer: Arc::new(resizer),
             resolver,
             tasks: TaskTracker::new(),
             handoffs: TaskTracker::new(),
@@ -238,12 +236,10 @@ impl Daemon {
             workloads: settings.workloads.clone(),
         });
         shared.degraded.iter().for_each(|what| tracing::warn!("degraded: {what}"));
-        let growth = grow(&pool, &stages)?;
-
         let (health, health_service) = health_reporter();
         let routes = routes(&shared, health_service)?;
         let face = Face { routes, allow_uids: Arc::new(settings.allow_uids.clone()) };
-        watch(&mut listeners, &stages.evidence, &closing);
+        watch(&mut listeners, &shared, &closing);
         places.serve(&mut listeners, &shared, &face, &closing)?;
         let metrics_at = serve_metrics(&settings, &mut listeners, &shared, recorder).await?;
         set_health(&health, ServingStatus::Serving).await;
@@ -251,8 +247,6 @@ impl Daemon {
         Ok(Self {
             stages,
             origins,
-            pool,
-            growth,
             places,
             _cache: cache,
             nvme_tasks,
@@ -293,7 +287,6 @@ impl Daemon {
     /// What waits to be stored has until `limit` for that, or until another signal.
     async fn take_down(mut self, limit: Instant) -> Result<(), DaemonError> {
         self.stop.cancel();
-        self.pool.stop_growing();
         self.streams.wait().await;
         // Connections send what their streams ended with; a client that does not read is cut.
         self.closing.cancel();
@@ -316,9 +309,6 @@ impl Daemon {
             tracing::warn!("the disk of the NVMe tier does not answer; its tasks are left behind");
         }
         drop(self.places);
-        if self.growth.join().is_err() {
-            return Err(DaemonError::Internal("the thread that grows the pool panicked".into()));
-        }
         tracing::info!("stopped");
         Ok(())
     }
@@ -334,7 +324,10 @@ fn survey(degraded: &mut Vec<String>) -> Result<(Arc<Numa>, Arc<NodeWorkers>), D
 }
 
 /// The looks at this machine, and at the disk below the cache directory.
-fn open_evidence(cache: Option<&CacheDir>) -> Arc<Evidence> {
+fn open_evidence(settings: &Settings, cache: Option<&CacheDir>) -> Arc<Evidence> {
+    if !settings.evidence {
+        return Arc::new(Evidence::off());
+    }
     let place = cache.and_then(|cache| CachePlace::of(cache.path()).ok());
     let host = ProcEvidence::open(Roots::system(), place.as_ref());
     Arc::new(Evidence::new(Arc::new(host)))
@@ -358,9 +351,13 @@ fn open_origins(settings: &Settings) -> Result<(Arc<AheadResolver>, Arc<Origins>
     let resolver = Arc::new(AheadResolver::start(DnsSettings::default(), &runtime));
     resolver.prime(settings.origin_hosts().iter().map(String::as_str));
     let shared: Arc<dyn Resolve> = Arc::clone(&resolver) as _;
+    let sockets: Arc<dyn SocketEvidence> = match settings.evidence {
+        true => Arc::new(KernelEvidence),
+        false => Arc::new(NoEvidence),
+    };
     let origins = Origins::new(settings.origins.clone(), shared)
         .map_err(|error| DaemonError::Internal(error.to_string()))?
-        .with_evidence(Arc::new(KernelEvidence));
+        .with_evidence(sockets);
     Ok((resolver, Arc::new(origins)))
 }
 
@@ -425,21 +422,6 @@ fn staging_bytes(settings: &Settings) -> u64 {
     (settings.ram_bytes / 4).clamp(STAGED_CHUNKS_MIN * chunk, STAGED_CHUNKS_MAX * chunk)
 }
 
-fn grow(pool: &Arc<Pool>, stages: &Arc<Stages>) -> Result<JoinHandle<()>, DaemonError> {
-    let stages = Arc::clone(stages);
-    Arc::clone(pool)
-        .grow_in_background(move |slots| {
-            if let Some((nvme, segment)) =
-                stages.nvme.as_ref().zip(stages.ram.pool().segments().last())
-            {
-                nvme.register(segment);
-                nvme.slots(stages.ram.pool().slots());
-            }
-            stages.admission.grow(slots);
-        })
-        .map_err(DaemonError::system("start the thread that grows the pool"))
-}
-
 fn routes<H>(shared: &Arc<Shared>, health: H) -> Result<Routes, DaemonError>
 where
     H: tower::Service<
@@ -491,10 +473,23 @@ async fn serve_metrics(
     Ok(Some(bound.to_string()))
 }
 
-/// The tasks that live until the end; the first of them measure how late the runtime is, and look
-/// at the machine.
-fn watch(tasks: &mut JoinSet<()>, evidence: &Arc<Evidence>, closing: &CancellationToken) {
-    let (evidence, closing) = (Arc::clone(evidence), closing.clone());
+/// What gives the RAM tier its size.
+fn resizer(
+    settings: &Settings,
+    stages: &Arc<Stages>,
+    sessions: &Arc<Sessions>,
+) -> Result<Resizer, DaemonError> {
+    let least = config::SLOTS_MIN * settings.chunk_bytes;
+    let bounds = Bounds { least, most: settings.ram_bytes_max };
+    Resizer::new(Arc::clone(stages), Arc::clone(sessions), bounds)
+        .map_err(DaemonError::system("start the thread that makes segments"))
+}
+
+/// The tasks that live until the end: they give the RAM tier its size, measure how late the runtime
+/// is, and look at the machine.
+fn watch(tasks: &mut JoinSet<()>, shared: &Arc<Shared>, closing: &CancellationToken) {
+    tasks.spawn(Arc::clone(&shared.resizer).run(shared.stop.clone()));
+    let (evidence, closing) = (Arc::clone(&shared.stages.evidence), closing.clone());
     tasks.spawn(async move {
         tokio::select! {
             () = lag::watch(metrics::runtime_lag) => {}

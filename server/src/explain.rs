@@ -161,7 +161,7 @@ fn evidence(total: &CauseTotal, load: &KeptLoad) -> Vec<Fact> {
         value: time.as_secs_f64(),
         unit: "s",
     };
-    let stages = total.stages.iter().map(|((stage, kind), time)| (stage.as_str(), *kind, *time));
+    let stages = total.stages.iter().map(|(stage, kind, time)| (stage.as_str(), kind, time));
     let mut facts: Vec<Fact> = stages.map(clock).collect();
     let mut add = |source, name: &str, value: f64, unit| {
         if value > 0.0 {

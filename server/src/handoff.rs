@@ -12,10 +12,14 @@
 //!
 //! A stream that ends while the process lives, in whatever way, leaves its leases to the session: the
 //! process may still read, and releases what it holds over the socket.
+//!
+//! When a segment has gone ([`Sessions::retire`]), every process that was sent it is told, and says
+//! when it does not map it any more. Nobody waits for that: a process that never answers keeps that
+//! memory until its socket closes, and is counted ([`Sessions::unmapping`]).
 
 pub(crate) mod socket;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -24,6 +28,7 @@ use std::time::Duration;
 use forebay_proto::{Failure, Reason};
 use forebay_shm::{Segment, SegmentId};
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::WindowSlot;
@@ -118,15 +123,28 @@ pub(crate) struct Session {
     sessions: Weak<Sessions>,
 }
 
+/// What a client is sent.
+#[derive(Debug)]
+enum Outgoing {
+    /// A segment that it is about to need.
+    Segment(Arc<Segment>),
+    /// That a segment has gone.
+    Retire(SegmentId),
+}
+
 #[derive(Debug, Default)]
 struct State {
     connected: bool,
+    /// It can be told that a segment has gone.
+    retires: bool,
     /// It has left the registry: nobody can join it any more.
     over: bool,
     loads: usize,
     leases: HashMap<u64, Lease>,
     known_segments: BTreeSet<SegmentId>,
-    to_send: VecDeque<Arc<Segment>>,
+    to_send: VecDeque<Outgoing>,
+    /// What it still maps of segments that have gone, and how large they are.
+    unmapping: BTreeMap<SegmentId, u64>,
 }
 
 impl Session {
@@ -187,6 +205,41 @@ impl Session {
         self.release(&ids);
     }
 
+    /// A segment has gone. The client is told, if it has it and can be.
+    fn retire(&self, id: SegmentId, bytes: u64) {
+        let mut state = self.lock();
+        if !state.known_segments.remove(&id) {
+            return;
+        }
+        let before = state.to_send.len();
+        state.to_send.retain(|out| !matches!(out, Outgoing::Segment(one) if one.id() == id));
+        if state.to_send.len() < before || !state.connected {
+            return;
+        }
+        state.unmapping.insert(id, bytes);
+        if state.retires {
+            state.to_send.push_back(Outgoing::Retire(id));
+            self.outgoing.notify_one();
+        }
+    }
+
+    /// The client does not map these segments any more.
+    fn retired(&self, segment_ids: &[u64]) {
+        {
+            let mut state = self.lock();
+            for id in segment_ids {
+                state.unmapping.remove(&SegmentId(*id));
+            }
+        }
+        self.tell_unmapped();
+    }
+
+    fn tell_unmapped(&self) {
+        if let Some(sessions) = self.sessions.upgrade() {
+            sessions.unmapped.notify_waiters();
+        }
+    }
+
     /// Leases held, and their bytes.
     pub(crate) fn held(&self) -> (usize, u64) {
         let state = self.lock();
@@ -203,7 +256,7 @@ impl State {
     fn offer(&mut self, segment: Arc<Segment>) -> bool {
         let new = self.known_segments.insert(segment.id());
         if new {
-            self.to_send.push_back(segment);
+            self.to_send.push_back(Outgoing::Segment(segment));
         }
         new
     }
@@ -260,6 +313,7 @@ impl Session {
         self.closed.cancel();
         let leases = std::mem::take(&mut self.lock().leases);
         drop(leases);
+        self.tell_unmapped();
     }
 }
 
@@ -267,10 +321,25 @@ fn unknown_session() -> Failure {
     Failure::new(Reason::BadRequest, "the session is unknown: its socket has closed")
 }
 
+/// What clients still map of segments that have gone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Unmapping {
+    /// Bytes of these segments: each counts once.
+    pub(crate) bytes: u64,
+    /// Of them: of segments that a client which cannot be told maps.
+    pub(crate) untold_bytes: u64,
+    /// Processes that were told and have not answered.
+    pub(crate) told: u64,
+    /// Processes that cannot be told.
+    pub(crate) untold: u64,
+}
+
 /// The sessions of one daemon.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     by_token: Mutex<HashMap<SessionToken, Arc<Session>>>,
+    /// A client has unmapped something, or is gone.
+    unmapped: Notify,
 }
 
 impl Sessions {
@@ -322,6 +391,37 @@ impl Sessions {
             .and_then(|token| self.lock().get(&token).cloned())
             .filter(|session| session.peer.uid == peer.uid)
             .ok_or_else(unknown_session)
+    }
+
+    /// A segment has gone: no lease of it is left and none will come. Who has it is told.
+    pub(crate) fn retire(&self, id: SegmentId, bytes: u64) {
+        self.lock().values().for_each(|session| session.retire(id, bytes));
+    }
+
+    /// What clients still map of segments that have gone.
+    pub(crate) fn unmapping(&self) -> Unmapping {
+        let (mut all, mut untold) = (BTreeMap::new(), BTreeMap::new());
+        let mut sums = Unmapping::default();
+        for session in self.lock().values() {
+            let state = session.lock();
+            if state.unmapping.is_empty() {
+                continue;
+            }
+            all.extend(state.unmapping.iter());
+            if state.retires {
+                sums.told += 1;
+            } else {
+                sums.untold += 1;
+                untold.extend(state.unmapping.iter());
+            }
+        }
+        let bytes = |segments: BTreeMap<SegmentId, u64>| segments.into_values().sum();
+        Unmapping { bytes: bytes(all), untold_bytes: bytes(untold), ..sums }
+    }
+
+    /// Completes when that has changed since the future was enabled.
+    pub(crate) fn unmapped(&self) -> Notified<'_> {
+        self.unmapped.notified()
     }
 
     /// Sessions, leases and leased bytes.

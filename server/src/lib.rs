@@ -18,6 +18,7 @@ mod deadline;
 mod load;
 mod loads;
 mod pack;
+mod resize;
 
 mod admission;
 mod decode;

@@ -18,6 +18,7 @@ mod strict;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -32,7 +33,7 @@ use crate::admission::{Admission, AdmissionPermit, Holder, Lane};
 use crate::cpu::{NodeWorkers, Workers};
 use crate::deadline::{Deadline, Expired};
 use crate::decode::{DecodeError, Decoder};
-use crate::evidence::Evidence;
+use crate::evidence::{Evidence, Sampling};
 use crate::fetch::{FetchedChunk, Fetcher, staged_bytes};
 use crate::flight::{FlightLog, Flights, Landed, Waiter};
 use crate::handoff::{Peer, SessionStay};
@@ -57,6 +58,9 @@ pub(crate) use keep::{Keep, Progress, keep};
 /// How long a load that is opened again waits for a place before it ends its old stream for it. A
 /// refusal comes at once, and then the old stream goes on.
 const ATTACH_PATIENCE: Duration = Duration::from_millis(50);
+
+/// How long the machine is looked at after the last grant, while the client holds leases.
+const LINGER_WATCHED: Duration = Duration::from_secs(60);
 
 /// The stages of one daemon.
 #[derive(Debug)]
@@ -149,13 +153,13 @@ pub(crate) async fn lend(
     stay: SessionStay,
     talk: (mpsc::Sender<LoadEvent>, mpsc::Receiver<ClientEvent>),
 ) -> Result<(), Failure> {
-    let _sampling = stages.evidence.begin();
+    let sampling = stages.evidence.begin();
     let entry = stages.loads.enter(stay.load(), state_of(request, timeline));
     let state = Arc::clone(entry.state());
     let keeper = keeper(stages, request, timeline);
     let lending = async {
         let deadline = request.deadline;
-        let opening = open(stages, request, timeline, &entry);
+        let opening = Box::pin(open(stages, request, timeline, &entry));
         let (head, permit) = in_time(deadline, opening).await?;
         strict::check_expected(request, &head.plan)?;
         let mut brought = BTreeMap::new();
@@ -174,8 +178,8 @@ pub(crate) async fn lend(
         drop(filler);
         drop(permit);
         head.handed_over();
-        conversation.linger().await?;
-        stages.evidence.look();
+        linger(&mut conversation, sampling).await?;
+        stages.evidence.look_after(timeline.opened());
         let report = Box::new(report(stages, request, &head, timeline, tally));
         let said = conversation.say(LoadEvent::Report(report.clone()));
         tokio::time::timeout(stages.no_progress, said).await.map_err(|_elapsed| lost())??;
@@ -189,6 +193,17 @@ pub(crate) async fn lend(
     answered(stages, request, &ended);
     keeper.keep(ended.as_deref());
     ended.map(drop)
+}
+
+/// Listens until the client is done. It may keep what it has for hours; the machine is looked at for
+/// as long as it may still be copying.
+async fn linger(conversation: &mut Conversation<'_>, sampling: Sampling) -> Result<(), Failure> {
+    let mut lingering = pin!(conversation.linger());
+    if let Ok(done) = tokio::time::timeout(LINGER_WATCHED, &mut lingering).await {
+        return done;
+    }
+    drop(sampling);
+    lingering.await
 }
 
 /// Keeps what is known of a load when it ends.

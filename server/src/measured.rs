@@ -1,10 +1,16 @@
 //! Pieces of the daemon's own work that the benches run in their process: what digests take has no
 //! switch that turns it off, so it cannot be seen as the difference of two loads.
 
+use std::time::Duration;
+
 use forebay_origin::Landing;
+use tokio::time::Instant;
 
 use crate::digest::{DigestKey, ExtentDigest, KEY_BYTES};
+use crate::evidence::Samples;
 use crate::proof::{Crc, InOrder, ObjectDigest};
+use crate::report::{Subject, Tally, close};
+use crate::timeline::{Kind, Span, Stage, Timeline};
 
 /// What is taken of the bytes of a load, by what is known of its objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,4 +52,42 @@ pub fn land(piece: &[u8], slot: &mut [u8], sums: Sums) -> u8 {
     let crc = taken.crc.map_or(0, |crc| crc.sum.to_le_bytes()[0]);
     let whole = whole.and_then(|bytes| bytes.last().copied()).unwrap_or(0);
     taken.digest[0] ^ crc ^ whole
+}
+
+/// How long it takes to note the spans of a load of so many chunks, as one from RAM has them, and
+/// to find its path and what its copy engine waited for. The load itself is made up.
+#[must_use]
+pub fn timeline(chunks: usize) -> Duration {
+    let zero = Instant::now();
+    let at = |chunk: usize, part: u32| {
+        let chunk = u32::try_from(chunk).unwrap_or(u32::MAX);
+        zero + Duration::from_micros(20) * chunk + Duration::from_micros(5) * part
+    };
+    let begun = Instant::now();
+    let timeline = Timeline::new(zero);
+    for chunk in 0..chunks {
+        let spans = [
+            Span::new(Stage::Turn, Kind::Queue, zero, at(chunk, 0)),
+            Span::new(Stage::LeaseAlloc, Kind::Queue, at(chunk, 0), at(chunk, 1)),
+        ];
+        timeline.chunk_spans(chunk, spans);
+        let published = Span::new(Stage::Publish, Kind::Service, at(chunk, 1), at(chunk, 2));
+        timeline.chunk_spans(chunk, [published]);
+        timeline.copies_ran([(at(chunk, 2) - zero, at(chunk, 3) - zero)], zero, chunks);
+        let released = Span::new(Stage::ClientAck, Kind::Service, at(chunk, 2), at(chunk, 4));
+        timeline.chunk_spans(chunk, [released]);
+    }
+    let subject = Subject {
+        load_id: "made-up",
+        uri: "s3://b/",
+        revision: "",
+        lane: "interactive",
+        placed: None,
+        device: None,
+    };
+    let host = Samples::default();
+    let report = close(subject, &timeline, Tally::default(), (at(chunks, 0), &host));
+    let spent = begun.elapsed();
+    // It is used, so that it is made.
+    if report.wall.is_zero() && chunks > 0 { Duration::ZERO } else { spent }
 }

@@ -215,6 +215,17 @@ pub(crate) fn ram() -> [Counter; 3] {
     [counter!(EVICTIONS, "tier" => "ram", "reason" => "room"), requests("hit"), requests("miss")]
 }
 
+/// Chunks were given up with the segment that they lay in.
+pub(crate) fn retired_chunks(chunks: u64) {
+    counter!(EVICTIONS, "tier" => "ram", "reason" => "resize").increment(chunks);
+}
+
+/// A segment was made, revived or retired.
+pub(crate) fn segment(turn: &'static str) {
+    debug_assert!(labels::TURN.allows(turn), "{turn}");
+    counter!(SEGMENT_TURNS, "turn" => turn).increment(1);
+}
+
 /// A gauge without labels.
 pub(crate) fn set(name: &'static str, value: u64) {
     gauge!(name).set(as_f64(value));

@@ -36,7 +36,7 @@ mod store;
 mod verbs;
 mod write;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -45,7 +45,7 @@ use std::time::Duration;
 use forebay_io::{
     EngineChoice, EngineReason, FileError, FileMode, NodeId, RegisterError, Registration,
 };
-use forebay_shm::Segment;
+use forebay_shm::{Segment, SegmentId};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -154,7 +154,8 @@ pub(crate) struct NvmeTier {
     /// Slots that may be with the disk at one time. Should it hang, it keeps those, and as many are
     /// left to go on with.
     reads: Arc<Semaphore>,
-    reads_allowed: AtomicUsize,
+    /// Of all, and of prefetches.
+    reads_allowed: Mutex<[usize; 2]>,
     /// Of them, those that may be for prefetches.
     prefetch_reads: Arc<Semaphore>,
     /// Where extents are read and checked.
@@ -173,7 +174,7 @@ pub(crate) struct NvmeTier {
     last_room: Mutex<DiskRoom>,
     /// Given up, and their files could not be removed yet.
     stuck: Mutex<Vec<Stored>>,
-    registrations: Mutex<Vec<Registration>>,
+    registrations: Mutex<BTreeMap<SegmentId, Registration>>,
     trouble: Mutex<Vec<String>>,
     quarantined: AtomicU64,
     given_up: AtomicU64,
@@ -215,7 +216,7 @@ impl NvmeTier {
             blobs: TaskTracker::new(),
             stop: CancellationToken::new(),
             reads: Arc::new(Semaphore::new(0)),
-            reads_allowed: AtomicUsize::new(0),
+            reads_allowed: Mutex::default(),
             prefetch_reads: Arc::new(Semaphore::new(0)),
             readers: Workers::start_loose("forebay-read", READERS)?,
             failed_once: Mutex::default(),
@@ -290,23 +291,34 @@ impl NvmeTier {
         }
     }
 
-    /// The RAM tier has so many slots now.
+    /// The RAM tier has so many slots now. Of fewer reads, those that have a turn keep it: what
+    /// cannot be taken back now is with a later call.
     pub(crate) fn slots(&self, slots: usize) {
         let most = (READ_BYTES_AT_ONCE / self.settings.chunk_bytes.max(1)).min(READS_MAX);
         let most = usize::try_from(most).unwrap_or(usize::MAX).max(2);
         let allowed = (slots / 2).clamp(1, most);
-        let before = self.reads_allowed.fetch_max(allowed, Ordering::Relaxed);
-        self.reads.add_permits(allowed.saturating_sub(before));
         let of_prefetches = |allowed: usize| allowed.div_ceil(2);
-        let more = of_prefetches(allowed).saturating_sub(of_prefetches(before));
-        self.prefetch_reads.add_permits(more);
+        let mut before = lock(&self.reads_allowed);
+        let [reads, prefetch_reads] = *before;
+        *before = [
+            allow(&self.reads, reads, allowed),
+            allow(&self.prefetch_reads, prefetch_reads, of_prefetches(allowed)),
+        ];
+    }
+
+    /// A segment has gone from the RAM tier.
+    pub(crate) fn unregister(&self, id: SegmentId) {
+        let gone = lock(&self.registrations).remove(&id);
+        drop(gone);
     }
 
     /// Tells the kernel about memory that chunks are read into. What it refuses works as well, at
     /// more CPU, and is said.
     pub(crate) fn register(&self, segment: &Arc<Segment>) {
         match self.disk.engine().register(segment) {
-            Ok(registration) => lock(&self.registrations).push(registration),
+            Ok(registration) => {
+                lock(&self.registrations).insert(segment.id(), registration);
+            }
             Err(RegisterError::NotUsed(_) | RegisterError::Closed) => {}
             Err(error) => {
                 let sentence = format!("nvme: reads cost more CPU than they could: {error}");
@@ -437,6 +449,12 @@ impl NvmeTier {
 fn payload_bytes(spec: &ChunkSpec) -> usize {
     let end = spec.extents.last().map_or(0, |last| last.slot_offset + last.bytes);
     usize::try_from(end).unwrap_or(usize::MAX)
+}
+
+/// Has `allowed` permits where there were so many; how many there are now.
+fn allow(permits: &Semaphore, before: usize, allowed: usize) -> usize {
+    permits.add_permits(allowed.saturating_sub(before));
+    before.max(allowed) - permits.forget_permits(before.saturating_sub(allowed))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -92,7 +92,7 @@ impl Exporter {
             end: now,
             clock: Clock::at(now),
         };
-        let spans = timeline.read(|steps, chunks| load.spans(steps, chunks));
+        let spans = timeline.spans(|steps, chunks| load.spans(steps, chunks));
         let count = spans.len();
         if self.queue.try_send(spans).is_err() {
             counted("queue_full", count);

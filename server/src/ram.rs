@@ -7,25 +7,28 @@
 //!
 //! A pinned chunk is counted. The tier's own reference keeps it cached; every further one (a lease,
 //! a load in progress) makes it ineligible for eviction. Evicted or dropped while leased, it leaves
-//! the index at once and its slot comes free with the last reference.
+//! the index at once and its slot comes free with the last reference. So it is with what lies in a
+//! segment that goes out of use ([`RamTier::retire`]); what lands there later is lent and not kept.
 
 pub(crate) mod places;
 pub(crate) mod pool;
 mod sizes;
+pub(crate) mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use ::metrics::Counter;
 use forebay_io::NodeId;
 use forebay_proto::{Failure, Reason};
 use forebay_shm::{Generation, Segment, SegmentId, ShmError, SlotIndex};
-use metrics::Counter;
 use tokio::time::Instant;
 
 use crate::admission::WindowSlot;
 use crate::digest::ChunkDigest;
+use crate::metrics;
 use crate::plan::{ChunkKey, ChunkSpec, Extent};
 use crate::proof::PieceSum;
 use crate::ram::pool::{ClaimedSlot, Pool, ReadableSlot};
@@ -375,9 +378,29 @@ impl RamTier {
             sums,
             paid: Mutex::default(),
         }));
-        let replaced = self.lock().residency.insert(spec.key, revision, spec.bytes, pinned.clone());
+        let mut index = self.lock();
+        // Under the lock: what goes out of use after this look has this chunk taken out again.
+        let replaced = match self.pool.is_retiring(pinned.segment_id()) {
+            true => None,
+            false => index.residency.insert(spec.key, revision, spec.bytes, pinned.clone()),
+        };
+        drop(index);
         drop(replaced);
         pinned
+    }
+
+    /// Takes a segment out of use, and gives up what is cached in it; leases of it last. The caller
+    /// has taken the tokens of its slots away.
+    pub(crate) fn retire(&self, id: SegmentId) -> bool {
+        if !self.pool.retire(id) {
+            return false;
+        }
+        let there = |chunk: &PinnedChunk| chunk.segment_id() == id;
+        let victims = self.lock().residency.take(there);
+        metrics::retired_chunks(victims.len() as u64);
+        // Dropped here, with the index unlocked.
+        drop(victims);
+        true
     }
 
     /// Drops the checkpoints at or under `uri`.
@@ -464,3 +487,7 @@ impl Drop for RevisionUse {
 #[cfg(test)]
 #[path = "ram_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "ram/shrinking_tests.rs"]
+mod shrinking_tests;

@@ -144,3 +144,37 @@ async fn claims_at_the_same_time_share_the_room_that_is_made() {
         assert_eq!(tier.misplaced(), 0);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_lies_in_a_retiring_segment_is_given_up_and_what_is_lent_stays_readable() {
+    let tier = tier();
+    let (leased, _used) = fill(&tier, 1, 1).await;
+    drop(fill(&tier, 2, 1).await);
+    drop(fill(&tier, 3, 0).await);
+    let id = leased.segment_id();
+    let before = leased.payload(8).map(<[u8]>::to_vec);
+    assert!(tier.retire(id));
+    assert_eq!((held(&tier), tier.sizes().retiring), (vec![3], 2 * CHUNK));
+    assert_eq!((tier.sizes().retiring_busy, tier.sizes().filling), (CHUNK, 0));
+    assert_eq!(leased.payload(8).map(<[u8]>::to_vec), before);
+    assert!(tier.pool().let_go().is_none());
+    drop(leased);
+    assert_eq!(tier.pool().let_go().map(|gone| gone.id()), Some(id));
+    assert_eq!((tier.sizes().retiring, tier.sizes().populated), (0, 2 * CHUNK));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_lands_in_a_retiring_segment_is_lent_and_not_kept() {
+    let tier = tier();
+    let manifest = manifest_for_tests(&[("m", CHUNK)], &[]);
+    let _used = tier.use_revision(&manifest);
+    let slot = tier.claim(Some(NodeId(1))).await.unwrap();
+    let id = tier.pool().idle().into_iter().find(|one| one.idle < one.slots).unwrap().id;
+    assert!(tier.retire(id));
+    let key = ChunkKey([1; 32]);
+    let spec = Arc::new(ChunkSpec { index: 0, key, extents: Vec::new(), bytes: CHUNK });
+    let landed = tier.insert(VerifiedChunk::for_tests(slot, spec), manifest.revision());
+    assert_eq!((landed.segment_id(), tier.holds(&key)), (id, false));
+    drop(landed);
+    assert!(tier.pool().let_go().is_some());
+}

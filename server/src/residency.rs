@@ -222,6 +222,13 @@ impl<V: Clone> Residency<V> {
         keys.iter().filter_map(|key| self.remove(key)).collect()
     }
 
+    /// Gives up every chunk that `gone` says yes to, whoever uses it.
+    pub(crate) fn take(&mut self, gone: impl Fn(&V) -> bool) -> Vec<V> {
+        let there = self.chunks.iter().filter(|(_, resident)| gone(&resident.value));
+        let keys: Vec<ChunkKey> = there.map(|(key, _)| *key).collect();
+        keys.iter().filter_map(|key| self.remove(key)).collect()
+    }
+
     /// The revisions that no load uses and nobody pinned, by age: tick of last use, and bytes here.
     fn idle(&self) -> Vec<(u64, Revision, u64)> {
         let idle =

@@ -9,6 +9,7 @@ mod convert;
 mod explain;
 mod kept;
 mod packing;
+mod resizing;
 pub(crate) mod serve;
 mod status;
 mod stream;
@@ -32,6 +33,7 @@ use crate::load::Stages;
 use crate::metrics::{self, LoadMeter};
 use crate::otlp::Exporter;
 use crate::pack::Packer;
+use crate::resize::Resizer;
 use crate::timeline::Timeline;
 use crate::trace::TraceContext;
 use crate::workload::Workloads;
@@ -39,6 +41,9 @@ use stream::{Ending, GuardedStream, PAGE_QUEUE, Told};
 
 /// Checkpoints of one `List` message.
 const LIST_PAGE: usize = 100;
+
+/// The longest deadline of a call that takes as long as it takes.
+const LONG_DEADLINE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// What the methods need of the daemon.
 #[derive(Debug)]
@@ -53,6 +58,8 @@ pub(crate) struct Shared {
     pub(crate) packer: Packer,
     /// Where spans of finished loads go, if they are exported.
     pub(crate) exporter: Option<Exporter>,
+    /// Gives the RAM tier its size.
+    pub(crate) resizer: Arc<Resizer>,
     /// Names of origins, looked up ahead of time.
     pub(crate) resolver: Arc<AheadResolver>,
     /// The tree that streams run in.
@@ -176,6 +183,14 @@ impl Service {
     }
 }
 
+/// When a call has to be over that holds nothing that others wait for, and takes as long as it
+/// takes: when the client says so, whatever loads may have. It ends with its client in any case.
+fn long_deadline(opened: Instant, metadata: &MetadataMap) -> Deadline {
+    let asked = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok());
+    let asked = asked.and_then(parse_grpc_timeout).unwrap_or(LONG_DEADLINE_MAX);
+    Deadline::after(opened, asked.min(LONG_DEADLINE_MAX))
+}
+
 fn deadline() -> Failure {
     Failure::new(Reason::Deadline, "the deadline passed before the answer was there")
 }
@@ -209,6 +224,7 @@ impl Forebay for Service {
     type VerifyStream = GuardedStream<pb::VerifyResponse>;
     type PackStream = GuardedStream<pb::PackResponse>;
     type TraceStream = GuardedStream<pb::TraceResponse>;
+    type ResizeRamStream = GuardedStream<pb::ResizeRamResponse>;
 
     async fn load(
         &self,
@@ -362,7 +378,7 @@ impl Forebay for Service {
         request: Request<pb::PackRequest>,
     ) -> Result<Response<Self::PackStream>, Status> {
         let mut context = self.context("Pack", &request)?;
-        context.deadline = packing::deadline(context.opened, request.metadata());
+        context.deadline = long_deadline(context.opened, request.metadata());
         let (out, stream, gone) = stream::open(PAGE_QUEUE, &self.shared.stop);
         let shared = Arc::clone(&self.shared);
         let trace = traced::begin("Pack", &context, request.metadata());
@@ -396,6 +412,25 @@ impl Forebay for Service {
         let load = explain::find(&self.shared, &request.into_inner().load_id);
         let work = async move { Ok(explain::traced(&*load?)) };
         Ok(Response::new(self.answer("Trace", context, work)))
+    }
+
+    async fn resize_ram(
+        &self,
+        request: Request<pb::ResizeRamRequest>,
+    ) -> Result<Response<Self::ResizeRamStream>, Status> {
+        let mut context = self.context("ResizeRam", &request)?;
+        context.deadline = long_deadline(context.opened, request.metadata());
+        let (out, stream, gone) = stream::open(PAGE_QUEUE, &self.shared.stop);
+        let shared = Arc::clone(&self.shared);
+        let asked = request.into_inner();
+        self.shared.tasks.spawn(async move {
+            let outcome = tokio::select! {
+                outcome = resizing::resize(&shared, context, asked, &out) => outcome,
+                () = gone.cancelled() => Err(shared.ended()),
+            };
+            Ending { method: "ResizeRam", context }.tell(outcome, &out, &gone).await;
+        });
+        Ok(Response::new(stream))
     }
 
     async fn status(

@@ -18,7 +18,6 @@
 mod attempts;
 pub(crate) mod path;
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -32,6 +31,9 @@ use crate::report::Tier;
 use crate::trace::TraceContext;
 
 pub(crate) use attempts::{attempt_events, attempt_spans, call_spans};
+
+/// Spans that a chunk has at least, for one allocation in place of two.
+const SPANS_USUAL: usize = 6;
 
 /// The stages a load's time is split into; names as in metrics and reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,8 +79,7 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
-    /// All of them, in path order.
-    #[cfg(test)]
+    /// Every stage, in the order of a load.
     pub(crate) const ALL: [Self; 19] = [
         Self::Admission,
         Self::Resolve,
@@ -296,7 +297,8 @@ impl Inner {
 #[derive(Debug, Default)]
 struct Inner {
     load: Vec<Span>,
-    chunks: BTreeMap<usize, ChunkTrace>,
+    /// By chunk; those of which nothing is known yet are empty.
+    chunks: Vec<ChunkTrace>,
     /// The busy stretches of the client's copy engine, as they were told: since the client saw
     /// `Opened`.
     copies: Vec<(Duration, Duration)>,
@@ -404,7 +406,15 @@ impl Timeline {
 
     /// Adds spans of one chunk; they follow those it already has.
     pub(crate) fn chunk_spans(&self, chunk: usize, spans: impl IntoIterator<Item = Span>) {
-        self.lock().chunks.entry(chunk).or_default().spans.extend(spans);
+        let mut inner = self.lock();
+        if inner.chunks.len() <= chunk {
+            inner.chunks.resize_with(chunk + 1, ChunkTrace::default);
+        }
+        let Some(trace) = inner.chunks.get_mut(chunk) else { return };
+        if trace.spans.capacity() == 0 {
+            trace.spans.reserve(SPANS_USUAL);
+        }
+        trace.spans.extend(spans);
     }
 
     /// Something was decided now.
@@ -455,33 +465,35 @@ impl Timeline {
 
     /// When the last span of a chunk ended.
     pub(crate) fn last_end(&self, chunk: usize) -> Option<Instant> {
-        self.lock().chunks.get(&chunk).and_then(|trace| trace.spans.last()).map(|span| span.end)
+        self.lock().chunks.get(chunk).and_then(|trace| trace.spans.last()).map(|span| span.end)
     }
 
     /// Queue and service time per stage, over all chunks, in path order.
     pub(crate) fn stages(&self) -> Vec<StageSeconds> {
         let inner = self.lock();
-        let mut sums: BTreeMap<Stage, (Duration, Duration)> = BTreeMap::new();
-        let chunks = inner.chunks.values().flat_map(|trace| &trace.spans);
+        // By stage: queue, service; whether it was there at all.
+        let mut sums = [(Duration::ZERO, Duration::ZERO, false); Stage::ALL.len()];
+        let chunks = inner.chunks.iter().flat_map(|trace| &trace.spans);
         for span in inner.load.iter().chain(chunks) {
-            let (queue, service) = sums.entry(span.stage).or_default();
+            let Some((queue, service, there)) = sums.get_mut(span.stage as usize) else { continue };
+            *there = true;
             match span.kind {
                 Kind::Queue => *queue += span.length(),
                 Kind::Service => *service += span.length(),
             }
         }
-        sums.into_iter()
-            .map(|(stage, (queue, service))| StageSeconds {
-                stage: stage.as_str().to_owned(),
-                queue,
-                service,
-            })
-            .collect()
+        let sums = Stage::ALL.iter().zip(sums).filter(|(_, (_, _, there))| *there);
+        let seconds = sums.map(|(stage, (queue, service, _))| StageSeconds {
+            stage: stage.as_str().to_owned(),
+            queue,
+            service,
+        });
+        seconds.collect()
     }
 
     /// Shows the tier of each chunk that was on its way, by what it was at.
     pub(crate) fn tiers(&self, mut show: impl FnMut(Tier)) {
-        for trace in self.lock().chunks.values() {
+        for trace in &self.lock().chunks {
             let was_at = |stages: &[Stage]| trace.spans.iter().any(|s| stages.contains(&s.stage));
             let of_origin = [Stage::Fetch, Stage::ConnAcquire, Stage::Ttfb, Stage::Body];
             if was_at(&of_origin) {
@@ -504,23 +516,20 @@ impl Timeline {
     pub(crate) fn each_span(&self, mut show: impl FnMut(Option<usize>, &Span)) {
         let inner = self.lock();
         inner.load.iter().for_each(|span| show(None, span));
-        for (chunk, trace) in &inner.chunks {
-            trace.spans.iter().for_each(|span| show(Some(*chunk), span));
+        for (chunk, trace) in inner.chunks.iter().enumerate() {
+            trace.spans.iter().for_each(|span| show(Some(chunk), span));
         }
     }
 
     /// How many spans it has.
     pub(crate) fn len(&self) -> usize {
         let inner = self.lock();
-        inner.load.len() + inner.chunks.values().map(|trace| trace.spans.len()).sum::<usize>()
+        inner.load.len() + inner.chunks.iter().map(|trace| trace.spans.len()).sum::<usize>()
     }
 
     /// Reads the spans of the load, and those of each chunk. Nobody can write meanwhile.
     #[cfg(feature = "otlp")]
-    pub(crate) fn read<T>(
-        &self,
-        read: impl FnOnce(&[Span], &BTreeMap<usize, ChunkTrace>) -> T,
-    ) -> T {
+    pub(crate) fn spans<T>(&self, read: impl FnOnce(&[Span], &[ChunkTrace]) -> T) -> T {
         let inner = self.lock();
         read(&inner.load, &inner.chunks)
     }
@@ -528,7 +537,7 @@ impl Timeline {
     /// When the first chunk was readable by the client.
     pub(crate) fn first_chunk_at(&self) -> Option<Instant> {
         let inner = self.lock();
-        inner.chunks.values().filter_map(|trace| trace.end_of(Stage::Publish)).min()
+        inner.chunks.iter().filter_map(|trace| trace.end_of(Stage::Publish)).min()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {

@@ -23,13 +23,13 @@ use crate::harness::{
 use crate::raw::{RawLoad, opening};
 
 /// Another process that loads `uri` and keeps what it is lent until it is killed.
-struct Holder {
+pub(crate) struct Holder {
     child: Child,
-    held: usize,
+    pub(crate) held: usize,
 }
 
 impl Holder {
-    fn start(node: &Node, uri: &str) -> Self {
+    pub(crate) fn start(node: &Node, uri: &str) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "clients::a_child_that_holds_leases", "--nocapture"])
             .env("FOREBAY_E2E_SOCKET", node.daemon.socket())
@@ -46,7 +46,7 @@ impl Holder {
     }
 
     /// kill -9.
-    fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }

@@ -58,6 +58,8 @@ mod raw;
 #[cfg(test)]
 mod real;
 #[cfg(test)]
+mod resize;
+#[cfg(test)]
 mod secrets;
 #[cfg(test)]
 mod shapes;

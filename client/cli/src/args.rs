@@ -91,6 +91,8 @@ pub(crate) enum Verb {
     Explain(ExplainArgs),
     /// Write the timeline of a load as Chrome trace JSON, which Perfetto opens
     Trace(TraceArgs),
+    /// Give the RAM tier another size, until the daemon ends
+    Resize(ResizeArgs),
     /// Show the daemon at a glance: tiers, queues, loads, origins
     Status,
 }
@@ -333,6 +335,22 @@ pub(crate) struct PackArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+The size holds at once, and this waits until memory was had or given back. Loads that run go on, and
+nothing that is lent is taken away: what is in use goes when it is released. A deadline ends the
+waiting only.
+
+Examples:
+  forebay resize --ram 4GiB
+  forebay resize --ram 64GiB --deadline 1m
+  forebay resize --ram 4GiB --format json | jq -c '[.held_bytes, .busy_bytes]'")]
+pub(crate) struct ResizeArgs {
+    /// Size of the RAM tier: 512MiB, 4GiB; two chunks at least
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    pub(crate) ram: u64,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct CachedArg {
     /// Checkpoints at or under this URI
     pub(crate) uri: String,
@@ -405,6 +423,27 @@ fn frame_size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// `512MiB`, `4GiB`, as `forebayd --ram` takes them, but for shares of the host.
+fn memory_size(text: &str) -> Result<u64, String> {
+    let bad = || "give a size such as 512MiB or 4GiB".to_owned();
+    let unit_at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+    let (count, unit) = text.split_at(unit_at);
+    let unit_bytes: u64 = match unit {
+        "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        "kB" | "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        _ => return Err(bad()),
+    };
+    let count: u64 = count.parse().map_err(|_| bad())?;
+    count.checked_mul(unit_bytes).ok_or_else(bad)
+}
+
 /// `250ms`, `1.5s`, `30s`, `10m`, `2h`, `0` or `none`.
 fn budget(text: &str) -> Result<Budget, String> {
     let bad = || "give a duration such as 250ms, 30s or 10m, or none".to_owned();
@@ -448,6 +487,16 @@ mod tests {
             let cli = Cli::try_parse_from(line.split(' ')).unwrap();
             assert_eq!(cli.global.format, Format::Json);
             assert_eq!(cli.global.deadline, Budget(Some(Duration::from_secs(30))));
+        }
+    }
+
+    #[test]
+    fn memory_sizes() {
+        for (text, bytes) in [("512MiB", 512 << 20), ("4GiB", 4 << 30), ("1GB", 1_000_000_000)] {
+            assert_eq!(memory_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "4", "GiB", "-1GiB", "1.5GiB", "25%", "4gib", "99999999999TiB"] {
+            memory_size(text).unwrap_err();
         }
     }
 

@@ -4,7 +4,7 @@ use forebay_client::Stat;
 use forebay_client::model::{
     AddressStatus, BytesByTier, CachedCheckpoint, DaemonStatus, EndpointStatus, Evicted,
     NameStatus, NumaStatus, NvmeStatus, ObjectEntry, PackEvent, Pinned, PrefetchProgress, Report,
-    TensorEntry, Unpinned, VerifyEvent,
+    ResizeEvent, TensorEntry, Unpinned, VerifyEvent,
 };
 use serde_json::{Value, json};
 
@@ -165,6 +165,31 @@ pub(crate) fn packing(event: &PackEvent) -> Value {
     }
 }
 
+/// One line of a resize; the last one is the report.
+pub(crate) fn resizing(event: &ResizeEvent) -> Value {
+    match event {
+        ResizeEvent::Progress(progress) => json!({
+            "event": "progress",
+            "budget_bytes": progress.budget_bytes,
+            "held_bytes": progress.held_bytes,
+            "retiring_bytes": progress.retiring_bytes,
+            "busy_bytes": progress.busy_bytes,
+            "owed_bytes": progress.owed_bytes,
+            "clients": progress.clients,
+            "client_bytes": progress.client_bytes,
+        }),
+        ResizeEvent::Report(report) => json!({
+            "event": "report",
+            "budget_bytes": report.budget_bytes,
+            "held_bytes": report.held_bytes,
+            "before_bytes": report.before_bytes,
+            "untold_clients": report.untold_clients,
+            "untold_bytes": report.untold_bytes,
+            "wall_seconds": report.wall.as_secs_f64(),
+        }),
+    }
+}
+
 /// What an eviction did.
 pub(crate) fn evicted(uri: &str, evicted: Evicted) -> Value {
     json!({
@@ -194,6 +219,8 @@ pub(crate) fn status(status: &DaemonStatus) -> Value {
             "locked_bytes": ram.locked_bytes,
             "chunk_bytes": ram.chunk_bytes,
             "segments": ram.segments,
+            "retiring_bytes": ram.retiring_bytes,
+            "retired_bytes": ram.retired_bytes,
         },
         "nvme": nvme(&status.nvme),
         "numa": numa(&status.numa),

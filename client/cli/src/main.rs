@@ -6,7 +6,8 @@
 //! and removes what it had not finished.
 //!
 //! * `args`: what can be said on the command line. `context`: the connection and the deadline.
-//! * `prefetch`, `load`, `get`, `inspect`, `keep`, `verify`, `pack`, `status`: the verbs.
+//! * `prefetch`, `load`, `get`, `inspect`, `keep`, `verify`, `pack`, `resize`, `status`: the
+//!   verbs.
 //! * `sums`: files of digests. `digest`, `files`, `worker`: the threads' work. `output`, `json`, `text`, `progress`: how
 //!   results look. `error`: how failures do.
 
@@ -28,6 +29,7 @@ mod output;
 mod pack;
 mod prefetch;
 mod progress;
+mod resize;
 mod status;
 mod sums;
 mod text;
@@ -114,6 +116,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
             let load_id = explain::which(Some(&args.load_id));
             trace::run(&context, load_id, args.output.as_deref(), &mut output).await
         }
+        Verb::Resize(args) => resize::run(&context, &args, &mut output).await,
         Verb::Status => status::status(&context, &mut output).await,
     }
 }

@@ -35,6 +35,13 @@ fn glance(status: &DaemonStatus) -> String {
         size(ram.filling_bytes),
         size(ram.free_bytes),
     );
+    if ram.retiring_bytes + ram.retired_bytes > 0 {
+        text.push_str(&format!(
+            "     {} retiring, {} retired and still mapped by clients\n",
+            size(ram.retiring_bytes),
+            size(ram.retired_bytes)
+        ));
+    }
     text.push_str(&nvme(&status.nvme));
     for table in [
         nodes(status),

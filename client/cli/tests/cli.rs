@@ -92,6 +92,9 @@ fn mistakes_on_the_command_line_exit_with_2() {
         "pack s3://b/k",
         "pack s3://b/k s3://b/l --chunk 3MiB",
         "pack s3://b/k s3://b/l --level 20",
+        "resize",
+        "resize --ram 25%",
+        "resize --ram 4",
         "evict",
         "pin",
         "unpin s3://b/k s3://b/l",
@@ -550,6 +553,28 @@ fn pack_tells_progress_and_result_in_either_form() {
     assert!(said.starts_with(begin), "{said}");
     assert!(said.contains("; 2 stored as they are; 1 skipped: they were packed already"), "{said}");
     assert!(stderr(&human).contains("50%"), "{}", stderr(&human));
+}
+
+#[test]
+fn resize_tells_what_it_waits_for_and_the_result_in_either_form() {
+    let fake = Fake::start(checkpoint());
+    let json = run(&fake, &["resize", "--ram", "1MiB", "--format", "json"]);
+    assert_eq!(code(&json), 0, "{}", stderr(&json));
+    let lines: Vec<_> = stdout(&json).lines().map(object).collect();
+    assert_eq!((&lines[0]["event"], &lines[0]["clients"]), (&"progress".into(), &1.into()));
+    assert_eq!(
+        (&lines[1]["event"], &lines[1]["held_bytes"]),
+        (&"report".into(), &1_048_576.into())
+    );
+    let human = run(&fake, &["resize", "--ram", "1MiB"]);
+    let said = "RAM: 1.0 MiB budget, was 2.0 MiB; 1.0 MiB held, after 500.0ms; \
+                2 clients of an older version keep 4.0 KiB until they disconnect\n";
+    assert_eq!(stdout(&human), said);
+    let waits = "RAM: 2.0 MiB of 1.0 MiB, 512.0 KiB in use have to be released, \
+                 1 client still mapping 4.0 KiB\n";
+    assert_eq!(stderr(&human), waits);
+    fake.set_fault(Fault::Unfinished);
+    assert_eq!(code(&run(&fake, &["resize", "--ram", "1MiB"])), 1);
 }
 
 #[test]

@@ -193,7 +193,11 @@ pub struct Seen {
     pub timeouts: Vec<Option<String>>,
     pub trace_parents: Vec<Option<String>>,
     pub hellos: usize,
+    /// Whether they said that they understand a segment's end.
+    pub retires: Vec<bool>,
     pub segments_sent: usize,
+    /// Segments that clients said they do not map any more.
+    pub retired: Vec<u64>,
     pub granted: usize,
     pub released_by_stream: Vec<u64>,
     pub released_by_handoff: Vec<u64>,
@@ -231,6 +235,8 @@ struct Daemon {
     segments: Vec<Arc<Segment>>,
     free: Mutex<Vec<(usize, u32)>>,
     freed: Notify,
+    /// Segments that have gone.
+    retired: Mutex<HashSet<usize>>,
     leases: Mutex<HashMap<u64, (u64, Held)>>,
     sessions: Mutex<HashMap<Vec<u8>, Arc<Session>>>,
     seen: watch::Sender<Seen>,
@@ -241,8 +247,15 @@ struct Session {
     id: u64,
     connected: watch::Sender<bool>,
     sent: Mutex<HashSet<usize>>,
-    outgoing: mpsc::Sender<usize>,
-    incoming: Mutex<Option<mpsc::Receiver<usize>>>,
+    outgoing: mpsc::Sender<Outgoing>,
+    incoming: Mutex<Option<mpsc::Receiver<Outgoing>>>,
+}
+
+/// What a session is sent.
+#[derive(Debug, Clone, Copy)]
+enum Outgoing {
+    Segment(usize),
+    Retire(usize),
 }
 
 /// A slot that is readable until this is dropped.
@@ -256,7 +269,9 @@ struct Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.reader = None;
-        self.daemon.free.lock().unwrap().insert(0, self.at);
+        if !self.daemon.retired.lock().unwrap().contains(&self.at.0) {
+            self.daemon.free.lock().unwrap().insert(0, self.at);
+        }
         self.daemon.freed.notify_one();
     }
 }
@@ -292,6 +307,7 @@ impl Fake {
             segments,
             free: Mutex::new(free),
             freed: Notify::new(),
+            retired: Mutex::default(),
             leases: Mutex::default(),
             sessions: Mutex::default(),
             seen: watch::channel(Seen::default()).0,
@@ -349,6 +365,17 @@ impl Fake {
     /// Takes so many slots, as other loads would, until the result is dropped.
     pub fn occupy(&self, slots: usize) -> Vec<impl Sized> {
         (0..slots).map(|_| self.daemon.take_slot(&[]).unwrap()).collect()
+    }
+
+    /// Lends nothing of a segment any more, and tells every session that it has gone. Its slots may
+    /// be lent yet: then the daemon tells too early.
+    pub async fn retire(&self, index: usize) {
+        self.daemon.retired.lock().unwrap().insert(index);
+        self.daemon.free.lock().unwrap().retain(|(of, _)| *of != index);
+        let sessions: Vec<_> = self.daemon.sessions.lock().unwrap().values().cloned().collect();
+        for session in sessions {
+            session.outgoing.send(Outgoing::Retire(index)).await.unwrap();
+        }
     }
 
     /// [`Fake::until`], blocking.
@@ -481,7 +508,10 @@ async fn attend(connection: UnixStream, daemon: Arc<Daemon>) {
     let Some(Packet::Hello(hello)) = receive(&connection).await else { panic!("no hello") };
     let session = Arc::clone(&daemon.sessions.lock().unwrap()[&hello.session.to_vec()]);
     let mut outgoing = session.incoming.lock().unwrap().take().expect("one connection");
-    daemon.saw(|seen| seen.hellos += 1);
+    daemon.saw(|seen| {
+        seen.hellos += 1;
+        seen.retires.push(hello.retires);
+    });
     session.connected.send_replace(true);
     loop {
         tokio::select! {
@@ -490,10 +520,16 @@ async fn attend(connection: UnixStream, daemon: Arc<Daemon>) {
                     daemon.saw(|seen| seen.released_by_handoff.extend(&release.lease_ids));
                     daemon.release(&release.lease_ids);
                 }
-                Some(_) => panic!("only releases are expected"),
+                Some(Packet::Retired(retired)) => {
+                    daemon.saw(|seen| seen.retired.extend(&retired.segment_ids));
+                }
+                Some(_) => panic!("no such packet is expected"),
                 None => break,
             },
-            Some(index) = outgoing.recv() => send(&connection, &daemon, index).await,
+            Some(out) = outgoing.recv() => match out {
+                Outgoing::Segment(index) => send(&connection, &daemon, index).await,
+                Outgoing::Retire(index) => retire(&connection, &daemon, index).await,
+            },
         }
     }
     daemon.sessions.lock().unwrap().remove(&hello.session.to_vec());
@@ -512,6 +548,13 @@ async fn send(connection: &UnixStream, daemon: &Daemon, index: usize) {
     let send = || send_descriptor(connection.as_fd(), &packet, Some(descriptor));
     connection.async_io(Interest::WRITABLE, send).await.ok();
     daemon.saw(|seen| seen.segments_sent += 1);
+}
+
+async fn retire(connection: &UnixStream, daemon: &Daemon, index: usize) {
+    let segment_ids = vec![daemon.segments[index].id().0];
+    let packet = encode(Packet::Retire(pb::Retire { segment_ids }));
+    let send = || send_descriptor(connection.as_fd(), &packet, None);
+    connection.async_io(Interest::WRITABLE, send).await.ok();
 }
 
 struct Service(Arc<Daemon>);
@@ -628,6 +671,36 @@ impl Forebay for Service {
         });
         let events = [progress, report];
         let events = events.map(|event| pb::PackResponse { event: Some(event) });
+        self.0.stream(events.into()).await
+    }
+
+    type ResizeRamStream = Responses<pb::ResizeRamResponse>;
+
+    async fn resize_ram(
+        &self,
+        request: Request<pb::ResizeRamRequest>,
+    ) -> Result<Response<Self::ResizeRamStream>, Status> {
+        use pb::resize_ram_response::Event;
+        let budget_bytes = request.into_inner().bytes;
+        let progress = Event::Progress(pb::ResizeRamProgress {
+            budget_bytes,
+            held_bytes: budget_bytes * 2,
+            retiring_bytes: budget_bytes,
+            busy_bytes: budget_bytes / 2,
+            owed_bytes: 0,
+            clients: 1,
+            client_bytes: 4096,
+        });
+        let report = Event::Report(pb::ResizeRamReport {
+            budget_bytes,
+            held_bytes: budget_bytes,
+            before_bytes: budget_bytes * 2,
+            untold_clients: 2,
+            untold_bytes: 4096,
+            wall_seconds: 0.5,
+        });
+        let events = [progress, report];
+        let events = events.map(|event| pb::ResizeRamResponse { event: Some(event) });
         self.0.stream(events.into()).await
     }
 
@@ -976,7 +1049,7 @@ async fn grant_all(
         // The descriptor comes after the grant that needs it: clients have to wait for it.
         let is_new = session.sent.lock().unwrap().insert(index);
         if is_new && !matches!(script.fault, Fault::NoSegments) {
-            session.outgoing.send(index).await.ok();
+            session.outgoing.send(Outgoing::Segment(index)).await.ok();
         }
         match &script.fault {
             Fault::FailAfter(after, failure) if granted == *after => {

@@ -29,18 +29,49 @@ pub struct SegmentMap {
     header: Header,
     mapping: Mapping,
     descriptor: OwnedFd,
+    // Last: it tells that the others are gone.
+    #[expect(dead_code, reason = "held for its Drop")]
+    unmapped: Unmapped,
+}
+
+/// Calls what wants to hear of the end.
+struct Unmapped(Option<Box<dyn FnOnce() + Send + Sync>>);
+
+impl Drop for Unmapped {
+    fn drop(&mut self) {
+        if let Some(tell) = self.0.take() {
+            tell();
+        }
+    }
+}
+
+impl fmt::Debug for Unmapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Unmapped")
+    }
 }
 
 impl SegmentMap {
     /// Maps a descriptor, if it is a sealed segment and whole.
     pub fn open(descriptor: OwnedFd) -> Result<Arc<Self>, ShmError> {
+        Self::open_with(descriptor, || {})
+    }
+
+    /// The same, and `unmapped` is called when this process does not map the segment any more by
+    /// this: on whatever thread the last use of it ends, so it should neither block nor panic. An
+    /// [`ObjectMap`](crate::ObjectMap) has pages of its own.
+    pub fn open_with(
+        descriptor: OwnedFd,
+        unmapped: impl FnOnce() + Send + Sync + 'static,
+    ) -> Result<Arc<Self>, ShmError> {
         let header = checked_header(&descriptor)?;
         let bytes = header.geometry.file_bytes();
         let mapping = Mapping::new(descriptor.as_fd(), bytes, Access::Read)
             .map_err(|errno| ShmError::mapping("map a segment", bytes, errno))?;
         // Weights do not belong into core dumps, but may end there.
         mapping.advise(0, bytes, Advice::LinuxDontDump).ok();
-        Ok(Arc::new(Self { header, mapping, descriptor }))
+        let unmapped = Unmapped(Some(Box::new(unmapped)));
+        Ok(Arc::new(Self { header, mapping, descriptor, unmapped }))
     }
 
     /// Its name, as its daemon gave it.

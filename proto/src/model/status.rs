@@ -26,6 +26,10 @@ pub struct RamStatus {
     pub chunk_bytes: u64,
     /// Segments.
     pub segments: u64,
+    /// Of the populated bytes: in segments that are out of use and go when no lease is left.
+    pub retiring_bytes: u64,
+    /// In segments that the daemon has let go of and clients still map.
+    pub retired_bytes: u64,
 }
 
 impl RamStatus {
@@ -40,6 +44,8 @@ impl RamStatus {
             locked_bytes,
             chunk_bytes,
             segments,
+            retiring_bytes,
+            retired_bytes,
         } = ram;
         Self {
             budget_bytes,
@@ -51,6 +57,8 @@ impl RamStatus {
             locked_bytes,
             chunk_bytes,
             segments,
+            retiring_bytes,
+            retired_bytes,
         }
     }
 }

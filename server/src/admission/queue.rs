@@ -14,6 +14,11 @@
 //! to loads that wait for admission (a minimum for everybody before more for anybody), then to
 //! waiting loads in the order they asked.
 //!
+//! A pool that shrinks has its tokens taken away first, as they come free and before anybody else
+//! gets one ([`Queue::withdraw`]): slots go out of use when there are as many tokens less, so that
+//! the law above holds at every moment. What an active load owns it keeps, so it goes on; nobody
+//! starts and nobody gets more meanwhile.
+//!
 //! Between the lanes, interactive goes first; after [`INTERACTIVE_RUN_MAX`] interactive admissions
 //! while prefetches wait, one prefetch goes.
 
@@ -107,6 +112,11 @@ pub(crate) struct Queue {
     limits: Limits,
     capacity: usize,
     free: usize,
+    /// Tokens that are to be taken away and have not come free yet: while there are any, none is
+    /// free.
+    owed: usize,
+    /// Tokens that were taken away; part of the capacity until their slots are out of use.
+    withdrawn: usize,
     lanes: [VecDeque<(Ticket, Instant)>; 2],
     active: BTreeMap<Ticket, Active>,
     lookups: BTreeSet<Ticket>,
@@ -122,6 +132,8 @@ impl Queue {
             limits,
             capacity: 0,
             free: 0,
+            owed: 0,
+            withdrawn: 0,
             lanes: [VecDeque::new(), VecDeque::new()],
             active: BTreeMap::new(),
             lookups: BTreeSet::new(),
@@ -135,7 +147,40 @@ impl Queue {
     /// The pool has `slots` more.
     pub(crate) fn grow(&mut self, slots: usize) {
         self.capacity += slots;
-        self.free += slots;
+        self.freed(slots);
+    }
+
+    /// So many slots are to go out of use: their tokens are taken away as they come free.
+    pub(crate) fn withdraw(&mut self, slots: usize) {
+        self.owed += slots;
+        let free = std::mem::take(&mut self.free);
+        self.freed(free);
+    }
+
+    /// What is still to be taken away.
+    pub(crate) fn owed(&self) -> usize {
+        self.owed
+    }
+
+    /// The slots of what was taken away are out of use.
+    pub(crate) fn withdrawn(&mut self) {
+        debug_assert_eq!(self.owed, 0);
+        self.capacity -= std::mem::take(&mut self.withdrawn);
+    }
+
+    /// The slots stay in use.
+    pub(crate) fn keep(&mut self) {
+        self.owed = 0;
+        let back = std::mem::take(&mut self.withdrawn);
+        self.freed(back);
+    }
+
+    /// Tokens come free: what is owed goes first.
+    fn freed(&mut self, tokens: usize) {
+        let taken = tokens.min(self.owed);
+        self.owed -= taken;
+        self.withdrawn += taken;
+        self.free += tokens - taken;
     }
 
     /// Takes no more offers, and drops those that wait; returns them.
@@ -197,15 +242,16 @@ impl Queue {
     pub(crate) fn give_back(&mut self, ticket: Ticket) {
         let Some(load) = self.active.get_mut(&ticket) else {
             // The load finished first: all its tokens became free as they came back.
-            self.free += 1;
+            self.freed(1);
             debug_assert!(self.free <= self.capacity);
             return;
         };
         debug_assert!(load.held > 0);
-        if load.held > load.guarantee {
-            self.free += 1;
-        }
+        let spare = load.held > load.guarantee;
         load.held -= 1;
+        if spare {
+            self.freed(1);
+        }
     }
 
     /// The load is over, or its offer is withdrawn. Tokens it still holds come back one by one.
@@ -216,7 +262,7 @@ impl Queue {
         self.spare_waiters.retain(|waiter| *waiter != ticket);
         self.lookups.remove(&ticket);
         if let Some(load) = self.active.remove(&ticket) {
-            self.free += load.guarantee.saturating_sub(load.held);
+            self.freed(load.guarantee.saturating_sub(load.held));
         }
     }
 
@@ -394,6 +440,38 @@ mod tests {
     }
 
     #[test]
+    fn tokens_are_taken_away_as_they_come_free_and_nobody_starts_before() {
+        let mut queue = queue(16);
+        let load = offer(&mut queue, Lane::Interactive);
+        assert_eq!(queue.decide(), Some(Decision::Admit(load, 2)));
+        for _ in 0..6 {
+            queue.want_slot(load);
+            assert_eq!(queue.decide(), Some(Decision::Slot(load)));
+        }
+        // Ten are free at once, four are out beyond the guarantee.
+        queue.withdraw(12);
+        assert_eq!((queue.owed(), queue.free), (2, 0));
+        let waiting = offer(&mut queue, Lane::Interactive);
+        queue.want_slot(load);
+        assert_eq!(queue.decide(), None);
+        queue.give_back(load);
+        assert_eq!((queue.owed(), queue.decide()), (1, None));
+        queue.give_back(load);
+        assert_eq!((queue.owed(), queue.decide()), (0, None), "the first of the others is next");
+        queue.withdrawn();
+        assert_eq!(queue.capacity(), 4);
+        queue.give_back(load);
+        assert_eq!(queue.decide(), Some(Decision::Admit(waiting, 1)));
+        // It owns two, however small the pool has become.
+        queue.give_back(load);
+        queue.give_back(load);
+        queue.withdraw(4);
+        assert_eq!((queue.owed(), queue.decide()), (3, Some(Decision::Slot(load))));
+        queue.keep();
+        assert_eq!((queue.owed(), queue.free), (0, 1));
+    }
+
+    #[test]
     fn draining_refuses_and_returns_those_that_wait() {
         let mut queue = queue(0);
         let waiting = offer(&mut queue, Lane::Interactive);
@@ -409,6 +487,8 @@ mod tests {
         Unwant(usize),
         Finish(usize),
         Grow,
+        Withdraw(usize),
+        Keep,
     }
 
     fn op() -> impl Strategy<Value = Op> {
@@ -419,6 +499,8 @@ mod tests {
             (0..8usize).prop_map(Op::Unwant),
             (0..8usize).prop_map(Op::Finish),
             Just(Op::Grow),
+            (1..8usize).prop_map(Op::Withdraw),
+            Just(Op::Keep),
         ]
     }
 
@@ -430,8 +512,8 @@ mod tests {
     }
 
     proptest! {
-        /// Tokens out never exceed the slots; a load below its guarantee never waits; when
-        /// everything ends, every token is free again.
+        /// Tokens out never exceed the slots in use, also while some are taken away; a load below
+        /// its guarantee never waits; when everything ends, every token is free again.
         #[test]
         fn tokens_are_conserved(ops in proptest::collection::vec(op(), 1..200)) {
             let mut queue = Queue::new(Limits { queued_max: 8, active_max: 4 });
@@ -463,6 +545,14 @@ mod tests {
                         model.zombies.extend(std::iter::repeat_n(ticket, held));
                     },
                     Op::Grow => queue.grow(3),
+                    Op::Withdraw(n) => if queue.owed() == 0 && queue.withdrawn == 0 {
+                        queue.withdraw(n.min(queue.capacity()));
+                    },
+                    Op::Keep => queue.keep(),
+                }
+                // The slots go out of use at once.
+                if queue.owed() == 0 {
+                    queue.withdrawn();
                 }
                 while let Some(decision) = queue.decide() {
                     match decision {
@@ -477,6 +567,9 @@ mod tests {
                 }
                 let out: usize = model.live.iter().map(|load| load.2.max(load.1)).sum();
                 prop_assert!(out + model.zombies.len() <= queue.capacity());
+                prop_assert!(queue.owed() == 0 || queue.free == 0);
+                let all = out + model.zombies.len() + queue.free + queue.withdrawn;
+                prop_assert_eq!(all, queue.capacity());
                 prop_assert!(model.live.iter().all(|load| !load.3 || load.2 >= load.1));
             }
             for (ticket, _, held, _) in model.live {
@@ -484,6 +577,7 @@ mod tests {
                 (0..held).for_each(|_| queue.give_back(ticket));
             }
             model.zombies.into_iter().for_each(|ticket| queue.give_back(ticket));
+            queue.keep();
             prop_assert_eq!(queue.free, queue.capacity);
             prop_assert_eq!(queue.active(), 0);
         }

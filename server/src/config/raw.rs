@@ -9,7 +9,7 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
 /// Settings of the top level: file key, and the flag and variable of the same name.
-pub(crate) const KEYS: [&str; 24] = [
+pub(crate) const KEYS: [&str; 25] = [
     "listen",
     "cache_dir",
     "ram",
@@ -21,6 +21,7 @@ pub(crate) const KEYS: [&str; 24] = [
     "allow_uids",
     "chunk",
     "lock_memory",
+    "evidence",
     "max_loads",
     "max_queue",
     "connections",

@@ -50,6 +50,12 @@ impl DaemonVitals {
         set(metrics::POPULATED_BYTES, sizes.populated);
         set(metrics::BUDGET_BYTES, sizes.budget);
         set(metrics::LOCKED_BYTES, sizes.locked);
+        set(metrics::RETIRING_BYTES, sizes.retiring);
+        let unmapping = self.shared.sessions.unmapping();
+        set(metrics::RETIRED_BYTES, unmapping.bytes);
+        for (told, clients) in [("true", unmapping.told), ("false", unmapping.untold)] {
+            set_of(metrics::RETIRE_WAITS, "told", told, as_f64(clients));
+        }
         let (lent, budget) = stages.fetcher.staging();
         for (state, bytes) in [("lent", lent), ("budget", budget)] {
             set_of(metrics::STAGING_BYTES, "state", state, as_f64(bytes));

@@ -410,6 +410,23 @@ pub(crate) enum Source {
 }
 
 impl Source {
+    /// Every source.
+    pub(crate) const ALL: [Self; 13] = [
+        Self::CpuStat,
+        Self::Pressure,
+        Self::NetStat,
+        Self::Snmp,
+        Self::MemoryStat,
+        Self::Vmstat,
+        Self::BlockDevice,
+        Self::SchedStat,
+        Self::Mounts,
+        Self::CacheStat,
+        Self::IoAccounting,
+        Self::Numa,
+        Self::TcpInfo,
+    ];
+
     /// Its name.
     pub(crate) fn as_str(self) -> &'static str {
         match self {

@@ -1,5 +1,5 @@
-//! When the machine is looked at: at the begin and the end of each load, and at a pace while one
-//! runs.
+//! When the machine is looked at: at the begin and the end of each load that is not over in a
+//! moment, and at a pace while one runs.
 //!
 //! One task for the whole daemon looks every [`PACE`], and thoroughly every [`THOROUGH_EVERY`]th
 //! time; with no load it sleeps until the next. It reads on the runtime's thread: a thorough look
@@ -7,13 +7,13 @@
 //! held by a load and counts it. Owns the looks.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::host::{HostEvidence, SourceState};
+use super::host::{HostEvidence, Source, SourceState};
 use super::samples::Samples;
 
 /// Between two looks: gaps that matter to a load are longer.
@@ -26,12 +26,19 @@ pub(crate) const THOROUGH_EVERY: u32 = 4;
 /// shorter does not pay for looks, and many short ones do not look without end.
 const FRESH: Duration = PACE;
 
+/// A load that is over sooner is not looked at: the counters say nothing of so short a time, and it
+/// would pay for the look.
+const SHORT: Duration = Duration::from_millis(5);
+
 /// Looks at the machine while loads run.
 #[derive(Debug)]
 pub(crate) struct Evidence {
-    host: Arc<dyn HostEvidence>,
+    /// None: nobody looks.
+    host: Option<Arc<dyn HostEvidence>>,
     samples: Samples,
     active: AtomicUsize,
+    /// The task is told, and has not slept again: loads that follow each other wake it once.
+    told: AtomicBool,
     begun: Notify,
 }
 
@@ -40,44 +47,74 @@ pub(crate) struct Evidence {
 #[must_use]
 pub(crate) struct Sampling {
     evidence: Arc<Evidence>,
+    begun: Instant,
 }
 
 impl Evidence {
     /// Looks with `host`, once loads begin and [`Self::watch`] runs.
     pub(crate) fn new(host: Arc<dyn HostEvidence>) -> Self {
-        let samples = Samples::default();
-        Self { host, samples, active: AtomicUsize::new(0), begun: Notify::new() }
+        Self { host: Some(host), ..Self::off() }
     }
 
-    /// Has the machine looked at at once, beside the caller, and then at the usual pace for as long
+    /// Looks at nothing.
+    pub(crate) fn off() -> Self {
+        let samples = Samples::default();
+        let (active, told) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Self { host: None, samples, active, told, begun: Notify::new() }
+    }
+
+    /// Has the machine looked at in a moment, beside the caller, and then at the usual pace for as long
     /// as the answer is held.
     pub(crate) fn begin(self: &Arc<Self>) -> Sampling {
-        if self.active.fetch_add(1, Ordering::AcqRel) == 0 {
+        let is_first = self.active.fetch_add(1, Ordering::AcqRel) == 0;
+        if is_first && !self.told.swap(true, Ordering::AcqRel) {
             self.begun.notify_one();
         }
-        Sampling { evidence: Arc::clone(self) }
+        Sampling { evidence: Arc::clone(self), begun: Instant::now() }
     }
 
-    /// Looks at everything now, unless someone just did: before the books of a load are closed.
-    pub(crate) fn look(&self) {
-        if !self.samples.has_thorough_since(Instant::now() - FRESH) {
-            self.samples.record(self.host.sample());
+    /// Looks at everything, unless someone just did: before the books of a load are closed that was
+    /// opened then. One that took less than a pace has nothing to compare with.
+    pub(crate) fn look_after(&self, opened: Instant) {
+        if opened.elapsed() >= PACE {
+            self.look();
+        }
+    }
+
+    fn look(&self) {
+        let stale = || !self.samples.has_thorough_since(Instant::now() - FRESH);
+        if let Some(host) = self.host.as_ref().filter(|_| stale()) {
+            self.samples.record(host.sample());
         }
     }
 
     /// Looks at the pace while a load runs, for ever.
     pub(crate) async fn watch(&self) {
+        let Some(host) = &self.host else { return std::future::pending().await };
+        loop {
+            while self.active.load(Ordering::Acquire) == 0 {
+                self.begun.notified().await;
+                tokio::time::sleep(SHORT).await;
+                self.told.store(false, Ordering::Release);
+            }
+            self.look();
+            self.look_at_the_pace(&**host).await;
+            // Who begins from here on tells, or is seen at once.
+            self.told.store(false, Ordering::Release);
+        }
+    }
+
+    /// Looks until no load runs.
+    async fn look_at_the_pace(&self, host: &dyn HostEvidence) {
         let mut looks = 0_u32;
         loop {
-            if self.active.load(Ordering::Acquire) == 0 {
-                self.begun.notified().await;
-                self.look();
-                continue;
-            }
             tokio::time::sleep(PACE).await;
+            if self.active.load(Ordering::Acquire) == 0 {
+                return;
+            }
             looks = looks.wrapping_add(1);
             let thorough = looks.is_multiple_of(THOROUGH_EVERY);
-            let sample = if thorough { self.host.sample() } else { self.host.glance() };
+            let sample = if thorough { host.sample() } else { host.glance() };
             self.samples.record(sample);
         }
     }
@@ -89,13 +126,17 @@ impl Evidence {
 
     /// What can be read here.
     pub(crate) fn sources(&self) -> Vec<SourceState> {
-        self.host.sources()
+        let off = || {
+            let why = "the setting `evidence` is false".to_owned();
+            Source::ALL.map(|source| SourceState { source, available: false, why: why.clone() })
+        };
+        self.host.as_ref().map_or_else(|| off().to_vec(), |host| host.sources())
     }
 }
 
 impl Drop for Sampling {
     fn drop(&mut self) {
-        self.evidence.look();
+        self.evidence.look_after(self.begun);
         self.evidence.active.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -117,8 +158,8 @@ mod tests {
 
         let opened = Instant::now();
         let one = evidence.begin();
-        tokio::task::yield_now().await;
-        assert_eq!(host.looks(), (1, 0), "at once");
+        tokio::time::sleep(SHORT + SHORT / 2).await;
+        assert_eq!(host.looks(), (1, 0), "as soon as it is no short one");
         let other = evidence.begin();
         tokio::task::yield_now().await;
         assert_eq!(host.looks(), (1, 0), "the same look is good for both");
@@ -143,5 +184,15 @@ mod tests {
         let before = host.looks().0;
         drop(again);
         assert_eq!(host.looks().0, before + 1, "the last look of a load is thorough");
+
+        tokio::time::sleep(PACE * 3).await;
+        let ended = host.looks();
+        for _ in 0..50 {
+            let short = evidence.begin();
+            tokio::time::sleep(SHORT / 2).await;
+            drop(short);
+            tokio::time::sleep(SHORT).await;
+        }
+        assert_eq!(host.looks(), ended, "short loads do not pay for looks");
     }
 }

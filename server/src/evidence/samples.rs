@@ -81,10 +81,20 @@ impl Samples {
         let sched = bracket(&kept, from, to, |s| s.sched);
         let cpu = cpu.and_then(|(before, after)| after.since(&before));
         let sched = sched.map(|(before, after)| after.since(&before));
+        let over = last - first;
+        // Threads are looked at less often, so over a longer time.
+        let longer = bracket(&kept, from, to, |s| s.sched.map(|_| s.at));
+        let part = longer.map_or(1.0, |(first, last)| {
+            (over.as_secs_f64() / (last - first).as_secs_f64()).min(1.0)
+        });
+        let within = kept.partition_point(|s| s.at <= first);
+        let neighbours = kept.get(within).is_some_and(|next| next.at >= last);
         Some(Troubles {
-            over: last - first,
+            over,
+            same_within: neighbours.then_some((first, last)),
             throttled: cpu.map(|cpu| cpu.throttled),
-            run_queue: sched.map(|sched| (sched.run_queue_wait, sched.run)),
+            run_queue: sched
+                .map(|sched| (sched.run_queue_wait.mul_f64(part), sched.run.mul_f64(part))),
         })
     }
 

@@ -1,4 +1,5 @@
-//! `handoff.sock`: descriptors go out, releases come in, and a close ends the session.
+//! `handoff.sock`: descriptors go out, and word that segments have gone; releases come in, and word
+//! that segments are unmapped; a close ends the session.
 //!
 //! The socket is a `SOCK_SEQPACKET` one, so a packet is a message. tokio has no type for these; its
 //! stream types serve, since only readiness and the descriptor are taken from them. A connection
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use forebay_proto::handoff::{PACKET_BYTES_MAX, decode, encode};
 use forebay_proto::pb::{self, handoff_message::Event};
-use forebay_shm::{Segment, recv_descriptor, send_descriptor};
+use forebay_shm::{recv_descriptor, send_descriptor};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
@@ -22,7 +23,7 @@ use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::task::TaskTracker;
 
-use super::{Peer, Session, Sessions};
+use super::{Outgoing, Peer, Session, Sessions};
 
 /// A connection that does not say which session it belongs to is closed after this long.
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
@@ -86,18 +87,19 @@ async fn converse(connection: UnixStream, sessions: &Arc<Sessions>, peer: Peer) 
         Ok(session) => session,
         Err(failure) => return refuse(&connection, &failure.message).await,
     };
-    if !session.connect() {
+    if !session.connect(hello.retires) {
         return refuse(&connection, "the session is connected already, or over").await;
     }
     let _connected = Connected(Arc::clone(&session));
     loop {
-        while let Some(segment) = session.next_to_send() {
-            send_segment(&connection, &segment).await?;
+        while let Some(outgoing) = session.next_to_send() {
+            send(&connection, &outgoing).await?;
         }
         tokio::select! {
             packet = receive(&connection) => match packet? {
                 Some(Event::Release(release)) => drop(session.release(&release.lease_ids)),
-                Some(_) => return refuse(&connection, "only releases are expected").await,
+                Some(Event::Retired(retired)) => session.retired(&retired.segment_ids),
+                Some(_) => return refuse(&connection, "no such packet is expected").await,
                 None => return Ok(()),
             },
             () = session.outgoing.notified() => {}
@@ -117,12 +119,13 @@ impl Drop for Connected {
 
 impl Session {
     /// The client is here; false if it was already, or the session is over.
-    fn connect(&self) -> bool {
+    fn connect(&self, retires: bool) -> bool {
         let mut state = self.lock();
+        state.retires |= retires && !state.connected;
         !state.over && !std::mem::replace(&mut state.connected, true)
     }
 
-    fn next_to_send(&self) -> Option<Arc<Segment>> {
+    fn next_to_send(&self) -> Option<Outgoing> {
         self.lock().to_send.pop_front()
     }
 }
@@ -146,15 +149,21 @@ async fn receive(connection: &UnixStream) -> io::Result<Option<Event>> {
     }
 }
 
-async fn send_segment(connection: &UnixStream, segment: &Segment) -> io::Result<()> {
-    let message = encode(Event::Segment(pb::SegmentDescriptor {
-        segment_id: segment.id().0,
-        bytes: segment.bytes() as u64,
-    }));
+async fn send(connection: &UnixStream, outgoing: &Outgoing) -> io::Result<()> {
+    let (message, descriptor) = match outgoing {
+        Outgoing::Segment(segment) => {
+            let (segment_id, bytes) = (segment.id().0, segment.bytes() as u64);
+            let event = Event::Segment(pb::SegmentDescriptor { segment_id, bytes });
+            (encode(event), Some(segment.descriptor()))
+        }
+        Outgoing::Retire(id) => {
+            (encode(Event::Retire(pb::Retire { segment_ids: vec![id.0] })), None)
+        }
+    };
     loop {
         connection.writable().await?;
         let sent = connection.try_io(Interest::WRITABLE, || {
-            send_descriptor(connection.as_fd(), &message, Some(segment.descriptor()))
+            send_descriptor(connection.as_fd(), &message, descriptor)
         });
         match sent {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

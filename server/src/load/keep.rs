@@ -102,7 +102,7 @@ async fn keep_all(
         pin.keep().await;
     }
     let tally = Tally { peak_slots: permit.peak_slots(), ..tally };
-    stages.evidence.look();
+    stages.evidence.look_after(timeline.opened());
     Ok(report(stages, request, &head, timeline, tally))
 }
 
@@ -144,7 +144,7 @@ impl Keeping<'_> {
         if gone > 0 {
             let chunks = plan.chunks().len();
             return Err(not_kept(format!(
-                "{gone} of {chunks} chunks had to make room again: other loads use the RAM tier"
+                "{gone} of {chunks} chunks had to make room again: other loads use the RAM tier, or it shrank"
             )));
         }
         if let Some(nvme) = &stages.nvme {

@@ -64,8 +64,19 @@ impl Label {
 pub(crate) const METHOD: Label = label(
     "method",
     &[
-        "Load", "Prefetch", "Stat", "List", "Pin", "Unpin", "Evict", "Verify", "Pack", "Explain",
-        "Trace", "Status",
+        "Load",
+        "Prefetch",
+        "Stat",
+        "List",
+        "Pin",
+        "Unpin",
+        "Evict",
+        "Verify",
+        "Pack",
+        "Explain",
+        "Trace",
+        "Status",
+        "ResizeRam",
     ],
 );
 pub(crate) const CODE: Label = label(
@@ -228,7 +239,7 @@ pub(crate) const DROP: Label =
 pub(crate) const EJECTION: Label = label("reason", &["failing", "slow"]);
 pub(crate) const REJECTION: Label =
     label("reason", &["QUEUE_FULL", "RAM_EXHAUSTED", "DRAINING", "DEADLINE_INFEASIBLE"]);
-pub(crate) const EVICTION: Label = label("reason", &["room", "floor", "full", "asked"]);
+pub(crate) const EVICTION: Label = label("reason", &["room", "floor", "full", "asked", "resize"]);
 pub(crate) const LOOKUP: Label = label("result", &["hit", "miss", "corrupt", "bypass"]);
 pub(crate) const CHOICE: Label = label(
     "reason",
@@ -322,6 +333,8 @@ pub(crate) const DIRECTION: Label = label("dir", &["in", "out"]);
 pub(crate) const STAGING_STATE: Label = label("state", &["budget", "lent"]);
 pub(crate) const NODE: Label = named("node", "the NUMA nodes of the machine", 1024);
 pub(crate) const SLOT_STATE: Label = label("state", &["free", "filling", "cached", "leased"]);
+pub(crate) const TOLD: Label = label("told", &["true", "false"]);
+pub(crate) const TURN: Label = label("turn", &["made", "revived", "retired"]);
 pub(crate) const UNPLACED: Label = label("reason", &["no_node", "no_slots_there"]);
 pub(crate) const RUNTIME: Label = label("runtime", &["main"]);
 pub(crate) const PINNED: Label = label("pinned", &["true", "false"]);

@@ -11,7 +11,7 @@ use super::labels::{
     EVICTION, FAILURE, FALLBACK, FALLBACK_REASON, HANDOFF, HEDGE_REASON, IO_EVENT, IO_REASON, LANE,
     LIMITER, LOAD_OUTCOME, LOAD_TIER, LOOKUP, Label, MADE, METHOD, NODE, NOT_FILLED, NVME, OP,
     PHASE, PINNED, REJECTION, RETRY_CLASS, RETRY_REASON, RUNTIME, SLOT_STATE, SOURCE, SPANS_RESULT,
-    STAGE, STAGING_STATE, STEP, STEP_REASON, UNPLACED, WORKLOAD,
+    STAGE, STAGING_STATE, STEP, STEP_REASON, TOLD, TURN, UNPLACED, WORKLOAD,
 };
 
 /// What a metric counts.
@@ -90,7 +90,7 @@ table! {
     POOL_EJECTIONS "forebay_address_ejections_total" Counter Count [EJECTION] "Times that an address was left out: failing or slow";
     ORIGIN_BYTES "forebay_origin_bytes_total" Counter Bytes [] "Body bytes received from origins by finished loads, failed attempts included";
     REJECTED "forebay_admission_rejected_total" Counter Count [REJECTION] "Loads refused by admission";
-    EVICTIONS "forebay_cache_evictions_total" Counter Count [CACHE EVICTION] "Chunks given up: for room, for the filesystem's floor, or because somebody asked";
+    EVICTIONS "forebay_cache_evictions_total" Counter Count [CACHE EVICTION] "Chunks given up: for room, for the filesystem's floor, because somebody asked, or with the segment that they lay in (resize)";
     CACHE_REQUESTS "forebay_cache_requests_total" Counter Count [CACHE LOOKUP] "Chunks asked of a tier: hit, miss, corrupt, or bypass where its disk is left alone or fails";
     CHOICES "forebay_tier_decisions_total" Counter Count [SOURCE CHOICE] "Chunks of loads by the tier that they were taken from, and why from there: cached or stored there, or joined on the way for another load; from the origin because there is no NVMe tier, it does not have them, its disk is left alone, or what it had could not be read or was bad";
     FALLBACKS "forebay_fallbacks_total" Counter Count [FALLBACK FALLBACK_REASON] "What was done another way than it should be: to what, and why";
@@ -136,7 +136,11 @@ table! {
     FREE_CONNECTIONS "forebay_origin_connections_free" Gauge Count [] "Requests that could be sent now, over the endpoints in use";
     PINNED_BYTES "forebay_pinned_bytes" Gauge Bytes [SLOT_STATE] "Slots of the RAM tier: free, filling, cached, leased";
     POPULATED_BYTES "forebay_ram_populated_bytes" Gauge Bytes [] "Slots in segments so far";
-    BUDGET_BYTES "forebay_ram_budget_bytes" Gauge Bytes [] "Size of the RAM tier as configured";
+    BUDGET_BYTES "forebay_ram_budget_bytes" Gauge Bytes [] "Size of the RAM tier as configured, or set since";
+    RETIRING_BYTES "forebay_ram_retiring_bytes" Gauge Bytes [] "Slots of segments that are out of use and go when no lease of them is left";
+    RETIRED_BYTES "forebay_ram_retired_bytes" Gauge Bytes [] "Retired segments that clients still map";
+    RETIRE_WAITS "forebay_ram_retire_clients" Gauge Count [TOLD] "Clients that still map retired segments: told and have not answered (true), or of a version that cannot be told (false)";
+    SEGMENT_TURNS "forebay_ram_segments_total" Counter Count [TURN] "Segments made, put back into use (revived), and let go (retired) since the start";
     LOCKED_BYTES "forebay_ram_locked_bytes" Gauge Bytes [] "Segment bytes locked in memory";
     LEASES "forebay_leases" Gauge Count [] "Slots lent to clients";
     LEASED_BYTES "forebay_leased_bytes" Gauge Bytes [] "Bytes lent to clients";

@@ -10,7 +10,6 @@
 //! Pure: the wall clock, which collectors want, is read once ([`Clock`]), and ids follow from the
 //! request's own.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use forebay_proto::Failure;
@@ -18,7 +17,7 @@ use forebay_proto::otlp::any_value::Value;
 use forebay_proto::otlp::{AnyValue, Event, KeyValue, Span, SpanKind, Status, StatusCode};
 use tokio::time::Instant;
 
-use crate::timeline::{self, ChunkTrace, Stage};
+use crate::timeline::{self, ChunkTrace, Kind, Stage};
 use crate::trace::{Facts, TraceContext};
 
 /// Chunks of one load that have a span...
@@ -76,21 +75,30 @@ struct Stretch<'a> {
     attributes: Vec<KeyValue>,
 }
 
+/// Whether a span of the load is a step by itself, and no part of resolving.
+fn is_step(span: &timeline::Span) -> bool {
+    matches!(span.stage, Stage::Admission | Stage::Plan)
+}
+
 impl Load<'_> {
     /// The spans, the request's first.
-    pub(super) fn spans(
-        &self,
-        steps: &[timeline::Span],
-        chunks: &BTreeMap<usize, ChunkTrace>,
-    ) -> Vec<Span> {
+    pub(super) fn spans(&self, steps: &[timeline::Span], chunks: &[ChunkTrace]) -> Vec<Span> {
         let mut spans = vec![self.root(steps.len())];
-        for step in steps.iter().take(STEPS_MAX) {
+        for step in steps.iter().filter(|step| is_step(step)).take(STEPS_MAX) {
             let attributes = vec![text("forebay.kind", step.kind.as_str())];
             let name = step.stage.as_str();
             let (start, end) = (step.start, step.end);
             self.add(&mut spans, Stretch { name, parent: None, start, end, attributes });
         }
-        let transfer = bounds(chunks.values().flat_map(work));
+        // Resolving consists of calls to an origin, whose phases are its events.
+        let calls = || steps.iter().filter(|step| !is_step(step));
+        if let Some((start, end)) = bounds(calls()) {
+            let attributes = vec![text("forebay.kind", Kind::Service.as_str())];
+            let name = Stage::Resolve.as_str();
+            self.add(&mut spans, Stretch { name, parent: None, start, end, attributes });
+            self.add_events(&mut spans, calls());
+        }
+        let transfer = bounds(chunks.iter().flat_map(work));
         if let Some((start, end)) = transfer {
             let left_out = chunks.len().saturating_sub(CHUNKS_MAX);
             let attributes = vec![
@@ -99,11 +107,11 @@ impl Load<'_> {
             ];
             let whole = Stretch { name: "transfer", parent: None, start, end, attributes };
             let parent = Some(self.add(&mut spans, whole));
-            for (index, chunk) in chunks.iter().take(CHUNKS_MAX) {
-                self.add_chunk(&mut spans, parent, *index, chunk);
+            for (index, chunk) in chunks.iter().enumerate().take(CHUNKS_MAX) {
+                self.add_chunk(&mut spans, parent, index, chunk);
             }
         }
-        let held = || chunks.values().flat_map(|chunk| &chunk.spans).filter(|span| is_held(span));
+        let held = || chunks.iter().flat_map(|chunk| &chunk.spans).filter(|span| is_held(span));
         if let Some((start, end)) = bounds(held()) {
             let seconds: f64 = held().map(|span| span.length().as_secs_f64()).sum();
             let attributes = vec![
@@ -166,6 +174,11 @@ impl Load<'_> {
             number("forebay.stages_left_out", count(left_out)),
         ];
         self.add(spans, Stretch { name: "chunk", parent, start, end, attributes });
+        self.add_events(spans, work(chunk));
+    }
+
+    /// Stages as events of the last span.
+    fn add_events<'s>(&self, spans: &mut [Span], stages: impl Iterator<Item = &'s timeline::Span>) {
         let event = |stage: &timeline::Span| Event {
             time_unix_nano: self.clock.nanos(self.clamped(stage.start)),
             name: stage.stage.as_str().to_owned(),
@@ -175,7 +188,7 @@ impl Load<'_> {
             ],
         };
         if let Some(span) = spans.last_mut() {
-            span.events = work(chunk).take(EVENTS_MAX).map(event).collect();
+            span.events = stages.take(EVENTS_MAX).map(event).collect();
         }
     }
 

@@ -60,9 +60,11 @@ pub(crate) struct Places {
 
 /// One segment to make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct SegmentPlan {
-    pub(super) node: NodeId,
-    pub(super) slots: u32,
+pub(crate) struct SegmentPlan {
+    /// For which node.
+    pub(crate) node: NodeId,
+    /// How many slots.
+    pub(crate) slots: u32,
 }
 
 /// A segment, the node that each slot of it lies on, and what could not be had.
@@ -96,41 +98,26 @@ impl Places {
         Self::with(Vec::new(), PlaceCalls::KERNEL)
     }
 
-    /// The segments to make: the first of each node, then by turns. And how many are the first
-    /// ones.
-    pub(super) fn segments(&self, spec: PoolSpec) -> (Vec<SegmentPlan>, usize) {
+    /// The first segment of each node that gets slots.
+    pub(super) fn first(&self, spec: PoolSpec) -> Vec<SegmentPlan> {
         let nodes = self.nodes.len() as u64;
-        let shares = self.shares(spec.budget_bytes / spec.chunk_bytes);
-        let first = |bytes: u64| slots_in(bytes, spec.chunk_bytes);
-        let mut queues: Vec<(NodeId, std::vec::IntoIter<u32>)> = self
-            .nodes
-            .iter()
-            .zip(shares)
-            .map(|(share, slots)| {
-                let sizes = sizes(slots, first(FIRST_SEGMENTS_BYTES / nodes), spec.chunk_bytes);
-                (share.node, sizes.into_iter())
-            })
-            .collect();
-        let mut segments = Vec::new();
-        let mut first_ones = 0;
-        loop {
-            let before = segments.len();
-            for (node, sizes) in &mut queues {
-                segments.extend(sizes.next().map(|slots| SegmentPlan { node: *node, slots }));
-            }
-            if before == 0 {
-                first_ones = segments.len();
-            }
-            if segments.len() == before || segments.len() >= spec.segments_max {
-                break;
-            }
-        }
-        segments.truncate(spec.segments_max);
-        (segments, first_ones.min(spec.segments_max))
+        let most = slots_in(FIRST_SEGMENTS_BYTES / nodes, spec.chunk_bytes);
+        let shares = self.shares(spec.budget_bytes / spec.chunk_bytes).into_iter();
+        let first = shares.filter(|(_, slots)| *slots > 0).map(|(node, slots)| SegmentPlan {
+            node,
+            slots: u32::try_from(slots.min(most)).unwrap_or(u32::MAX),
+        });
+        first.take(spec.segments_max).collect()
+    }
+
+    /// What each node gets of so many slots, by weight.
+    pub(super) fn shares(&self, slots: u64) -> Vec<(NodeId, u64)> {
+        let nodes = self.nodes.iter().map(|share| share.node);
+        nodes.zip(self.parts(slots)).collect()
     }
 
     /// `slots` by weight; what does not divide goes to the first ones.
-    fn shares(&self, slots: u64) -> Vec<u64> {
+    fn parts(&self, slots: u64) -> Vec<u64> {
         let weights: Vec<u128> = self.nodes.iter().map(|share| share.weight.into()).collect();
         let sum: u128 = weights.iter().sum();
         // Memory that is not known counts the same everywhere.
@@ -196,17 +183,9 @@ fn slots_in(bytes: u64, chunk_bytes: u64) -> u64 {
     (bytes.saturating_sub(SEGMENT_HEADER_BYTES) / chunk_bytes).max(1)
 }
 
-/// Slots of each segment of one node.
-fn sizes(slots: u64, first: u64, chunk_bytes: u64) -> Vec<u32> {
-    let mut left = slots;
-    let mut sizes = Vec::new();
-    while left > 0 {
-        let most = if sizes.is_empty() { first } else { slots_in(SEGMENT_BYTES_MAX, chunk_bytes) };
-        let slots = most.min(left);
-        left -= slots;
-        sizes.push(u32::try_from(slots).unwrap_or(u32::MAX));
-    }
-    sizes
+/// Slots of a segment, at most.
+pub(super) fn slots_max(chunk_bytes: u64) -> u32 {
+    u32::try_from(slots_in(SEGMENT_BYTES_MAX, chunk_bytes)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -223,55 +202,36 @@ mod tests {
     }
 
     #[test]
-    fn segments_stay_below_their_limit_and_sum_to_the_budget() {
+    fn the_first_segments_are_small_and_one_per_node() {
         for weights in [&[1][..], &[1, 1], &[3, 2, 1]] {
             for (budget, chunk) in [(256 << 20, 8 << 20), (10 << 30, 16 << 20), (3 << 20, 1 << 16)]
             {
-                let (segments, first) = places(weights).segments(spec(budget, chunk));
-                let slots: u64 = segments.iter().map(|plan| u64::from(plan.slots)).sum();
-                assert_eq!(slots, budget / chunk);
-                let at_first: u64 =
-                    segments[..first].iter().map(|plan| u64::from(plan.slots)).sum();
-                assert!(at_first * chunk <= FIRST_SEGMENTS_BYTES);
-                assert_eq!(first, weights.len());
-                let small = |plan: &SegmentPlan| u64::from(plan.slots) * chunk < SEGMENT_BYTES_MAX;
-                assert!(segments.iter().all(small));
+                let first = places(weights).first(spec(budget, chunk));
+                let slots: u64 = first.iter().map(|plan| u64::from(plan.slots)).sum();
+                assert!(slots * chunk <= FIRST_SEGMENTS_BYTES && slots <= budget / chunk);
+                assert_eq!(first.len(), weights.len());
             }
         }
     }
 
     #[test]
-    fn nodes_take_turns_and_get_their_share() {
-        let (segments, first) = places(&[2, 1]).segments(spec(3 << 30, 8 << 20));
-        assert_eq!(first, 2);
-        let on = |node| segments.iter().filter(move |plan| plan.node == NodeId(node));
-        let slots = |node| on(node).map(|plan| u64::from(plan.slots)).sum::<u64>();
-        assert_eq!((slots(0), slots(1)), (256, 128));
-        let order: Vec<u32> = segments.iter().take(6).map(|plan| plan.node.0).collect();
-        assert_eq!(order, [0, 1, 0, 1, 0, 1]);
-    }
-
-    #[test]
     fn memory_that_is_not_known_counts_the_same_and_nothing_is_lost() {
-        assert_eq!(places(&[0, 0, 0]).shares(11), [4, 4, 3]);
-        assert_eq!(places(&[1, 0, 1]).shares(5), [3, 0, 2]);
-        assert_eq!(places(&[u64::MAX, u64::MAX]).shares(u64::MAX).iter().sum::<u64>(), u64::MAX);
-        assert_eq!(places(&[1]).shares(0), [0]);
+        assert_eq!(places(&[0, 0, 0]).parts(11), [4, 4, 3]);
+        assert_eq!(places(&[1, 0, 1]).parts(5), [3, 0, 2]);
+        assert_eq!(places(&[u64::MAX, u64::MAX]).parts(u64::MAX).iter().sum::<u64>(), u64::MAX);
+        assert_eq!(places(&[1]).parts(0), [0]);
     }
 
     #[test]
     fn fewer_slots_than_nodes_leave_nodes_without() {
-        let (segments, first) = places(&[1, 1, 1]).segments(spec(2 << 20, 1 << 20));
-        let nodes: Vec<u32> = segments.iter().map(|plan| plan.node.0).collect();
-        assert_eq!((nodes, first), (vec![0, 1], 2));
+        let first = places(&[1, 1, 1]).first(spec(2 << 20, 1 << 20));
+        let nodes: Vec<u32> = first.iter().map(|plan| plan.node.0).collect();
+        assert_eq!(nodes, [0, 1]);
     }
 
     #[test]
     fn the_limit_on_segments_holds() {
-        let few = PoolSpec { segments_max: 3, ..spec(100 << 30, 8 << 20) };
-        let (segments, first) = places(&[1, 1]).segments(few);
-        assert_eq!((segments.len(), first), (3, 2));
-        let none = PoolSpec { segments_max: 1, ..few };
-        assert_eq!(places(&[1, 1]).segments(none).1, 1);
+        let one = PoolSpec { segments_max: 1, ..spec(100 << 30, 8 << 20) };
+        assert_eq!(places(&[1, 1]).first(one).len(), 1);
     }
 }

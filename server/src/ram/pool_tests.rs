@@ -3,7 +3,7 @@
 use forebay_io::NumaError;
 
 use super::*;
-use crate::ram::places::{FIRST_SEGMENTS_BYTES, NodeShare, PlaceCalls};
+use crate::ram::places::{NodeShare, PlaceCalls};
 
 fn spec_of(budget_bytes: u64, chunk_bytes: u64) -> PoolSpec {
     PoolSpec { budget_bytes, chunk_bytes, lock: false, segments_max: 1000 }
@@ -14,11 +14,9 @@ fn spec(slots: u64) -> PoolSpec {
 }
 
 #[test]
-fn the_limit_on_open_files_bounds_the_pool_and_is_said() {
+fn the_limit_on_open_files_bounds_the_pool() {
     let spec = PoolSpec { segments_max: 1, ..spec_of(1 << 30, 8 << 20) };
-    let pool = Pool::create(spec, Places::one()).unwrap();
-    assert!(!pool.is_growing());
-    assert!(pool.degraded()[0].contains("LimitNOFILE"), "{:?}", pool.degraded());
+    assert!(!Pool::create(spec, Places::one()).unwrap().may_make());
 }
 
 #[test]
@@ -34,18 +32,60 @@ fn a_slot_has_one_owner() {
     assert_eq!(pool.free_slots(), 2);
 }
 
+fn plan(node: u32, slots: u32) -> SegmentPlan {
+    SegmentPlan { node: NodeId(node), slots }
+}
+
 #[test]
-fn growth_reaches_the_budget_and_is_heard() {
-    let budget = (FIRST_SEGMENTS_BYTES + (8 << 20)) & !0xffff;
-    let pool = Arc::new(Pool::create(spec_of(budget, 1 << 20), Places::one()).unwrap());
-    let before = pool.slots();
-    let (sender, grown) = std::sync::mpsc::channel();
-    let thread =
-        Arc::clone(&pool).grow_in_background(move |slots| sender.send(slots).unwrap()).unwrap();
-    thread.join().unwrap();
-    assert!(!pool.is_growing());
-    assert_eq!(before + grown.iter().sum::<usize>(), 72);
-    assert_eq!(pool.slots(), 72);
+fn a_retiring_segment_goes_when_its_last_slot_is_back_and_gives_its_memory_back() {
+    let pool = Pool::create(spec(3), Places::one()).unwrap();
+    let first = Arc::downgrade(&pool.segments()[0]);
+    let id = pool.segments()[0].id();
+    let claimed = pool.take().unwrap().unwrap();
+    let read = pool.take().unwrap().unwrap().publish();
+    pool.make(plan(0, 2)).unwrap();
+    assert!(pool.retire(id) && !pool.retire(id), "once");
+    assert_eq!((pool.slots(), pool.free_slots()), (2, 2));
+    assert_eq!(pool.on_nodes()[&NodeId(0)].slots, 2);
+    let of = |pool: &Pool| pool.idle().into_iter().find(|one| one.id == id);
+    assert_eq!(of(&pool).map(|one| (one.slots, one.idle, one.retiring)), Some((3, 1, true)));
+    // No slot of it is claimed, nor free when it comes back.
+    let others: Vec<_> = std::iter::from_fn(|| pool.take()).map(Result::unwrap).collect();
+    assert!(others.len() == 2 && others.iter().all(|slot| slot.home.segment.id() != id));
+    assert!(pool.let_go().is_none());
+    drop(claimed);
+    assert!(pool.let_go().is_none());
+    drop(read);
+    assert_eq!((pool.let_go().map(|gone| gone.id()), pool.free_slots()), (Some(id), 0));
+    assert!(first.upgrade().is_none(), "it is unmapped");
+    assert!(pool.let_go().is_none() && pool.revive(id).is_none() && !pool.retire(id));
+    // Its id is not used again.
+    assert_eq!(pool.make(plan(0, 1)).unwrap().id(), SegmentId(2));
+}
+
+#[test]
+fn a_retiring_segment_can_be_taken_back_into_use() {
+    let pool = Pool::create(spec(3), Places::one()).unwrap();
+    let id = pool.segments()[0].id();
+    let claimed = pool.take().unwrap().unwrap();
+    assert!(pool.retire(id) && pool.is_retiring(id));
+    assert_eq!((pool.revive(id), pool.is_retiring(id)), (Some(3), false));
+    assert_eq!((pool.slots(), pool.free_slots()), (3, 2));
+    drop(claimed);
+    let all: Vec<_> = std::iter::from_fn(|| pool.take()).map(Result::unwrap).collect();
+    assert_eq!((all.len(), pool.on_nodes()[&NodeId(0)].slots), (3, 3));
+}
+
+#[test]
+fn slots_that_strayed_leave_the_count_of_their_node() {
+    let places = two_nodes(PlaceCalls { bind: ask, look: |_| Ok(Some(NodeId(0))) });
+    let pool = Pool::create(spec(6), places).unwrap();
+    let second = pool.idle().into_iter().find(|one| one.asked == NodeId(1)).unwrap();
+    assert!(pool.retire(second.id));
+    assert_eq!(free(&pool), [(0, 3)]);
+    let on = |slots, strayed| OnNode { slots, strayed };
+    let nodes = BTreeMap::from([(NodeId(0), on(3, 0)), (NodeId(1), on(0, 0))]);
+    assert_eq!(pool.on_nodes(), nodes);
 }
 
 thread_local! {

@@ -1,24 +1,31 @@
-//! How the tier's bytes are used: all together, and by NUMA node.
+//! How the tier's bytes are used: all together, by segment, and by NUMA node.
 
 use std::collections::BTreeMap;
 
 use forebay_io::NodeId;
+use forebay_shm::SegmentId;
 
 use super::RamTier;
 use super::places::OnNode;
+use super::pool::Idle;
+use super::steps::SegmentUse;
 
 /// Sizes of the tier.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct RamSizes {
-    /// As configured.
+    /// As configured, or set since.
     pub(crate) budget: u64,
     /// In segments so far.
     pub(crate) populated: u64,
+    /// Of them: in segments that are out of use.
+    pub(crate) retiring: u64,
+    /// Of those: lent or being filled.
+    pub(crate) retiring_busy: u64,
     /// Readable, not leased.
     pub(crate) cached: u64,
     /// Leased or being handed over.
     pub(crate) leased: u64,
-    /// Being filled, or evicted and still leased.
+    /// Being filled, or evicted and still leased; not of segments that are out of use.
     pub(crate) filling: u64,
     /// On the free list.
     pub(crate) free: u64,
@@ -54,7 +61,14 @@ impl RamTier {
     pub(crate) fn sizes(&self) -> RamSizes {
         let spec = self.pool.spec();
         let segments = self.pool.segments();
-        let populated = self.pool.slots() as u64 * spec.chunk_bytes;
+        let (mut in_use, mut retiring, mut retiring_busy) = (0, 0, 0);
+        for one in self.pool.idle() {
+            let side = if one.retiring { &mut retiring } else { &mut in_use };
+            *side += u64::from(one.slots) * spec.chunk_bytes;
+            if one.retiring {
+                retiring_busy += u64::from(one.slots - one.idle) * spec.chunk_bytes;
+            }
+        }
         let free = self.pool.free_slots() as u64 * spec.chunk_bytes;
         let index = self.lock();
         let (mut cached, mut leased) = (0, 0);
@@ -64,10 +78,12 @@ impl RamTier {
         }
         RamSizes {
             budget: spec.budget_bytes,
-            populated,
+            populated: in_use + retiring,
+            retiring,
+            retiring_busy,
             cached,
             leased,
-            filling: populated.saturating_sub(free + cached + leased),
+            filling: in_use.saturating_sub(free + cached + leased),
             free,
             locked: segments
                 .iter()
@@ -77,6 +93,25 @@ impl RamTier {
             chunk: spec.chunk_bytes,
             segments: segments.len() as u64,
         }
+    }
+
+    /// Every segment, and how it is used.
+    pub(crate) fn uses(&self) -> Vec<SegmentUse> {
+        let mut cached: BTreeMap<SegmentId, u32> = BTreeMap::new();
+        let idle = {
+            let index = self.lock();
+            for chunk in index.residency.values().filter(|chunk| !chunk.is_leased()) {
+                *cached.entry(chunk.segment_id()).or_default() += 1;
+            }
+            drop(index);
+            self.pool.idle()
+        };
+        let uses = |Idle { id, asked, slots, idle, retiring }: Idle| {
+            let cached = cached.get(&id).copied().unwrap_or_default();
+            let busy = slots.saturating_sub(idle.saturating_add(cached));
+            SegmentUse { id, node: asked, slots, busy, cached, retiring }
+        };
+        idle.into_iter().map(uses).collect()
     }
 
     /// The same by node.

@@ -1,28 +1,13 @@
 //! The verb that writes a checkpoint anew.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use forebay_proto::{Failure, pb};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 use tonic::Status;
-use tonic::metadata::MetadataMap;
 
 use super::{Context, Shared, client_gone};
-use crate::deadline::{Deadline, parse_grpc_timeout};
 use crate::pack::{self, PackProgress, PackReport, PackRequest};
-
-/// A pack takes as long as its checkpoint is large, and holds nothing that others wait for: so it
-/// may take longer than loads may. It ends with its client in any case.
-const DEADLINE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
-
-/// When a pack has to be over: when the client says so, whatever loads may have.
-pub(super) fn deadline(opened: Instant, metadata: &MetadataMap) -> Deadline {
-    let asked = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok());
-    let asked = asked.and_then(parse_grpc_timeout).unwrap_or(DEADLINE_MAX);
-    Deadline::after(opened, asked.min(DEADLINE_MAX))
-}
 
 /// One `Pack`.
 pub(super) async fn pack(

@@ -30,7 +30,7 @@ pub(super) fn now(shared: &Shared) -> pb::StatusResponse {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_seconds: (now - shared.started).as_secs_f64(),
         draining: shared.draining.is_cancelled(),
-        ram: Some(ram(stages.ram.sizes())),
+        ram: Some(ram(stages.ram.sizes(), shared.sessions.unmapping().bytes)),
         queues: queues.into(),
         loads: running.iter().map(|running| load(running, now - running.opened)).collect(),
         origins: origins.stats().into_iter().map(origin).collect(),
@@ -124,7 +124,7 @@ fn name(name: &DnsName) -> pb::DnsStatus {
     }
 }
 
-fn ram(sizes: RamSizes) -> pb::RamStatus {
+fn ram(sizes: RamSizes, retired_bytes: u64) -> pb::RamStatus {
     pb::RamStatus {
         budget_bytes: sizes.budget,
         populated_bytes: sizes.populated,
@@ -135,6 +135,8 @@ fn ram(sizes: RamSizes) -> pb::RamStatus {
         locked_bytes: sizes.locked,
         chunk_bytes: sizes.chunk,
         segments: sizes.segments,
+        retiring_bytes: sizes.retiring,
+        retired_bytes,
     }
 }
 

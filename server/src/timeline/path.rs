@@ -51,49 +51,51 @@ impl CriticalPath {
 /// The spans of a load, in order for walks.
 pub(crate) struct Paths<'a> {
     load: &'a [Span],
-    chunks: &'a BTreeMap<usize, ChunkTrace>,
+    chunks: &'a [ChunkTrace],
     events: Events,
 }
 
 /// Walks back from `end` to `opened`.
 #[cfg(test)]
-fn walk(
-    opened: Instant,
-    end: Instant,
-    load: &[Span],
-    chunks: &BTreeMap<usize, ChunkTrace>,
-) -> CriticalPath {
+fn walk(opened: Instant, end: Instant, load: &[Span], chunks: &[ChunkTrace]) -> CriticalPath {
     Paths::of(load, chunks).walk(opened, end)
 }
 
 impl<'a> Paths<'a> {
     /// Of a load's own spans and those of its chunks.
-    pub(crate) fn of(load: &'a [Span], chunks: &'a BTreeMap<usize, ChunkTrace>) -> Self {
+    pub(crate) fn of(load: &'a [Span], chunks: &'a [ChunkTrace]) -> Self {
         Self { load, chunks, events: Events::of(chunks) }
     }
 
     /// The critical path from `opened` to `end`: back from the chunk that ended last.
     pub(crate) fn walk(&self, opened: Instant, end: Instant) -> CriticalPath {
-        self.walk_from(latest(&self.events.last, opened, end), (opened, end))
+        let (mut segments, last) = (Vec::new(), latest(&self.events.last, opened, end));
+        let unattributed = self.walk_into(&mut segments, last, (opened, end));
+        CriticalPath { segments, unattributed }
     }
 
     /// What decided that a copy began at `end` and not at `from`: back from the chunk that was
-    /// readable last by then. None if no chunk became readable in between: then the one that holds
-    /// what is readable is to be asked.
-    pub(crate) fn to_copy(&self, from: Instant, end: Instant) -> Option<CriticalPath> {
-        let readable = latest(&self.events.published, from, end)?;
-        Some(self.walk_from(Some(readable), (from, end)))
+    /// readable last by then, newest first. False if no chunk became readable in between: then the
+    /// one that holds what is readable is to be asked.
+    pub(crate) fn to_copy(
+        &self,
+        (from, end): (Instant, Instant),
+        segments: &mut Vec<Span>,
+    ) -> bool {
+        let Some(readable) = latest(&self.events.published, from, end) else { return false };
+        self.walk_into(segments, Some(readable), (from, end));
+        true
     }
 
     /// What went on in a gap that no chunk ended: back from the one that was readable next, else
     /// from the one that was given up last.
-    pub(crate) fn to_nothing(&self, from: Instant, end: Instant) -> CriticalPath {
+    pub(crate) fn to_nothing(&self, (from, end): (Instant, Instant), segments: &mut Vec<Span>) {
         let after = |events: &[(Instant, usize)]| {
             events.get(events.partition_point(|(at, _)| *at < end)).copied()
         };
         let next = after(&self.events.published).or_else(|| after(&self.events.last));
         let next = next.or_else(|| latest(&self.events.last, from, end));
-        self.walk_from(next, (from, end))
+        self.walk_into(segments, next, (from, end));
     }
 
     /// Whether a client held a chunk all the time, readable before and released after.
@@ -116,13 +118,14 @@ impl<'a> Paths<'a> {
     pub(crate) fn far_shares(&self) -> BTreeMap<Stage, f64> {
         // Time and number of pieces: near, far.
         let mut sums: BTreeMap<Stage, [(Duration, u32); 2]> = BTreeMap::new();
-        for span in self.spans().filter(|span| span.kind == Kind::Service) {
-            if matches!(span.stage, Stage::Decompress | Stage::VerifyPart | Stage::NvmeRead) {
-                let [near, far] = sums.entry(span.stage).or_default();
-                let (time, pieces) = if span.clue == Clue::Far { far } else { near };
-                *time += span.length();
-                *pieces += 1;
-            }
+        let compared =
+            |stage| matches!(stage, Stage::Decompress | Stage::VerifyPart | Stage::NvmeRead);
+        let work = self.spans().filter(|span| span.kind == Kind::Service && compared(span.stage));
+        for span in work {
+            let sums = sums.entry(span.stage).or_default();
+            let (time, pieces) = &mut sums[usize::from(span.clue == Clue::Far)];
+            *time += span.length();
+            *pieces += 1;
         }
         let more = |[near, far]: [(Duration, u32); 2]| {
             let mean = |(time, pieces): (Duration, u32)| {
@@ -135,32 +138,35 @@ impl<'a> Paths<'a> {
     }
 
     fn spans(&self) -> impl Iterator<Item = &Span> {
-        self.load.iter().chain(self.chunks.values().flat_map(|trace| &trace.spans))
+        self.load.iter().chain(self.chunks.iter().flat_map(|trace| &trace.spans))
     }
 
-    fn walk_from(
+    /// Leaves the path in `segments`; what it does not cover.
+    fn walk_into(
         &self,
+        segments: &mut Vec<Span>,
         last: Option<(Instant, usize)>,
         (opened, end): (Instant, Instant),
-    ) -> CriticalPath {
+    ) -> Duration {
+        segments.clear();
         let mut walk = Walk {
             at: end,
             opened,
-            segments: Vec::new(),
+            segments,
             unattributed: Duration::ZERO,
             visited: BTreeSet::new(),
         };
         let mut current = last.map(|(_, chunk)| chunk);
         // Every turn moves `at` towards `opened`, or visits a chunk it has not visited at this
         // instant.
-        while let Some(chunk) = current.and_then(|index| self.chunks.get(&index)) {
+        while let Some(chunk) = current.and_then(|index| self.chunks.get(index)) {
             current = walk.through(chunk, &self.events);
         }
         for span in self.load.iter().rev() {
             walk.charge(span);
         }
         walk.close();
-        CriticalPath { segments: walk.segments, unattributed: walk.unattributed }
+        walk.unattributed
     }
 }
 
@@ -179,11 +185,12 @@ struct Events {
 }
 
 impl Events {
-    fn of(chunks: &BTreeMap<usize, ChunkTrace>) -> Self {
+    fn of(chunks: &[ChunkTrace]) -> Self {
         let sorted = |event: &dyn Fn(&ChunkTrace) -> Option<Instant>| {
             let mut events: Vec<(Instant, usize)> = chunks
                 .iter()
-                .filter_map(|(index, trace)| event(trace).map(|at| (at, *index)))
+                .enumerate()
+                .filter_map(|(index, trace)| event(trace).map(|at| (at, index)))
                 .collect();
             events.sort_unstable();
             events
@@ -218,16 +225,16 @@ fn latest(events: &[(Instant, usize)], after: Instant, until: Instant) -> Option
     events[..count].last().filter(|(at, _)| *at > after).copied()
 }
 
-struct Walk {
+struct Walk<'a> {
     at: Instant,
     opened: Instant,
-    segments: Vec<Span>,
+    segments: &'a mut Vec<Span>,
     unattributed: Duration,
     /// Chunks jumped to without moving `at`.
     visited: BTreeSet<usize>,
 }
 
-impl Walk {
+impl Walk<'_> {
     /// Follows one chunk back; returns the chunk to go on with, if its wait was caused by one.
     fn through(&mut self, chunk: &ChunkTrace, events: &Events) -> Option<usize> {
         for span in chunk.spans.iter().rev() {
@@ -283,7 +290,7 @@ mod tests {
 
     struct Scene {
         zero: Instant,
-        chunks: BTreeMap<usize, ChunkTrace>,
+        chunks: Vec<ChunkTrace>,
         load: Vec<Span>,
     }
 
@@ -299,7 +306,10 @@ mod tests {
                     Span::new(stage, kind, self.at(start), self.at(end))
                 })
                 .collect();
-            self.chunks.insert(index, ChunkTrace { spans });
+            if self.chunks.len() <= index {
+                self.chunks.resize_with(index + 1, ChunkTrace::default);
+            }
+            self.chunks[index] = ChunkTrace { spans };
         }
 
         fn path(&self, end: u64) -> (Vec<(Stage, Kind, u128)>, u128) {
@@ -321,7 +331,7 @@ mod tests {
                 zero + Duration::from_millis(30),
             ),
         ];
-        Scene { zero, chunks: BTreeMap::new(), load }
+        Scene { zero, chunks: Vec::new(), load }
     }
 
     #[test]
