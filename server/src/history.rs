@@ -63,6 +63,7 @@ pub(crate) struct Keeper<'a> {
 
 impl History {
     /// A load begins.
+    #[expect(clippy::disallowed_methods, reason = "people look for a load by the time of day")]
     pub(crate) fn keeper<'a>(
         &'a self,
         opening: Opening<'a>,

@@ -29,6 +29,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::admission::{Admission, AdmissionPermit, Holder, Lane};
+use crate::capacity::meter::LoadMeters;
 use crate::cpu::{NodeWorkers, Workers};
 use crate::deadline::{Deadline, Expired};
 use crate::decode::{DecodeError, Decoder};
@@ -91,6 +92,8 @@ pub(crate) struct Stages {
     pub(crate) no_progress: Duration,
     /// Looks at the machine while loads run.
     pub(crate) evidence: Arc<Evidence>,
+    /// What loads themselves do, measured.
+    pub(crate) rates: LoadMeters,
 }
 
 /// What a client asks for.
@@ -151,7 +154,7 @@ pub(crate) async fn lend(
     let keeper = keeper(stages, request, timeline);
     let lending = async {
         let deadline = request.deadline;
-        let opening = open(stages, request, timeline, &entry);
+        let opening = Box::pin(open(stages, request, timeline, &entry));
         let (head, permit) = in_time(deadline, opening).await?;
         strict::check_expected(request, &head.plan)?;
         let mut brought = BTreeMap::new();

@@ -21,8 +21,9 @@ async fn with_object(chunks: u64) -> (S3Origin, Node) {
 
 /// Loads `blob`, and has the load explained.
 async fn explained(node: &Node) -> Explanation {
-    digests(&node.client, LoadRequest::new(s3_uri("blob")).load_id("it")).await.unwrap();
-    let explained = node.client.explain(Some("it")).await.unwrap();
+    let request = LoadRequest::new(s3_uri("blob")).load_id("it");
+    digests(&node.client, request).await.expect("the load succeeds");
+    let explained = node.client.explain(Some("it")).await.expect("it is known");
     let sum: Duration = explained.causes.iter().map(|cause| cause.time).sum();
     let off = sum.abs_diff(explained.idle);
     assert!(off < Duration::from_micros(100), "the causes sum to the waiting: {explained:?}");

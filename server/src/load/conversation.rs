@@ -17,9 +17,10 @@ use tokio::time::Instant;
 use super::filler::{Filler, Ready};
 use super::{Head, LoadRequest, lost};
 use crate::admission::AdmissionPermit;
+use crate::capacity::meter::Meter;
 use crate::handoff::{GrantedSlot, Released, SessionStay};
 use crate::plan::{ChunkSpec, FetchPlan};
-use crate::report::{Report, Tier};
+use crate::report::{DeviceUse, Report, Tier};
 use crate::timeline::{Kind, Span, Stage, Timeline};
 
 /// Copy spans that are kept per chunk, so that a client cannot grow the daemon.
@@ -69,9 +70,20 @@ pub(crate) enum ClientEvent {
     Release(Vec<u64>),
     /// Its copy engine was busy: start and end since it saw `Opened`; and no later than when that
     /// was, if it says so.
-    Copies(Vec<(Duration, Duration)>, Option<Instant>),
+    Copies(Vec<CopyRan>, Option<Instant>),
     /// It is gone.
     Lost,
+}
+
+/// A copy that a client made, since it saw `Opened`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CopyRan {
+    /// Its begin.
+    pub(crate) start: Duration,
+    /// Its end.
+    pub(crate) end: Duration,
+    /// What it brought.
+    pub(crate) bytes: u64,
 }
 
 /// See the module's head.
@@ -87,6 +99,8 @@ pub(super) struct Conversation<'a> {
     opened_sent: Instant,
     granted_at: Vec<Option<Instant>>,
     client_done: bool,
+    /// Of the device that the client named.
+    copies: Option<Arc<Meter>>,
 }
 
 impl<'a> Conversation<'a> {
@@ -106,6 +120,7 @@ impl<'a> Conversation<'a> {
             opened_sent: Instant::now(),
             granted_at: vec![None; head.plan.chunks().len()],
             client_done: false,
+            copies: None,
         }
     }
 
@@ -117,6 +132,7 @@ impl<'a> Conversation<'a> {
         request: &LoadRequest,
     ) -> Result<(), Failure> {
         let stages = filler.stages();
+        self.copies = request.device.as_ref().map(|device| stages.rates.copies.of(&named(device)));
         self.unsent.push_back(LoadEvent::Opened(Opened {
             load_id: request.load_id.clone(),
             plan: Arc::clone(&self.head.plan),
@@ -190,12 +206,26 @@ impl<'a> Conversation<'a> {
             Some(ClientEvent::Copies(spans, opened)) => {
                 let most = (self.granted_at.len() + 1) * COPIES_PER_CHUNK_MAX;
                 let opened = opened.unwrap_or(self.opened_sent);
-                self.timeline.copies_ran(spans, opened, most);
+                let times = spans.iter().map(|copy| (copy.start, copy.end));
+                self.timeline.copies_ran(times, opened, most);
+                self.measure(&spans, opened);
             }
             Some(ClientEvent::Lost) => return Err(lost()),
             None => self.client_done = true,
         }
         Ok(())
+    }
+
+    /// What a client says of its copies is taken for no more than it can be: over by now.
+    fn measure(&self, copies: &[CopyRan], opened: Instant) {
+        let Some(meter) = &self.copies else { return };
+        let now = Instant::now();
+        for CopyRan { start, end, bytes } in copies {
+            let at = |time: Duration| opened.checked_add(time).filter(|at| *at <= now);
+            if let Some((start, end)) = at(*start).zip(at(*end)) {
+                meter.ran(start, end, *bytes);
+            }
+        }
     }
 
     fn released(&self, ended: &[Released]) {
@@ -218,4 +248,9 @@ impl<'a> Conversation<'a> {
             format!("nothing moved for {limit:?} while the client held {held} bytes of leases"),
         )
     }
+}
+
+/// Kind and name of a device, as far as it has one.
+fn named(device: &DeviceUse) -> String {
+    format!("{} {}", device.kind.as_str(), device.name).trim_end().to_owned()
 }

@@ -181,7 +181,7 @@ impl NvmeTier {
         offered: Instant,
         runtime: &Handle,
     ) -> Result<(StoredChunk, [Span; 2]), NotRead> {
-        let Found { key, generation, turn } = found;
+        let (Found { key, generation, turn }, working) = (found, self.read_rate.begin());
         let back = |slot| NotRead { slot: Some(slot), bad: None };
         let file = match self.disk.call_here(|store| store.read(&key)) {
             Ok(Some(file)) => file,
@@ -222,6 +222,7 @@ impl NvmeTier {
             }
         };
         let ended = Instant::now();
+        working.done(spec.bytes);
         let device = ended.checked_sub(times.device).unwrap_or(offered).max(offered);
         let spans = [
             Span::new(Stage::NvmeRead, Kind::Queue, offered, device),

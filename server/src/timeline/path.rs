@@ -116,13 +116,14 @@ impl<'a> Paths<'a> {
     pub(crate) fn far_shares(&self) -> BTreeMap<Stage, f64> {
         // Time and number of pieces: near, far.
         let mut sums: BTreeMap<Stage, [(Duration, u32); 2]> = BTreeMap::new();
-        for span in self.spans().filter(|span| span.kind == Kind::Service) {
-            if matches!(span.stage, Stage::Decompress | Stage::VerifyPart | Stage::NvmeRead) {
-                let [near, far] = sums.entry(span.stage).or_default();
-                let (time, pieces) = if span.clue == Clue::Far { far } else { near };
-                *time += span.length();
-                *pieces += 1;
-            }
+        let compared =
+            |stage| matches!(stage, Stage::Decompress | Stage::VerifyPart | Stage::NvmeRead);
+        let work = self.spans().filter(|span| span.kind == Kind::Service && compared(span.stage));
+        for span in work {
+            let sums = sums.entry(span.stage).or_default();
+            let (time, pieces) = &mut sums[usize::from(span.clue == Clue::Far)];
+            *time += span.length();
+            *pieces += 1;
         }
         let more = |[near, far]: [(Duration, u32); 2]| {
             let mean = |(time, pieces): (Duration, u32)| {
