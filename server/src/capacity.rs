@@ -122,7 +122,7 @@ impl Series {
 
     fn did(&mut self, began: Instant, ended: Instant, (bytes, source): (u64, u64)) {
         let took = ended.saturating_duration_since(began).as_secs_f64();
-        let [bytes, source] = [bytes, source].map(crate::metrics::as_f64);
+        let [bytes, source] = [bytes, source].map(as_f64);
         match took > 0.0 {
             true => self.spread(began, ended, |bucket, seconds| {
                 bucket.work += seconds;
@@ -214,7 +214,7 @@ impl Series {
             Scale::Whole => (median(&crowded, |b| (b.bytes, b.busy))?, None),
             Scale::Workers(workers) => {
                 let one = median(&crowded, |b| (b.bytes, b.work))?;
-                (one * crate::metrics::as_f64(workers as u64), Some(one))
+                (one * as_f64(workers as u64), Some(one))
             }
         };
         Some(Rate {
@@ -240,6 +240,12 @@ fn median(buckets: &[Bucket], of: impl Fn(&Bucket) -> (f64, f64)) -> Option<f64>
         passed >= half
     });
     found.or_else(|| rates.last()).map(|(rate, _)| *rate)
+}
+
+/// Exact up to 2^53; beyond that nobody reads the last digit.
+#[expect(clippy::cast_precision_loss, reason = "see above")]
+fn as_f64(value: u64) -> f64 {
+    value as f64
 }
 
 /// What is measured.
