@@ -109,14 +109,10 @@ impl Series {
         self.did(began, now, (bytes, source));
     }
 
-    /// An operation that is only heard of when it is over. Of those that overlap, the one that ended
-    /// first is told first.
-    pub(crate) fn ran(&mut self, began: Instant, ended: Instant, bytes: u64) {
-        let from = began.max(self.booked);
-        if ended > from {
-            self.spread(from, ended, |bucket, seconds| bucket.busy += seconds);
-            self.booked = ended;
-        }
+    /// An operation that is only heard of when it is over. Working time counts from `alone` on: what
+    /// lies before was that of another one.
+    pub(crate) fn ran(&mut self, (began, alone): (Instant, Instant), ended: Instant, bytes: u64) {
+        self.spread(alone, ended, |bucket, seconds| bucket.busy += seconds);
         self.did(began, ended, (bytes, bytes));
     }
 

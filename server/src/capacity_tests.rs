@@ -143,11 +143,14 @@ fn the_present_load_is_that_of_the_last_ten_seconds() {
 #[test]
 fn copies_that_are_told_later_count_once_where_they_overlap() {
     let mut sim = Sim::new(6);
+    let mut until = sim.start;
     for number in 0..20 {
         let began = f64::from(number) * 0.05;
         // Two at a time, each 100 ms of 10 MB.
         let (began, ended) = (sim.at(1.0 + began), sim.at(1.1 + began));
-        sim.series.ran(began, ended, 10_000_000);
+        let alone = began.max(until);
+        sim.series.ran((began, alone), ended, 10_000_000);
+        until = ended;
     }
     // The first and the last are alone for half of their time.
     assert_near(sim.megabytes(3.0, Scale::Whole), 200.0 / 1.05);

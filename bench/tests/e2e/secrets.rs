@@ -87,6 +87,8 @@ async fn a_presigned_query_is_shown_by_nothing() {
     let error = failure(&node.client, named(format!("{host}/blob?canary-other"))).await;
     heard.push(format!("{error:?}"));
 
+    heard.push(format!("{:?}", node.client.doctor().await.unwrap()));
+    heard.push(format!("{:?}", node.client.capacity().await.unwrap()));
     heard.push(node.get("/metrics").await.1);
     let log = node.daemon.log();
     assert_traced(&log);
@@ -110,9 +112,15 @@ async fn credentials_are_shown_by_nothing() {
     let error = node.refused(&s3_uri("there/is/something")).await;
     assert_eq!(error.kind().exit_code(), 8, "{error}");
     let status = format!("{:?}", node.client.status().await.unwrap());
-    for text in
-        [format!("{error} {error:?}"), status, node.daemon.log(), node.get("/metrics").await.1]
-    {
+    let checks = format!("{:?}", node.client.doctor().await.unwrap());
+    assert!(checks.contains("an access key of the environment"), "{checks}");
+    for text in [
+        format!("{error} {error:?}"),
+        status,
+        checks,
+        node.daemon.log(),
+        node.get("/metrics").await.1,
+    ] {
         assert!(!text.to_lowercase().contains("canary"), "{text}");
     }
 }

@@ -71,8 +71,9 @@ impl Meter {
         Working { meter: self, began, made: (0, 0) }
     }
 
-    /// An operation that is only heard of when it is over.
-    pub(crate) fn ran(&self, began: Instant, ended: Instant, bytes: u64) {
+    /// An operation that is only heard of when it is over, and that worked alone from its second
+    /// moment on.
+    pub(crate) fn ran(&self, began: (Instant, Instant), ended: Instant, bytes: u64) {
         self.lock().ran(began, ended, bytes);
     }
 

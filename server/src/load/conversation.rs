@@ -101,6 +101,8 @@ pub(super) struct Conversation<'a> {
     client_done: bool,
     /// Of the device that the client named.
     copies: Option<Arc<Meter>>,
+    /// Until when copies are counted, by the client's clock.
+    copied: Duration,
 }
 
 impl<'a> Conversation<'a> {
@@ -121,6 +123,7 @@ impl<'a> Conversation<'a> {
             granted_at: vec![None; head.plan.chunks().len()],
             client_done: false,
             copies: None,
+            copied: Duration::ZERO,
         }
     }
 
@@ -216,14 +219,17 @@ impl<'a> Conversation<'a> {
         Ok(())
     }
 
-    /// What a client says of its copies is taken for no more than it can be: over by now.
-    fn measure(&self, copies: &[CopyRan], opened: Instant) {
+    /// Counts copies that are over by now; what a client says of later ones cannot be. Those that
+    /// overlap are told apart by the client's clock: when that began is guessed anew each time.
+    fn measure(&mut self, copies: &[CopyRan], opened: Instant) {
         let Some(meter) = &self.copies else { return };
         let now = Instant::now();
         for CopyRan { start, end, bytes } in copies {
+            let alone = (*start).max(self.copied).min(*end);
+            self.copied = self.copied.max(*end);
             let at = |time: Duration| opened.checked_add(time).filter(|at| *at <= now);
-            if let Some((start, end)) = at(*start).zip(at(*end)) {
-                meter.ran(start, end, *bytes);
+            if let (Some(start), Some(alone), Some(end)) = (at(*start), at(alone), at(*end)) {
+                meter.ran((start, alone), end, *bytes);
             }
         }
     }

@@ -363,7 +363,7 @@ impl<'a> Filler<'a> {
     pub(super) fn granted(&self, ready: &Ready) -> Instant {
         let now = Instant::now();
         if ready.tier == Tier::Ram && !ready.flown {
-            self.stages.rates.handoff.ran(ready.offered, now, ready.spec.bytes);
+            self.stages.rates.handoff.ran((ready.offered, ready.offered), now, ready.spec.bytes);
         }
         let since = self.timeline.last_end(ready.spec.index).unwrap_or(ready.offered);
         let span = Span::new(Stage::Publish, Kind::Service, since, now);

@@ -14,6 +14,7 @@ use forebay_proto::handoff::SOCKET_NAME;
 use forebay_proto::pb;
 
 use super::Shared;
+use crate::config::size::show_bytes;
 use crate::evidence::{Fact, Lateness, Roots, SourceState, Verdict, machine};
 
 /// A runtime that is this late holds up sockets that a load waits for.
@@ -109,7 +110,9 @@ fn daemon(checks: &mut Checks, shared: &Shared) {
     let bad = shared.draining.is_cancelled().then_some((Verdict::Bad, draining));
     let up = shared.started.elapsed().as_secs();
     checks.add("daemon", "forebayd", format!("{version}, up {up} s"), bad);
-    let Some(worst) = shared.setup.lateness.worst() else { return };
+    let Some(worst) = shared.setup.lateness.worst() else {
+        return checks.add("daemon", "runtime_lag", "not measured yet", None);
+    };
     let advice = "its threads get no CPU when they need it, and sockets wait: give the daemon more \
                   CPU, or others less";
     let late = (worst >= LATE).then_some((Verdict::Warn, advice));
@@ -145,7 +148,8 @@ fn socket(checks: &mut Checks, name: &str, path: &Path) {
 fn memory(checks: &mut Checks, shared: &Shared) {
     let sizes = shared.stages.ram.sizes();
     let (locked, populated) = (sizes.locked, sizes.populated);
-    let found = format!("{locked} of {populated} bytes of the RAM tier");
+    let sizes = [locked.min(populated), populated].map(show_bytes);
+    let found = format!("{} of {} of the RAM tier", sizes[0], sizes[1]);
     let advice = "set LimitMEMLOCK=infinity: the kernel may write what is not locked to swap";
     let unlocked = shared.setup.lock_memory && locked < populated;
     checks.add("memory", "locked", found, unlocked.then_some((Verdict::Warn, advice)));
@@ -163,7 +167,8 @@ fn nvme(checks: &mut Checks, shared: &Shared) {
         };
     };
     let state = tier.state();
-    let found = format!("{}, {} of {} bytes stored", state.state, state.stored, state.budget);
+    let [stored, budget] = [state.stored, state.budget].map(show_bytes);
+    let found = format!("{}, {stored} of {budget} stored", state.state);
     let verdict = match state.state {
         "down" => Some((
             Verdict::Bad,
