@@ -45,7 +45,7 @@ async fn shaped() -> S3Origin {
 fn loads(node: &Node, uri: &str) -> Value {
     let load = run(node, &["--format", "json", "load", uri, "--device", "fake:1"]);
     assert_eq!(load.status.code(), Some(0), "{load:?}");
-    serde_json::from_str(text(&load.stdout)).unwrap()
+    serde_json::from_str(text(&load.stdout)).expect("a report")
 }
 
 #[tokio::test]

@@ -118,7 +118,7 @@ impl Meters {
 /// Meters of what no stage of its own does.
 #[derive(Debug, Default)]
 pub(crate) struct LoadMeters {
-    /// Chunks in RAM, from the moment they are found to their grant.
+    /// Chunks in RAM, from the moment they are found until the stream to the client takes them.
     pub(crate) handoff: Meter,
     /// Copies of clients, by device.
     pub(crate) copies: Meters,

@@ -86,6 +86,19 @@ pub(crate) struct CopyRan {
     pub(crate) bytes: u64,
 }
 
+/// An event that the client has not taken yet.
+struct Unsent {
+    event: LoadEvent,
+    /// Of a chunk that was in RAM: when it was found, and its bytes.
+    found: Option<(Instant, u64)>,
+}
+
+impl From<LoadEvent> for Unsent {
+    fn from(event: LoadEvent) -> Self {
+        Self { event, found: None }
+    }
+}
+
 /// See the module's head.
 pub(super) struct Conversation<'a> {
     head: &'a Head<'a>,
@@ -95,7 +108,9 @@ pub(super) struct Conversation<'a> {
     inbox: mpsc::Receiver<ClientEvent>,
     /// Events the client has not taken yet. Each grant among them holds a token of the window, so
     /// the pool bounds them.
-    unsent: VecDeque<LoadEvent>,
+    unsent: VecDeque<Unsent>,
+    /// When the last event was taken.
+    taken: Instant,
     opened_sent: Instant,
     granted_at: Vec<Option<Instant>>,
     client_done: bool,
@@ -119,6 +134,7 @@ impl<'a> Conversation<'a> {
             outbox,
             inbox,
             unsent: VecDeque::new(),
+            taken: Instant::now(),
             opened_sent: Instant::now(),
             granted_at: vec![None; head.plan.chunks().len()],
             client_done: false,
@@ -136,12 +152,12 @@ impl<'a> Conversation<'a> {
     ) -> Result<(), Failure> {
         let stages = filler.stages();
         self.copies = request.device.as_ref().map(|device| stages.rates.copies.of(&named(device)));
-        self.unsent.push_back(LoadEvent::Opened(Opened {
+        self.unsent.push_back(Unsent::from(LoadEvent::Opened(Opened {
             load_id: request.load_id.clone(),
             plan: Arc::clone(&self.head.plan),
             window_bytes: permit.window_slots() as u64 * stages.chunk_bytes,
             chunk_bytes: stages.chunk_bytes,
-        }));
+        })));
         let outbox = self.outbox.clone();
         let mut complete = false;
         // A client that is done before the last grant wants no more.
@@ -152,8 +168,9 @@ impl<'a> Conversation<'a> {
                 event = self.inbox.recv() => self.hear(event)?,
                 place = outbox.reserve(), if !self.unsent.is_empty() => {
                     let place = place.map_err(|_closed| lost())?;
-                    if let Some(event) = self.unsent.pop_front() {
+                    if let Some(Unsent { event, found }) = self.unsent.pop_front() {
                         place.send(event);
+                        self.took(found, &stages.rates.handoff);
                     }
                 }
                 ready = filler.next(), if !complete => {
@@ -167,6 +184,15 @@ impl<'a> Conversation<'a> {
             }
         }
         Ok(())
+    }
+
+    /// An event was taken; of a chunk that was found in RAM the hand-over is over.
+    fn took(&mut self, found: Option<(Instant, u64)>, meter: &Meter) {
+        let now = Instant::now();
+        if let Some((found, bytes)) = found {
+            meter.ran((found, found.max(self.taken).min(now)), now, bytes);
+        }
+        self.taken = now;
     }
 
     /// Listens until the client is done. What it still holds is its session's: it may be reading.
@@ -185,10 +211,11 @@ impl<'a> Conversation<'a> {
     /// Grants a chunk, or says that there are no more; true then.
     fn grant(&mut self, filler: &Filler<'_>, ready: Option<Ready>) -> bool {
         let Some(ready) = ready else {
-            self.unsent.push_back(LoadEvent::Complete);
+            self.unsent.push_back(LoadEvent::Complete.into());
             return true;
         };
         let at = filler.granted(&ready);
+        let found = ready.found().map(|at| (at, ready.spec.bytes));
         let Ready { spec, pinned, window, tier, .. } = ready;
         if let Some(granted_at) = self.granted_at.get_mut(spec.index) {
             *granted_at = Some(at);
@@ -196,7 +223,8 @@ impl<'a> Conversation<'a> {
         let state = self.head.entry.state();
         state.granted_bytes.fetch_add(spec.bytes, Ordering::Relaxed);
         let slot = self.stay.session().grant(self.stay.load(), spec.index, pinned, window);
-        self.unsent.push_back(LoadEvent::Granted(Granted { spec, slot, tier }));
+        let event = LoadEvent::Granted(Granted { spec, slot, tier });
+        self.unsent.push_back(Unsent { event, found });
         false
     }
 

@@ -52,8 +52,15 @@ pub(super) struct Ready {
     pub(super) window: Arc<WindowSlot>,
     pub(super) tier: Tier,
     offered: Instant,
-    /// It was not there when it was looked for.
-    flown: bool,
+    /// It was there when it was looked for.
+    hit: bool,
+}
+
+impl Ready {
+    /// When it was found, if it was there.
+    pub(super) fn found(&self) -> Option<Instant> {
+        self.hit.then_some(self.offered)
+    }
 }
 
 type Filling<'a> = BoxFuture<'a, Result<Ready, Failure>>;
@@ -325,7 +332,7 @@ impl<'a> Filler<'a> {
         offered: Instant,
     ) -> Ready {
         let (window, tier) = (pinned.pay(window), self.tier_of(&spec.key));
-        let ready = Ready { spec, pinned, window, tier, offered, flown: false };
+        let ready = Ready { spec, pinned, window, tier, offered, hit: true };
         self.count(&ready);
         self.store_too(&ready.spec);
         ready
@@ -362,9 +369,6 @@ impl<'a> Filler<'a> {
     /// The chunk is handed over: its publish span ends.
     pub(super) fn granted(&self, ready: &Ready) -> Instant {
         let now = Instant::now();
-        if ready.tier == Tier::Ram && !ready.flown {
-            self.stages.rates.handoff.ran((ready.offered, ready.offered), now, ready.spec.bytes);
-        }
         let since = self.timeline.last_end(ready.spec.index).unwrap_or(ready.offered);
         let span = Span::new(Stage::Publish, Kind::Service, since, now);
         self.timeline.chunk_spans(ready.spec.index, [span]);
@@ -389,5 +393,5 @@ async fn ride(
 ) -> Result<Ready, Failure> {
     let Landed { pinned, tier } = seat.flight().landed().await?;
     let window = pinned.pay(window);
-    Ok(Ready { spec, pinned, window, tier, offered, flown: true })
+    Ok(Ready { spec, pinned, window, tier, offered, hit: false })
 }

@@ -124,7 +124,7 @@ fn own(shared: &Shared) -> Vec<Measured> {
     add(Stage::Decompress, stages.decoder.meter(), Scale::Workers(workers), workers, method);
     let method = "bytes over the time with digests of whole objects at work, median";
     add(Stage::VerifyObject, &stages.rates.objects, Scale::Whole, 0, method);
-    let method = "bytes over the time from finding chunks in RAM to granting them, median";
+    let method = "bytes over the time from finding chunks in RAM until the client's stream takes them, median";
     add(Stage::Handoff, &stages.rates.handoff, Scale::Whole, 0, method);
     own
 }
