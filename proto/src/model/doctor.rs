@@ -29,8 +29,8 @@ impl Verdict {
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
-    /// What it belongs to: `daemon`, `machine`, `memory`, `nvme`, `network`, `credentials`,
-    /// `evidence`, or what a later daemon adds.
+    /// What it belongs to: `client`, `daemon`, `machine`, `memory`, `nvme`, `network`, `degraded`,
+    /// `credentials`, `evidence`, or what a later daemon adds.
     pub group: String,
     /// What it is.
     pub name: String,
