@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use forebay_device::Device;
 use forebay_proto::model::{
-    CachedCheckpoint, DaemonStatus, Evicted, Manifest, ObjectEntry, ObjectIndex, Opened, PackEvent,
-    PackReport, Pinned, PrefetchEvent, Report, ResizeEvent, ResizeReport, TensorEntry, Unpinned,
-    VerifyEvent, VerifySummary,
+    CachedCheckpoint, Capacity, Check, DaemonStatus, Evicted, Manifest, ObjectEntry, ObjectIndex,
+    Opened, PackEvent, PackReport, Pinned, PrefetchEvent, Report, ResizeEvent, ResizeReport,
+    TensorEntry, Unpinned, VerifyEvent, VerifySummary,
 };
 use forebay_proto::{Reason, Slice};
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -184,6 +184,16 @@ impl Client {
     /// See [`crate::Client::status`].
     pub fn status(&self) -> Result<DaemonStatus, ClientError> {
         self.run(self.client.status())
+    }
+
+    /// See [`crate::Client::capacity`].
+    pub fn capacity(&self) -> Result<Capacity, ClientError> {
+        self.run(self.client.capacity())
+    }
+
+    /// See [`crate::Client::doctor`].
+    pub fn doctor(&self) -> Result<Vec<Check>, ClientError> {
+        self.run(self.client.doctor())
     }
 }
 

@@ -70,6 +70,14 @@ impl Endpoint {
         }
     }
 
+    /// The daemon's socket; none over TCP.
+    pub(crate) fn socket(&self) -> Option<PathBuf> {
+        match &self.0 {
+            Kind::Unix(path) => Some(PathBuf::from(path)),
+            Kind::Tcp(_) => None,
+        }
+    }
+
     /// The descriptor socket; none over TCP.
     pub(crate) fn handoff(&self) -> Option<PathBuf> {
         match &self.0 {

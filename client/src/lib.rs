@@ -46,6 +46,7 @@ mod chunk;
 mod client;
 mod coverage;
 mod device;
+mod doctor;
 mod endpoint;
 mod error;
 mod gather;
@@ -64,6 +65,7 @@ mod wire;
 pub use chunk::{Chunk, ChunkExtent};
 pub use client::Client;
 pub use device::{DeviceLoad, DeviceReport, DeviceTensor, Layout, Resident, Target};
+pub use doctor::check_client;
 pub use endpoint::Endpoint;
 pub use error::ClientError;
 pub use forebay_device::{

@@ -1,10 +1,10 @@
 //! The control verbs: prefetch, stat, list, pin, unpin, evict, verify, pack, resize, explain, trace,
-//! status.
+//! status, capacity, doctor.
 
 use forebay_proto::model::{
-    CachedCheckpoint, DaemonStatus, Evicted, Explanation, Malformed, Manifest, ManifestBuilder,
-    PackEvent, Pinned, PrefetchEvent, ResizeEvent, StatSummary, TraceHead, TraceSpan, Unpinned,
-    VerifyEvent,
+    CachedCheckpoint, Capacity, Check, DaemonStatus, Evicted, Explanation, Malformed, Manifest,
+    ManifestBuilder, PackEvent, Pinned, PrefetchEvent, ResizeEvent, StatSummary, TraceHead,
+    TraceSpan, Unpinned, VerifyEvent,
 };
 use forebay_proto::{Placement, pb};
 use tonic::{Response, Status, Streaming};
@@ -147,6 +147,22 @@ impl Client {
         let message = pb::StatusRequest {};
         let call = self.call(message, async |mut grpc, call| grpc.status(call).await);
         Ok(DaemonStatus::receive(call.await?.0)?)
+    }
+
+    /// What each stage of the daemon brings per second, as measured, and what loads can get of that.
+    pub async fn capacity(&self) -> Result<Capacity, ClientError> {
+        let message = pb::CapacityRequest {};
+        let call = self.call(message, async |mut grpc, call| grpc.capacity(call).await);
+        Ok(Capacity::receive(call.await?.0)?)
+    }
+
+    /// What of the machine, the settings and the daemon's state is in the way of loads, as the
+    /// daemon sees it. What only this process can see is [`check_client`](crate::check_client)'s.
+    pub async fn doctor(&self) -> Result<Vec<Check>, ClientError> {
+        let message = pb::DoctorRequest {};
+        let call = self.call(message, async |mut grpc, call| grpc.doctor(call).await);
+        let checks = call.await?.0.checks.into_iter().map(Check::receive);
+        Ok(checks.collect::<Result<_, _>>()?)
     }
 
     /// Makes one call within the client's options.

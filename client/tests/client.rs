@@ -5,7 +5,9 @@ mod fake;
 
 use std::time::Duration;
 
-use forebay_client::model::{BytesByTier, NvmeStatus, PrefetchEvent, TraceTrack, VerifyEvent};
+use forebay_client::model::{
+    BytesByTier, NvmeStatus, PrefetchEvent, TraceTrack, Verdict, VerifyEvent,
+};
 use forebay_client::{
     CallOptions, Client, Endpoint, ErrorKind, EvictRequest, Failure, KeepTier, Lane, Load,
     LoadRequest, PrefetchRequest, Reason, Tensor, TraceParent, blocking,
@@ -473,6 +475,12 @@ async fn control_verbs_answer() {
     let trace = client.trace(Some("x")).await.unwrap();
     assert_eq!((trace.head.load_id.as_str(), trace.spans.len()), ("x", 3));
     assert_eq!(trace.spans[1].track, TraceTrack::Chunk(3));
+    let capacity = client.capacity().await.unwrap();
+    let origin = capacity.stages[0].measured.as_ref().unwrap();
+    assert_eq!((origin.workers, origin.age), (Some(24), Duration::from_secs(7)));
+    assert!(capacity.stages[1].measured.is_none() && capacity.loads[1].ceiling.is_none());
+    let checks = client.doctor().await.unwrap();
+    assert_eq!((checks.len(), checks[1].verdict), (2, Verdict::Warn));
     let status = client.status().await.unwrap();
     assert_eq!(status.version, "fake");
     let NvmeStatus { state, extents, engine, recovery, .. } = status.nvme;

@@ -8,11 +8,14 @@
 //! * [`Opened`], [`Manifest`], [`Grant`]: one load, in the order in which it speaks.
 //! * [`Report`], [`PrefetchEvent`]: how it went. [`PackEvent`]: how a pack did.
 //!   [`ResizeEvent`]: how the RAM tier changes its size.
-//! * [`Explanation`], [`TraceHead`], [`TraceSpan`]: where its time went.
+//! * [`Explanation`], [`TraceHead`], [`TraceSpan`]: where its time went. [`Capacity`]: what it could be.
+//! * [`Check`]: what is in the way of loads.
 //! * [`StatSummary`], [`CachedCheckpoint`], [`Pinned`], [`Evicted`], [`VerifyEvent`],
 //!   [`DaemonStatus`]: the control verbs.
 
 mod cached;
+mod capacity;
+mod doctor;
 mod explain;
 mod grant;
 mod manifest;
@@ -32,6 +35,8 @@ pub use cached::{
     CachedCheckpoint, Evicted, Pinned, StatSummary, Unpinned, VerifyEvent, VerifyProgress,
     VerifySummary,
 };
+pub use capacity::{Capacity, Ceiling, LoadCapacity, Measured, StageCapacity};
+pub use doctor::{Check, Verdict};
 pub use explain::{
     CauseReport, EvidenceSource, Explanation, Fact, IdleGap, TraceHead, TraceSpan, TraceTrack,
 };

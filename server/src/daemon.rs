@@ -35,10 +35,11 @@ use tonic_health::server::{HealthReporter, health_reporter};
 
 use crate::admission::Admission;
 use crate::admission::queue::Limits;
+use crate::capacity::meter::LoadMeters;
 use crate::config::{self, ConfigError, Flags, Settings};
 use crate::cpu::{NodeWorkers, Workers};
 use crate::decode::Decoder;
-use crate::evidence::{CachePlace, Evidence, KernelEvidence, ProcEvidence, Roots};
+use crate::evidence::{CachePlace, Evidence, KernelEvidence, Lateness, ProcEvidence, Roots};
 use crate::fetch::Fetcher;
 use crate::flight::Flights;
 use crate::handoff::Sessions;
@@ -54,7 +55,7 @@ use crate::ram::RamTier;
 use crate::resize::{Bounds, Resizer};
 use crate::resolve::{HeaderCache, KnownDigests, Resolver};
 use crate::rpc::serve::Face;
-use crate::rpc::{Service, Shared};
+use crate::rpc::{Service, Setup, Shared};
 use crate::staging::Staging;
 use crate::verify::Verifier;
 use crate::verify::record::Records;
@@ -211,24 +212,23 @@ impl Daemon {
         let stages = build_stages(&settings, parts, open_evidence(&settings, cache.as_ref()))?;
         let sessions = Arc::<Sessions>::default();
         let resizer = resizer(&settings, &stages, &sessions)?;
-        let packer = Packer::start(Arc::clone(&origins))
-            .map_err(DaemonError::system("start the pack workers"))?;
+        let packer = packer(&origins)?;
         let closing = CancellationToken::new();
         let mut listeners = JoinSet::new();
-        let exporter = settings.otlp_endpoint.as_deref();
-        let exporter = exporter.map(|url| Exporter::start(url, &mut listeners, &closing));
+        let exporter = exporter(&settings, &mut listeners, &closing)?;
         let shared = Arc::new(Shared {
             stages: Arc::clone(&stages),
             sessions,
             origins: Arc::clone(&origins),
             packer,
-            exporter: exporter.transpose().map_err(DaemonError::Internal)?,
+            exporter,
             resizer: Arc::new(resizer),
             resolver,
             tasks: TaskTracker::new(),
             handoffs: TaskTracker::new(),
             stop: CancellationToken::new(),
             draining: CancellationToken::new(),
+            setup: set_up(&settings),
             degraded: Arc::new(degraded),
             started: Instant::now(),
             deadline: settings.deadline,
@@ -333,6 +333,34 @@ fn open_evidence(settings: &Settings, cache: Option<&CacheDir>) -> Arc<Evidence>
     Arc::new(Evidence::new(Arc::new(host)))
 }
 
+/// What writes checkpoints anew.
+fn packer(origins: &Arc<Origins>) -> Result<Packer, DaemonError> {
+    Packer::start(Arc::clone(origins)).map_err(DaemonError::system("start the pack workers"))
+}
+
+/// Where spans of finished loads go, if anywhere.
+fn exporter(
+    settings: &Settings,
+    tasks: &mut JoinSet<()>,
+    closing: &CancellationToken,
+) -> Result<Option<Exporter>, DaemonError> {
+    let exporter = settings.otlp_endpoint.as_deref();
+    let exporter = exporter.map(|url| Exporter::start(url, tasks, closing));
+    exporter.transpose().map_err(DaemonError::Internal)
+}
+
+/// What `doctor` says of the settings.
+fn set_up(settings: &Settings) -> Arc<Setup> {
+    Arc::new(Setup {
+        sockets: settings.sockets.clone(),
+        allow_uids: settings.allow_uids.clone(),
+        cache_dir: settings.cache_dir.clone(),
+        nvme: settings.nvme.is_some(),
+        lock_memory: settings.lock_memory,
+        lateness: Lateness::default(),
+    })
+}
+
 /// One line, and a message to who waits for it.
 fn tell_ready(settings: &Settings, listen: &str, metrics: Option<&str>) {
     tracing::info!(
@@ -410,6 +438,7 @@ fn build_stages(
         chunk_bytes: settings.chunk_bytes,
         no_progress: settings.no_progress,
         evidence,
+        rates: LoadMeters::default(),
     };
     stages.admission.grow(stages.ram.pool().slots());
     Ok(Arc::new(stages))
@@ -490,9 +519,13 @@ fn resizer(
 fn watch(tasks: &mut JoinSet<()>, shared: &Arc<Shared>, closing: &CancellationToken) {
     tasks.spawn(Arc::clone(&shared.resizer).run(shared.stop.clone()));
     let (evidence, closing) = (Arc::clone(&shared.stages.evidence), closing.clone());
+    let setup = Arc::clone(&shared.setup);
     tasks.spawn(async move {
         tokio::select! {
-            () = lag::watch(metrics::runtime_lag) => {}
+            () = lag::watch(|late| {
+                metrics::runtime_lag(late);
+                setup.lateness.saw(late);
+            }) => {}
             () = evidence.watch() => {}
             () = closing.cancelled() => {}
         }

@@ -22,6 +22,7 @@ use forebay_origin::Landing;
 use forebay_proto::{Failure, Reason};
 use tokio::time::Instant;
 
+use crate::capacity::meter::Meter;
 use crate::cpu::{NodeWorkers, Stopped, distance};
 use crate::digest::{ChunkDigest, DigestKey, ExtentDigest, Taken};
 use crate::fetch::{ExtentBytes, FetchedChunk, FetchedExtent};
@@ -148,12 +149,18 @@ impl RawChunk {
 pub(crate) struct Decoder {
     workers: Arc<NodeWorkers>,
     digest_key: DigestKey,
+    meter: Arc<Meter>,
 }
 
 impl Decoder {
     /// A stage that decodes on `workers` and takes digests under a key.
     pub(crate) fn new(workers: Arc<NodeWorkers>, digest_key: DigestKey) -> Self {
-        Self { workers, digest_key }
+        Self { workers, digest_key, meter: Arc::default() }
+    }
+
+    /// What it has decoded, and in which time.
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     /// Decodes the chunk and hands it to `check`, both on one thread: the bytes are in its core's
@@ -164,11 +171,13 @@ impl Decoder {
         check: impl FnOnce(RawChunk) -> T + Send + 'static,
     ) -> Result<(T, [Span; 2]), DecodeError> {
         let (offered, key, node) = (Instant::now(), self.digest_key, fetched.node());
+        let meter = Arc::clone(&self.meter);
         let worked = self.workers.run(Some(node), move || {
-            let started = Instant::now();
+            let (started, working) = (Instant::now(), meter.begin());
             let stored_bytes = fetched.staged_bytes();
             let raw = decode(fetched, key).inspect_err(count)?;
             let ended = Instant::now();
+            working.made(raw.spec.bytes, stored_bytes);
             metrics::decoded(stored_bytes, raw.spec.bytes, ended - started);
             let spans = [
                 Span::new(Stage::Decompress, Kind::Queue, offered, started),

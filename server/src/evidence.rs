@@ -1,6 +1,6 @@
 //! Evidence: what the kernel knows of the time that a load waited.
 //!
-//! [`HostEvidence`] is the seam to the machine: a look at its counters, and what can be read here.
+//! [`HostEvidence`](host::HostEvidence) is the seam to the machine: a look at its counters, and what can be read here.
 //! [`ProcEvidence`] is the real one. [`Evidence`] looks while loads run and keeps the looks in
 //! [`Samples`], which all loads share and which make differences for any stretch of time; a stall
 //! is charged on those and never on a counter's value. [`machine()`] is about the set-up and not about
@@ -18,6 +18,7 @@ mod block;
 mod cgroup;
 mod files;
 mod host;
+mod lateness;
 mod machine;
 mod mounts;
 mod proc;
@@ -34,13 +35,13 @@ use forebay_origin::{SocketEvidence, TcpSnapshot};
 
 pub(crate) use block::CachePlace;
 pub(crate) use files::Roots;
-pub(crate) use host::{
-    CpuDelta, CpuSample, DiskDelta, DiskSample, HostDelta, HostEvidence, HostSample, MemoryDelta,
-    MemorySample, NetDelta, PressureDelta, SchedDelta, SchedSample, Source, SourceState,
-};
+#[cfg(test)]
+pub(crate) use host::CpuDelta;
+pub(crate) use host::{DiskDelta, HostDelta, MemoryDelta, NetDelta, PressureDelta, SourceState};
+pub(crate) use lateness::Lateness;
 pub(crate) use machine::{Fact, Verdict, machine};
 pub(crate) use proc::ProcEvidence;
-pub(crate) use sampler::{Evidence, PACE, Sampling};
+pub(crate) use sampler::{Evidence, Sampling};
 pub(crate) use samples::Samples;
 
 /// Asks the kernel.

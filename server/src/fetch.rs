@@ -34,6 +34,7 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, TryStreamExt};
 use tokio::time::Instant;
 
+use crate::capacity::meter::{Meter, Meters};
 use crate::cpu::{NodeWorkers, Stopped};
 use crate::digest::{DigestKey, ExtentDigest, Taken};
 use crate::error::origin_failure;
@@ -187,6 +188,7 @@ pub(crate) struct Fetcher {
     meters: PartMeters,
     staging: Arc<Staging>,
     streams: Streams,
+    rates: Meters,
 }
 
 /// One part's result.
@@ -207,7 +209,12 @@ impl Fetcher {
         (staging, workers): (Arc<Staging>, Arc<NodeWorkers>),
     ) -> Self {
         let streams = Streams::new(workers);
-        Self { origins, digest_key, meters, staging, streams }
+        Self { origins, digest_key, meters, staging, streams, rates: Meters::default() }
+    }
+
+    /// What each origin has sent, and in which time.
+    pub(crate) fn rates(&self) -> &Meters {
+        &self.rates
     }
 
     /// The endpoint that a checkpoint is read from. Files have none.
@@ -238,6 +245,7 @@ impl Fetcher {
         let misfit = || FetchError::Plan { chunk: spec.index };
         let places = split(slot.as_mut_slice(), spec)?;
         let mut waiting = places.into_iter().enumerate();
+        let rates = self.rates.of(&origin_of(manifest));
         let share = self.endpoint(manifest).map(|endpoint| endpoint.share(Sharing::Chunks));
         let at_once = || share.as_ref().map_or(PARTS_OF_FILES, Share::on_its_way);
         let mut running = FuturesUnordered::new();
@@ -248,7 +256,8 @@ impl Fetcher {
             let more = at_once().saturating_sub(running.len());
             for (number, (extent, into)) in waiting.by_ref().take(more) {
                 let object = manifest.objects().get(extent.object).ok_or_else(misfit)?;
-                let wanted = Wanted { number, manifest, object, extent, terms, offered };
+                let rates = &rates;
+                let wanted = Wanted { number, manifest, object, extent, terms, offered, rates };
                 running.push(self.part(wanted, into, staging.as_ref()));
             }
             let Some(part) = running.try_next().await? else { break };
@@ -351,7 +360,7 @@ impl Fetcher {
     /// Reads a range of what the store has.
     async fn read(
         &self,
-        Wanted { manifest, object, terms, offered, .. }: Wanted<'_>,
+        Wanted { manifest, object, terms, offered, rates, .. }: Wanted<'_>,
         range: Range<u64>,
         to: Destination<'_>,
     ) -> Result<(Option<IpAddr>, Vec<Span>), FetchError> {
@@ -361,7 +370,12 @@ impl Fetcher {
             object_bytes: object.stored_bytes(),
             range,
         };
+        let (bytes, working) = (request.range.end - request.range.start, rates.begin());
         let read = manifest.store().read_on(&request, terms.clone(), to).await;
+        match &read {
+            Ok(_) => working.done(bytes),
+            Err(_) => drop(working),
+        }
         let log = match &read {
             Ok(record) => &record.attempt_log,
             Err(error) => &error.attempt_log,
@@ -381,6 +395,12 @@ struct Wanted<'a> {
     extent: &'a Extent,
     terms: &'a ReadTerms,
     offered: Instant,
+    rates: &'a Meter,
+}
+
+/// The origin that a checkpoint is read from.
+fn origin_of(manifest: &Manifest) -> String {
+    OriginUri::parse(manifest.uri()).map(|uri| uri.origin()).unwrap_or_default()
 }
 
 /// Where the bytes of an extent lie, and which they are there.

@@ -32,11 +32,11 @@ mod resolve;
 mod verify;
 
 mod attribution;
+mod capacity;
 mod cost;
 mod cpu;
 mod digest;
 mod error;
-#[allow(dead_code, unused_imports, reason = "the doctor is to read all of it")]
 mod evidence;
 mod explain;
 mod history;

@@ -30,6 +30,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::admission::{Admission, AdmissionPermit, Holder, Lane};
+use crate::capacity::meter::LoadMeters;
 use crate::cpu::{NodeWorkers, Workers};
 use crate::deadline::{Deadline, Expired};
 use crate::decode::{DecodeError, Decoder};
@@ -97,6 +98,8 @@ pub(crate) struct Stages {
     pub(crate) no_progress: Duration,
     /// Looks at the machine while loads run.
     pub(crate) evidence: Arc<Evidence>,
+    /// What loads themselves do, measured.
+    pub(crate) rates: LoadMeters,
 }
 
 /// What a client asks for.

@@ -52,6 +52,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::Lane;
+use crate::capacity::meter::Meter;
 use crate::cpu::Workers;
 use crate::metrics::{Fallback, TierMeters, fell_back};
 use crate::plan::{ChunkKey, ChunkSpec};
@@ -71,14 +72,14 @@ pub(crate) use read::StoredChunk;
 pub(crate) use status::NvmeState;
 
 /// Chunks that are written side by side: each has a buffer of its own.
-const FILL_WORKERS: usize = 2;
+pub(crate) const FILL_WORKERS: usize = 2;
 
 /// Bytes that are read side by side: what keeps a fast device busy, and no more than the cache of
 /// the cores holds until it is checked.
 const READ_BYTES_AT_ONCE: u64 = 32 << 20;
 /// Chunks that are read side by side, at most: each has a thread for as long.
 const READS_MAX: u64 = READERS as u64;
-const READERS: usize = 16;
+pub(crate) const READERS: usize = 16;
 
 /// How long a call on a file may take: as the hard limit of the io engine.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -179,6 +180,10 @@ pub(crate) struct NvmeTier {
     quarantined: AtomicU64,
     given_up: AtomicU64,
     meters: TierMeters,
+    /// Extents that were read.
+    read_rate: Meter,
+    /// Extents that were written.
+    write_rate: Meter,
 }
 
 impl NvmeTier {
@@ -234,11 +239,18 @@ impl NvmeTier {
             quarantined: AtomicU64::new(0),
             given_up: AtomicU64::new(0),
             meters: TierMeters::new(),
+            read_rate: Meter::default(),
+            write_rate: Meter::default(),
         });
         tier.blobs.close();
         tier.set_budget();
         recover::start(&tier)?;
         Ok(tier)
+    }
+
+    /// What was read of the disk and written to it, and in which time.
+    pub(crate) fn rates(&self) -> [&Meter; 2] {
+        [&self.read_rate, &self.write_rate]
     }
 
     /// Starts what runs behind the loads: fills, the watch over the disk, the scrub.

@@ -5,7 +5,9 @@
 //! response heads only. A stream runs as a task of the daemon's tree and ends with it: when the
 //! client drops its response stream, a guard in it cancels the task.
 
+mod capacity;
 mod convert;
+mod doctor;
 mod explain;
 mod kept;
 mod packing;
@@ -37,6 +39,7 @@ use crate::resize::Resizer;
 use crate::timeline::Timeline;
 use crate::trace::TraceContext;
 use crate::workload::Workloads;
+pub(crate) use doctor::Setup;
 use stream::{Ending, GuardedStream, PAGE_QUEUE, Told};
 
 /// Checkpoints of one `List` message.
@@ -70,6 +73,8 @@ pub(crate) struct Shared {
     pub(crate) stop: CancellationToken,
     /// Set on SIGTERM.
     pub(crate) draining: CancellationToken,
+    /// How it was set up.
+    pub(crate) setup: Arc<Setup>,
     /// What could not be had.
     pub(crate) degraded: Arc<Vec<String>>,
     /// When the daemon started.
@@ -439,5 +444,22 @@ impl Forebay for Service {
     ) -> Result<Response<pb::StatusResponse>, Status> {
         let context = self.context("Status", &request)?;
         Self::unary("Status", context, Ok(status::now(&self.shared)))
+    }
+
+    async fn capacity(
+        &self,
+        request: Request<pb::CapacityRequest>,
+    ) -> Result<Response<pb::CapacityResponse>, Status> {
+        let context = self.context("Capacity", &request)?;
+        Self::unary("Capacity", context, Ok(capacity::now(&self.shared)))
+    }
+
+    async fn doctor(
+        &self,
+        request: Request<pb::DoctorRequest>,
+    ) -> Result<Response<pb::DoctorResponse>, Status> {
+        let context = self.context("Doctor", &request)?;
+        let looking = context.deadline.cut(doctor::look(&self.shared));
+        Self::unary("Doctor", context, looking.await.map_err(|_expired| deadline()))
     }
 }

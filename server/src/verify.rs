@@ -18,6 +18,7 @@ use forebay_origin::Landing;
 use forebay_proto::{Failure, Reason};
 use tokio::time::Instant;
 
+use crate::capacity::meter::Meter;
 use crate::cpu::{NodeWorkers, Stopped, distance};
 use crate::decode::RawChunk;
 use crate::digest::{ChunkDigest, DigestKey, ExtentDigest};
@@ -115,12 +116,18 @@ impl VerifiedChunk {
 pub(crate) struct Verifier {
     workers: Arc<NodeWorkers>,
     records: Arc<Records>,
+    meter: Arc<Meter>,
 }
 
 impl Verifier {
     /// A stage that compares with `records`, on `workers`.
     pub(crate) fn new(workers: Arc<NodeWorkers>, records: Records) -> Self {
-        Self { workers, records: Arc::new(records) }
+        Self { workers, records: Arc::new(records), meter: Arc::default() }
+    }
+
+    /// What it has checked of what was stored, and in which time.
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     /// Compares the chunk's digest. Returns it with its queue and service spans.
@@ -169,12 +176,13 @@ impl Verifier {
     pub(crate) fn of_stored(
         &self,
     ) -> impl FnOnce(StoredChunk) -> (Result<VerifiedChunk, Decayed>, Span) + Send + use<> {
-        let records = Arc::clone(&self.records);
+        let (records, meter) = (Arc::clone(&self.records), Arc::clone(&self.meter));
         move |stored| {
-            let started = Instant::now();
+            let (started, working) = (Instant::now(), meter.begin());
             let checked = stored.check();
             let generation = stored.generation();
             let (slot, spec) = stored.into_parts();
+            working.done(spec.bytes);
             let known = records.known(&spec.key);
             let checked = match checked {
                 Ok(digest) if known.is_none_or(|known| known == digest) => {

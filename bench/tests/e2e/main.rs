@@ -10,6 +10,7 @@
 mod binaries;
 #[cfg(test)]
 mod bits;
+mod capacity;
 #[cfg(test)]
 mod capi;
 mod capi_device;
@@ -25,6 +26,8 @@ mod deadlines;
 mod device;
 #[cfg(test)]
 mod digests;
+#[cfg(test)]
+mod doctor;
 mod explain;
 #[cfg(test)]
 mod flips;

@@ -6,7 +6,7 @@ use forebay_client::{CallOptions, LoadRequest, PrefetchRequest, Reason, TracePar
 use forebay_testkit::{Content, Fault, FaultRule, HttpOptions, HttpOrigin};
 use serde_json::Value;
 
-use crate::harness::{CHUNK, NodeSpec, digests, failure, s3, s3_uri};
+use crate::harness::{CHUNK, Node, NodeSpec, digests, failure, s3, s3_uri};
 
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 const QUERY: &str = "X-Amz-Signature=canary-sig&X-Amz-Credential=canary%2Fcred";
@@ -17,6 +17,13 @@ fn assert_traced(log: &str) {
     let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let traced = |line: &Value| line["trace_id"] == PARENT[3..35] && line["load_id"].is_string();
     assert!(lines.filter(traced).count() > 5, "{log}");
+}
+
+/// What the daemon tells of itself.
+async fn told(node: &Node) -> String {
+    let status = node.client.status().await.expect("its status");
+    let checks = node.client.doctor().await.expect("its checks");
+    format!("{status:?} {checks:?} {:?}", node.client.capacity().await.expect("its rates"))
 }
 
 #[tokio::test]
@@ -38,7 +45,7 @@ async fn a_presigned_query_is_shown_by_nothing() {
     let mut load = node.client.load(LoadRequest::new(origin.url("blob"))).await.unwrap();
     let chunk = load.next_chunk().await.unwrap().unwrap();
     heard.push(format!("{:?}", load.opened().uri));
-    heard.push(format!("{:?}", node.client.status().await.unwrap()));
+    heard.push(told(&node).await);
     chunk.release();
     heard.push(format!("{:?}", load.finish().await.unwrap()));
     heard.push(format!("{:?}", node.client.stat(origin.url("blob")).await.unwrap()));
@@ -109,9 +116,10 @@ async fn credentials_are_shown_by_nothing() {
     let node = NodeSpec::of(&origin).env(secrets).start().await;
     let error = node.refused(&s3_uri("there/is/something")).await;
     assert_eq!(error.kind().exit_code(), 8, "{error}");
-    let status = format!("{:?}", node.client.status().await.unwrap());
+    let told = told(&node).await;
+    assert!(told.contains("an access key of the environment"), "{told}");
     for text in
-        [format!("{error} {error:?}"), status, node.daemon.log(), node.get("/metrics").await.1]
+        [format!("{error} {error:?}"), told, node.daemon.log(), node.get("/metrics").await.1]
     {
         assert!(!text.to_lowercase().contains("canary"), "{text}");
     }

@@ -29,6 +29,24 @@ Examples:
 Exit codes: 0 ok, 1 internal, 2 usage, 3 not found, 4 deadline, 5 overloaded, 6 data wrong,
 7 dependency unavailable, 8 permission, 9 precondition (revision changed), 130 interrupted.";
 
+const CAPACITY: &str = "\
+Loads: cold and packed come from an origin, nvme and warm from a tier of this node, fill goes from an
+origin into the NVMe tier. A stage that did nothing in the last minutes is not measured.
+
+Examples:
+  forebay capacity
+  forebay capacity --format json | jq -r '.loads[] | [.kind, .bytes_per_second, .limited_by] | @tsv'";
+
+const DOCTOR: &str = "\
+Each check is ok, warn (it costs something) or bad (something does not work). Credentials are looked
+for and never shown. Without a daemon the checks of this side are printed all the same.
+
+Exit codes: 0 nothing is bad, 9 something is, 7 no daemon answers; others as of every verb.
+
+Examples:
+  forebay doctor
+  forebay doctor --format json | jq -r '.checks[] | select(.verdict != \"ok\") | .name + \": \" + .advice'";
+
 /// Flags that every verb takes, before or after it.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
@@ -95,6 +113,12 @@ pub(crate) enum Verb {
     Resize(ResizeArgs),
     /// Show the daemon at a glance: tiers, queues, loads, origins
     Status,
+    /// Show what each stage brings per second as measured, and the most that loads can get of it
+    #[command(after_help = CAPACITY)]
+    Capacity,
+    /// Check limits, mounts, io_uring, memory, NUMA, sockets, DNS, credentials and GPUs
+    #[command(after_help = DOCTOR)]
+    Doctor,
 }
 
 #[derive(Debug, Args)]

@@ -28,11 +28,7 @@ impl Context {
     pub(crate) async fn connect(global: &Global) -> Result<Self, CliError> {
         let Budget(budget) = global.deadline;
         let ends = budget.and_then(|budget| Instant::now().checked_add(budget));
-        let endpoint = match &global.endpoint {
-            Some(endpoint) => endpoint.clone(),
-            None => default_endpoint(env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from))?,
-        };
-        let connecting = Client::connect(endpoint);
+        let connecting = Client::connect(endpoint(global)?);
         let client = match ends {
             Some(at) => tokio::time::timeout_at(at, connecting).await.map_err(|_| expired())??,
             None => connecting.await?,
@@ -46,6 +42,14 @@ impl Context {
         let now = Instant::now();
         let deadline = self.ends.map(|ends| ends.saturating_duration_since(now));
         self.client.with_options(CallOptions { deadline, ..self.options.clone() })
+    }
+}
+
+/// Where the daemon listens.
+pub(crate) fn endpoint(global: &Global) -> Result<Endpoint, ClientError> {
+    match &global.endpoint {
+        Some(endpoint) => Ok(endpoint.clone()),
+        None => default_endpoint(env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from)),
     }
 }
 

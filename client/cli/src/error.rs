@@ -31,6 +31,9 @@ pub(crate) enum CliError {
     /// A verification found cached bytes that are wrong.
     #[error("{}", bad_cache(.uri, *.bad, *.unreadable))]
     BadCache { uri: String, bad: BytesByTier, unreadable: BytesByTier },
+    /// A check-up found what does not work.
+    #[error("{bad} of the checks are bad (BAD_CHECKS): see what they advise")]
+    BadChecks { bad: usize },
     /// Nobody reads stdout any more.
     #[error("stdout is closed")]
     BrokenPipe,
@@ -64,6 +67,7 @@ impl CliError {
             Self::Local { .. } | Self::BrokenPipe => ErrorKind::Internal,
             Self::UnsafeKey { .. } | Self::BadSums { .. } => ErrorKind::InvalidArgument,
             Self::BadCache { .. } => ErrorKind::DataLoss,
+            Self::BadChecks { .. } => ErrorKind::FailedPrecondition,
             Self::Several { first, .. } => first.kind(),
         }
     }
@@ -106,6 +110,7 @@ impl CliError {
                 (_, Some(failure)) => failure.reason.as_str(),
                 (Self::UnsafeKey { .. }, _) => "UNSAFE_KEY",
                 (Self::BadCache { .. }, _) => "BAD_CACHE",
+                (Self::BadChecks { .. }, _) => "BAD_CHECKS",
                 _ => "LOCAL_IO",
             },
             message: failure.map_or_else(|| self.to_string(), |failure| failure.message.clone()),

@@ -6,17 +6,19 @@
 //! and removes what it had not finished.
 //!
 //! * `args`: what can be said on the command line. `context`: the connection and the deadline.
-//! * `prefetch`, `load`, `get`, `inspect`, `keep`, `verify`, `pack`, `resize`, `status`: the
-//!   verbs.
+//! * `prefetch`, `load`, `get`, `inspect`, `keep`, `verify`, `pack`, `resize`, `status`, `explain`,
+//!   `trace`, `capacity`, `doctor`: the verbs.
 //! * `sums`: files of digests. `digest`, `files`, `worker`: the threads' work. `output`, `json`, `text`, `progress`: how
 //!   results look. `error`: how failures do.
 
 #![forbid(unsafe_code)]
 
 mod args;
+mod capacity;
 mod context;
 mod device;
 mod digest;
+mod doctor;
 mod error;
 mod explain;
 mod files;
@@ -96,6 +98,9 @@ async fn until_signal(cli: Cli) -> Outcome {
 
 async fn run(cli: Cli) -> Result<(), CliError> {
     let mut output = Output::stdout(cli.global.format);
+    if let Verb::Doctor = cli.verb {
+        return doctor::run(&cli.global, &mut output).await;
+    }
     let context = Context::connect(&cli.global).await?;
     match cli.verb {
         Verb::Prefetch(args) => prefetch::run(&context, &args, &mut output).await,
@@ -118,6 +123,9 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         }
         Verb::Resize(args) => resize::run(&context, &args, &mut output).await,
         Verb::Status => status::status(&context, &mut output).await,
+        Verb::Capacity => capacity::run(&context, &mut output).await,
+        // Works without a daemon, so it was served before the connection.
+        Verb::Doctor => Ok(()),
     }
 }
 

@@ -372,6 +372,12 @@ fn control_verbs_print_tables_and_objects() {
         (&["explain", "last"], &["origin_throttle", "12 answers (http)"], "causes"),
         (&["explain", "x"], &["as load x", "Ask for a higher request rate."], "longest_gaps"),
         (&["trace", "last"], &["\"resolve\"", "\"copy\"", "\"chunks 0\""], "traceEvents"),
+        (&["capacity"], &["origin       2.50 GB/s", "20 %", "2.00 GB/s", "7.00s"], "stages"),
+        (&["capacity"], &["decompress   not measured yet", "the best second"], "stages"),
+        (&["capacity"], &["at most 2.50 GB/s", "origin (handoff not measured yet)"], "loads"),
+        (&["capacity"], &["packed   not measured yet"], "window_seconds"),
+        (&["doctor"], &["fake, up 1 s", "io_uring", "warn io_uring: set the sysctl"], "checks"),
+        (&["doctor"], &["client\n", "handoff.sock", "cuda_driver"], "endpoint"),
         (&["status"], &["forebayd fake", "memory is not locked"], "degraded"),
         (&["status"], &["NVMe recovering, 3.0 GiB of 100.0 GiB", "threads (io_"], "nvme"),
         (&["status"], &["8-15", "64.0 GiB", "321", "4321", "77"], "numa"),
@@ -389,6 +395,30 @@ fn control_verbs_print_tables_and_objects() {
         assert!(object(&stdout(&json)).get(field).is_some(), "{args:?}");
         assert!(human.stderr.is_empty() && json.stderr.is_empty());
     }
+}
+
+#[test]
+fn the_doctor_ends_with_9_if_something_is_bad_and_with_7_without_a_daemon() {
+    let mut script = checkpoint();
+    script.fault = Fault::Ill;
+    let fake = Fake::start(script);
+    let output = run(&fake, &["doctor", "--format", "json"]);
+    assert_eq!(code(&output), 9, "{}", stdout(&output));
+    let said = object(&stdout(&output));
+    let bad = said["checks"].as_array().unwrap().iter().find(|check| check["verdict"] == "bad");
+    assert_eq!((bad.unwrap()["found"].as_str(), &said["bad"]), (Some("s3://b: none"), &json!(1)));
+    assert_eq!(said["daemon_answered"], true);
+    assert!(stderr(&output).contains("BAD_CHECKS"), "{}", stderr(&output));
+
+    let dir = tempfile::tempdir().unwrap();
+    let endpoint = format!("unix://{}/forebay.sock", dir.path().display());
+    let output = forebay(&endpoint, &["doctor"]).output().unwrap();
+    assert_eq!(code(&output), 7, "{}", stderr(&output));
+    let page = stdout(&output);
+    for word in ["uid", "memlock", "gpu_nodes", "bad socket: start forebayd", "bad handoff"] {
+        assert!(page.contains(word), "{word}: {page}");
+    }
+    assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
 }
 
 #[test]

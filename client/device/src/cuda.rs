@@ -25,6 +25,7 @@ use cudarc::driver::sys;
 use forebay_shm::{Segment, SegmentId, SegmentMap, SegmentSpec};
 
 use crate::cuda::context::{Context, Entered, Event, Handle};
+use crate::cuda::driver::{Functions, answer, dotted};
 use crate::cuda::stream::CudaStream;
 use crate::error::DeviceError;
 use crate::seam::{CopyStream, Device, DeviceInfo, DeviceMemory, MemoryPath, Registration};
@@ -35,6 +36,28 @@ const BASE_AGE_MAX: Duration = Duration::from_secs(10);
 
 /// The widest pitch of a copy of rows, if the driver does not say.
 const PITCH_DEFAULT: usize = 1 << 18;
+
+/// The driver of NVIDIA devices that this process can use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CudaDriver {
+    /// The version of CUDA that it is of, as `12.4`.
+    pub version: String,
+    /// Devices that it shows to this process.
+    pub devices: u32,
+}
+
+/// Looks for the driver and starts it, as opening a device does; or says why there is none that can
+/// be used. Looks once per process.
+#[expect(unsafe_code, reason = "two questions to the driver")]
+pub fn cuda_driver() -> Result<CudaDriver, String> {
+    let driver = Functions::get()?;
+    let (mut version, mut devices) = (0, 0);
+    // SAFETY: the driver, which has been started, writes a number there.
+    answer(unsafe { (driver.version)(&raw mut version) }).map_err(|no| driver.reason(no))?;
+    // SAFETY: as above.
+    answer(unsafe { (driver.device_count)(&raw mut devices) }).map_err(|no| driver.reason(no))?;
+    Ok(CudaDriver { version: dotted(version), devices: devices.try_into().unwrap_or_default() })
+}
 
 /// A CUDA device.
 #[derive(Debug)]

@@ -40,7 +40,7 @@ mod profile;
 mod seam;
 mod spec;
 
-pub use cuda::CudaDevice;
+pub use cuda::{CudaDevice, CudaDriver, cuda_driver};
 pub use error::DeviceError;
 pub use fake::FakeDevice;
 pub use host::HostDevice;

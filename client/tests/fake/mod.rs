@@ -21,6 +21,7 @@
 )]
 
 mod explain;
+mod health;
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -66,6 +67,7 @@ pub enum Fault {
     NoSegments,
     Unsealed,
     Unfinished,
+    Ill,
     Decayed { bad: pb::BytesByTier, unreadable: pb::BytesByTier },
 }
 
@@ -815,6 +817,21 @@ impl Forebay for Service {
         request: Request<pb::TraceRequest>,
     ) -> Result<Response<Self::TraceStream>, Status> {
         self.0.stream(explain::traced(&request.into_inner().load_id)).await
+    }
+
+    async fn capacity(
+        &self,
+        _request: Request<pb::CapacityRequest>,
+    ) -> Result<Response<pb::CapacityResponse>, Status> {
+        self.0.answer(health::capacity()).await
+    }
+
+    async fn doctor(
+        &self,
+        _request: Request<pb::DoctorRequest>,
+    ) -> Result<Response<pb::DoctorResponse>, Status> {
+        let ill = matches!(self.0.script().fault, Fault::Ill);
+        self.0.answer(health::checked(ill)).await
     }
 
     async fn status(

@@ -52,6 +52,7 @@ mod uri;
 mod web;
 
 pub use checksum::Checksums;
+pub use credentials::standing::CredentialStanding;
 pub use dns::{
     AheadResolver, DnsAddress, DnsCounters, DnsFailure, DnsName, DnsSettings, DnsSnapshot, DnsState,
 };

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use object_store::local::LocalFileSystem;
 use tokio::time::Instant;
 
+use crate::credentials::standing::{self, CredentialStanding, Standing};
 use crate::engine::addresses::AddressStats;
 use crate::engine::book::Book;
 use crate::engine::endpoint::{Endpoint, EndpointSpec};
@@ -174,6 +175,45 @@ impl Origins {
         open.endpoints.get(&(uri.origin(), prefix)).cloned().map(EndpointView::new)
     }
 
+    /// What there is to sign requests to clouds with: for each bucket that was opened, and for those
+    /// that the settings name. Services of credentials may be asked for them; origins are not.
+    pub async fn credentials(&self) -> Vec<CredentialStanding> {
+        // Opened if they are not: nothing is sent by that.
+        let named = self.settings.origins.iter().filter_map(|b| OriginUri::parse(&b.prefix).ok());
+        let mut refused = BTreeMap::new();
+        for uri in named.filter(|uri| is_cloud(uri.scheme())) {
+            if let Err(error) = self.opened(&uri) {
+                refused.insert(uri.origin(), Standing::none(error.to_string()));
+            }
+        }
+        let opened: BTreeMap<String, Arc<ObjectOrigin>> = {
+            let open = self.lock();
+            let stores = open.stores.values().map(|(_, store)| store);
+            stores.map(|store| (store.origin.clone(), Arc::clone(store))).collect()
+        };
+        let mut found = refused;
+        for (origin, store) in opened {
+            let Ok(uri) = OriginUri::parse(&format!("{origin}/")) else { continue };
+            if !is_cloud(uri.scheme()) {
+                continue;
+            }
+            let known = match &store.renewal {
+                Some(renewal) => renewal.standing().await,
+                None => None,
+            };
+            let told = || {
+                let block = self.settings.block_for(&uri).cloned().unwrap_or_default();
+                standing::told(uri.scheme(), &block, &self.settings.env)
+            };
+            found.insert(origin, known.unwrap_or_else(told));
+        }
+        let of = |(origin, standing): (String, Standing)| {
+            let Standing { source, expires_in, problem } = standing;
+            CredentialStanding { origin, source, expires_in, problem }
+        };
+        found.into_iter().map(of).collect()
+    }
+
     /// What is known of each address of each host that was connected to.
     #[must_use]
     pub fn addresses(&self) -> Vec<AddressStats> {
@@ -291,6 +331,11 @@ impl Origins {
         open.transports.insert(key, transport.clone());
         Ok(transport)
     }
+}
+
+/// Whether requests to it are signed, if nothing else is said.
+fn is_cloud(scheme: Scheme) -> bool {
+    matches!(scheme, Scheme::S3 | Scheme::Gs | Scheme::Az)
 }
 
 impl Threads {

@@ -17,9 +17,10 @@ use tokio::time::Instant;
 use super::filler::{Filler, Ready};
 use super::{Head, LoadRequest, lost};
 use crate::admission::AdmissionPermit;
+use crate::capacity::meter::Meter;
 use crate::handoff::{GrantedSlot, Released, SessionStay};
 use crate::plan::{ChunkSpec, FetchPlan};
-use crate::report::{Report, Tier};
+use crate::report::{DeviceUse, Report, Tier};
 use crate::timeline::{Kind, Span, Stage, Timeline};
 
 /// Copy spans that are kept per chunk, so that a client cannot grow the daemon.
@@ -69,9 +70,33 @@ pub(crate) enum ClientEvent {
     Release(Vec<u64>),
     /// Its copy engine was busy: start and end since it saw `Opened`; and no later than when that
     /// was, if it says so.
-    Copies(Vec<(Duration, Duration)>, Option<Instant>),
+    Copies(Vec<CopyRan>, Option<Instant>),
     /// It is gone.
     Lost,
+}
+
+/// A copy that a client made, since it saw `Opened`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CopyRan {
+    /// Its begin.
+    pub(crate) start: Duration,
+    /// Its end.
+    pub(crate) end: Duration,
+    /// What it brought.
+    pub(crate) bytes: u64,
+}
+
+/// An event that the client has not taken yet.
+struct Unsent {
+    event: LoadEvent,
+    /// Of a chunk that was in RAM: when it was found, and its bytes.
+    found: Option<(Instant, u64)>,
+}
+
+impl From<LoadEvent> for Unsent {
+    fn from(event: LoadEvent) -> Self {
+        Self { event, found: None }
+    }
 }
 
 /// See the module's head.
@@ -83,10 +108,16 @@ pub(super) struct Conversation<'a> {
     inbox: mpsc::Receiver<ClientEvent>,
     /// Events the client has not taken yet. Each grant among them holds a token of the window, so
     /// the pool bounds them.
-    unsent: VecDeque<LoadEvent>,
+    unsent: VecDeque<Unsent>,
+    /// When the last event was taken.
+    taken: Instant,
     opened_sent: Instant,
     granted_at: Vec<Option<Instant>>,
     client_done: bool,
+    /// Of the device that the client named.
+    copies: Option<Arc<Meter>>,
+    /// Until when copies are counted, by the client's clock.
+    copied: Duration,
 }
 
 impl<'a> Conversation<'a> {
@@ -103,9 +134,12 @@ impl<'a> Conversation<'a> {
             outbox,
             inbox,
             unsent: VecDeque::new(),
+            taken: Instant::now(),
             opened_sent: Instant::now(),
             granted_at: vec![None; head.plan.chunks().len()],
             client_done: false,
+            copies: None,
+            copied: Duration::ZERO,
         }
     }
 
@@ -117,12 +151,13 @@ impl<'a> Conversation<'a> {
         request: &LoadRequest,
     ) -> Result<(), Failure> {
         let stages = filler.stages();
-        self.unsent.push_back(LoadEvent::Opened(Opened {
+        self.copies = request.device.as_ref().map(|device| stages.rates.copies.of(&named(device)));
+        self.unsent.push_back(Unsent::from(LoadEvent::Opened(Opened {
             load_id: request.load_id.clone(),
             plan: Arc::clone(&self.head.plan),
             window_bytes: permit.window_slots() as u64 * stages.chunk_bytes,
             chunk_bytes: stages.chunk_bytes,
-        }));
+        })));
         let outbox = self.outbox.clone();
         let mut complete = false;
         // A client that is done before the last grant wants no more.
@@ -133,8 +168,9 @@ impl<'a> Conversation<'a> {
                 event = self.inbox.recv() => self.hear(event)?,
                 place = outbox.reserve(), if !self.unsent.is_empty() => {
                     let place = place.map_err(|_closed| lost())?;
-                    if let Some(event) = self.unsent.pop_front() {
+                    if let Some(Unsent { event, found }) = self.unsent.pop_front() {
                         place.send(event);
+                        self.took(found, &stages.rates.handoff);
                     }
                 }
                 ready = filler.next(), if !complete => {
@@ -148,6 +184,15 @@ impl<'a> Conversation<'a> {
             }
         }
         Ok(())
+    }
+
+    /// An event was taken; of a chunk that was found in RAM the hand-over is over.
+    fn took(&mut self, found: Option<(Instant, u64)>, meter: &Meter) {
+        let now = Instant::now();
+        if let Some((found, bytes)) = found {
+            meter.ran((found, found.max(self.taken).min(now)), now, bytes);
+        }
+        self.taken = now;
     }
 
     /// Listens until the client is done. What it still holds is its session's: it may be reading.
@@ -166,10 +211,11 @@ impl<'a> Conversation<'a> {
     /// Grants a chunk, or says that there are no more; true then.
     fn grant(&mut self, filler: &Filler<'_>, ready: Option<Ready>) -> bool {
         let Some(ready) = ready else {
-            self.unsent.push_back(LoadEvent::Complete);
+            self.unsent.push_back(LoadEvent::Complete.into());
             return true;
         };
         let at = filler.granted(&ready);
+        let found = ready.found().map(|at| (at, ready.spec.bytes));
         let Ready { spec, pinned, window, tier, .. } = ready;
         if let Some(granted_at) = self.granted_at.get_mut(spec.index) {
             *granted_at = Some(at);
@@ -177,7 +223,8 @@ impl<'a> Conversation<'a> {
         let state = self.head.entry.state();
         state.granted_bytes.fetch_add(spec.bytes, Ordering::Relaxed);
         let slot = self.stay.session().grant(self.stay.load(), spec.index, pinned, window);
-        self.unsent.push_back(LoadEvent::Granted(Granted { spec, slot, tier }));
+        let event = LoadEvent::Granted(Granted { spec, slot, tier });
+        self.unsent.push_back(Unsent { event, found });
         false
     }
 
@@ -190,12 +237,29 @@ impl<'a> Conversation<'a> {
             Some(ClientEvent::Copies(spans, opened)) => {
                 let most = (self.granted_at.len() + 1) * COPIES_PER_CHUNK_MAX;
                 let opened = opened.unwrap_or(self.opened_sent);
-                self.timeline.copies_ran(spans, opened, most);
+                let times = spans.iter().map(|copy| (copy.start, copy.end));
+                self.timeline.copies_ran(times, opened, most);
+                self.measure(&spans, opened);
             }
             Some(ClientEvent::Lost) => return Err(lost()),
             None => self.client_done = true,
         }
         Ok(())
+    }
+
+    /// Counts copies that are over by now; what a client says of later ones cannot be. Those that
+    /// overlap are told apart by the client's clock: when that began is guessed anew each time.
+    fn measure(&mut self, copies: &[CopyRan], opened: Instant) {
+        let Some(meter) = &self.copies else { return };
+        let now = Instant::now();
+        for CopyRan { start, end, bytes } in copies {
+            let alone = (*start).max(self.copied).min(*end);
+            self.copied = self.copied.max(*end);
+            let at = |time: Duration| opened.checked_add(time).filter(|at| *at <= now);
+            if let (Some(start), Some(alone), Some(end)) = (at(*start), at(alone), at(*end)) {
+                meter.ran((start, alone), end, *bytes);
+            }
+        }
     }
 
     fn released(&self, ended: &[Released]) {
@@ -218,4 +282,9 @@ impl<'a> Conversation<'a> {
             format!("nothing moved for {limit:?} while the client held {held} bytes of leases"),
         )
     }
+}
+
+/// Kind and name of a device, as far as it has one.
+fn named(device: &DeviceUse) -> String {
+    format!("{} {}", device.kind.as_str(), device.name).trim_end().to_owned()
 }

@@ -58,6 +58,15 @@ pub(super) struct Ready {
     pub(super) tier: Tier,
     why: Why,
     offered: Instant,
+    /// It was there when it was looked for.
+    hit: bool,
+}
+
+impl Ready {
+    /// When it was found, if it was there.
+    pub(super) fn found(&self) -> Option<Instant> {
+        self.hit.then_some(self.offered)
+    }
 }
 
 type Filling<'a> = BoxFuture<'a, Result<Ready, Failure>>;
@@ -365,7 +374,7 @@ impl<'a> Filler<'a> {
         offered: Instant,
     ) -> Ready {
         let (window, tier) = (pinned.pay(window), self.tier_of(&spec.key));
-        let ready = Ready { spec, pinned, window, tier, why: Why::Cached, offered };
+        let ready = Ready { spec, pinned, window, tier, why: Why::Cached, offered, hit: true };
         self.count(&ready);
         self.store_too(&ready.spec);
         ready
@@ -430,5 +439,5 @@ async fn ride(
     let Landed { pinned, tier, why } = seat.flight().landed().await?;
     let window = pinned.pay(window);
     let why = if seat.started_it { why } else { Why::Joined };
-    Ok(Ready { spec, pinned, window, tier, why, offered })
+    Ok(Ready { spec, pinned, window, tier, why, offered, hit: false })
 }

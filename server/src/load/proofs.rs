@@ -447,11 +447,13 @@ fn sum_of(
     held: Held,
     expected: ObjectDigest,
 ) -> BoxFuture<'static, Result<Step, Stopped>> {
-    let cpu = Arc::clone(&stages.cpu);
+    let (cpu, stages) = (Arc::clone(&stages.cpu), Arc::clone(stages));
     let work = async move {
         cpu.run(move || {
             let Extent { object, object_offset, bytes, .. } = held.extent;
+            let working = stages.rates.objects.begin();
             let sum = expected.crc().map(|crc| crc.of(held.bytes()));
+            working.done(bytes);
             match sum {
                 Some(sum) => Step::Piece { object, offset: object_offset, bytes, sum },
                 None => Step::Recorded,
@@ -467,11 +469,12 @@ fn see(
     object: usize,
     (mut in_order, held): (Vec<(InOrder, ObjectDigest)>, Held),
 ) -> BoxFuture<'static, Result<Step, Stopped>> {
-    let cpu = Arc::clone(&stages.cpu);
+    let (cpu, stages) = (Arc::clone(&stages.cpu), Arc::clone(stages));
     let work = async move {
         cpu.run(move || {
-            let bytes = held.bytes();
+            let (bytes, working) = (held.bytes(), stages.rates.objects.begin());
             in_order.iter_mut().for_each(|(digest, _)| digest.update(bytes));
+            working.done(bytes.len() as u64);
             Step::Seen { object, in_order, end: held.extent.object_offset + held.extent.bytes }
         })
         .await

@@ -187,7 +187,7 @@ impl NvmeTier {
         offered: Instant,
         runtime: &Handle,
     ) -> Result<(StoredChunk, [Span; 2]), NotRead> {
-        let Found { key, generation, turn } = found;
+        let (Found { key, generation, turn }, working) = (found, self.read_rate.begin());
         let back = |slot, gone| NotRead { slot: Some(slot), bad: None, gone };
         let file = match self.disk.call_here(|store| store.read(&key)) {
             Ok(Some(file)) => file,
@@ -228,6 +228,7 @@ impl NvmeTier {
             }
         };
         let ended = Instant::now();
+        working.done(spec.bytes);
         let device = ended.checked_sub(times.device).unwrap_or(offered).max(offered);
         let spans = [
             Span::new(Stage::NvmeRead, Kind::Queue, offered, device),

@@ -180,6 +180,7 @@ impl NvmeTier {
         let Some(mut reserved) = self.reserve(fill, payload_bytes).await? else { return Ok(()) };
         let generation = self.next_generation();
         let identity = Identity { key: fill.spec.key, revision: fill.revision.0, generation };
+        let working = self.write_rate.begin();
         let (header, copy) = self.copied(fill, identity, buffer.take()).await?;
         let (key, bytes) = (fill.spec.key, file_bytes(payload_bytes));
         let created = self.disk.call(move |store| store.create(&key, generation, bytes)).await;
@@ -201,6 +202,7 @@ impl NvmeTier {
             drop(self.disk.call(move |store| store.discard(&key, generation)).await);
             return Err(error.into());
         }
+        working.done(fill.spec.bytes);
         let stored = Stored {
             key,
             revision: fill.revision,

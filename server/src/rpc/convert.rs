@@ -8,7 +8,7 @@ use forebay_proto::{BadShard, Failure, Reason, Shard, StageSeconds, pb};
 use tokio::time::Instant;
 
 use crate::admission::Lane;
-use crate::load::conversation::{ClientEvent, Granted, Opened};
+use crate::load::conversation::{ClientEvent, CopyRan, Granted, Opened};
 use crate::load::{Expected, Progress};
 use crate::metrics::as_f64;
 use crate::nvme::StoredCheckpoint;
@@ -118,8 +118,8 @@ pub(super) fn client_event(event: pb::load_request::Event) -> Result<ClientEvent
         pb::load_request::Event::Release(release) => Ok(ClientEvent::Release(release.lease_ids)),
         pb::load_request::Event::Copies(copies) => {
             let span = |span: pb::CopySpan| {
-                let start = Duration::from_nanos(span.start_nanos);
-                (start, Duration::from_nanos(span.end_nanos.max(span.start_nanos)))
+                let end = Duration::from_nanos(span.end_nanos.max(span.start_nanos));
+                CopyRan { start: Duration::from_nanos(span.start_nanos), end, bytes: span.bytes }
             };
             // Clients of before did not say when they sent it.
             let sent = Some(copies.sent_nanos).filter(|nanos| *nanos > 0);

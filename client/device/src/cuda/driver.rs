@@ -149,6 +149,6 @@ fn lacks(symbol: &[u8]) -> String {
 }
 
 /// A version as people write it.
-fn dotted(version: c_int) -> String {
+pub(crate) fn dotted(version: c_int) -> String {
     format!("{}.{}", version / 1000, version % 1000 / 10)
 }

@@ -23,6 +23,7 @@ use object_store::aws::AwsCredential;
 use tokio::time::Instant;
 
 use super::chain::{Found, Place};
+use super::standing::Standing;
 use super::{CredentialError, Refusal};
 
 /// A credential is had anew so long before its end, or in the last quarter of its life: long enough
@@ -180,6 +181,23 @@ impl Keyring {
         let state = self.lock();
         let held = state.held.as_ref().filter(|held| held.credential.key_id == key_id)?;
         Some(Arc::clone(&held.credential))
+    }
+
+    /// What it holds, or why it holds nothing; looks for it if it has to.
+    pub(crate) async fn standing(self: &Arc<Self>) -> Standing {
+        if let Err(error) = self.get().await {
+            return Standing::none(error.to_string());
+        }
+        let state = self.lock();
+        let Some(held) = &state.held else { return Standing::none("none is held".to_owned()) };
+        let source = match held.place {
+            Place::Environment => "an access key of the environment",
+            Place::Files(_) => "an access key of a profile",
+            Place::Service => "temporary ones, of a service",
+        };
+        let now = Instant::now();
+        let expires_in = held.expires.map(|expires| expires.saturating_duration_since(now));
+        Standing { expires_in, ..Standing::of(source) }
     }
 
     /// Fetches another credential than one that was refused. Answers whether there is one.

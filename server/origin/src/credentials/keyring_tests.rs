@@ -196,3 +196,19 @@ async fn nothing_shows_a_secret() {
     let shown = format!("{keyring:?} {:?}", keyring.get().await);
     assert!(!shown.contains("canary"), "{shown}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_held_is_told_without_the_secret() {
+    let (_, keyring) = played(Place::Service, &[Ok(("a", Some(3600)))]);
+    let standing = keyring.standing().await;
+    assert_eq!(standing.source, "temporary ones, of a service");
+    assert_eq!(standing.expires_in, Some(Duration::from_secs(3600)));
+    advance(Duration::from_secs(600)).await;
+    let later = keyring.standing().await;
+    assert_eq!((later.expires_in, later.problem), (Some(Duration::from_secs(3000)), None));
+    assert_eq!(keyring.fetches(), 1, "it is held");
+    let (_, keyring) = played(files(), &[Err("luck")]);
+    let standing = keyring.standing().await;
+    assert!(standing.problem.as_ref().is_some_and(|why| why.contains("luck")), "{standing:?}");
+    assert!(!format!("{standing:?}").contains("canary"));
+}

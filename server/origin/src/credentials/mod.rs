@@ -24,6 +24,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::error::redact;
+use standing::Standing;
 
 pub(crate) mod chain;
 pub(crate) mod clock;
@@ -33,6 +34,7 @@ mod fetch;
 pub(crate) mod keyring;
 pub(crate) mod profile;
 pub(crate) mod sign;
+pub(crate) mod standing;
 
 /// The longest wait for a service that is next door: that of an instance's or a container's
 /// credentials.
@@ -67,6 +69,11 @@ pub(crate) trait Renewal: Debug + Send + Sync {
 
     /// What is known of the cause, for an error.
     fn says(&self, refusal: Refusal) -> Option<String>;
+
+    /// What there is to sign requests with, if it can be told here; looked for if it is not held.
+    async fn standing(&self) -> Option<Standing> {
+        None
+    }
 }
 
 /// The renewal of one store, if it has any.

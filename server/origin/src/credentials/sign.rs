@@ -22,6 +22,7 @@ use sha2::{Digest, Sha256};
 
 use super::clock::OriginClock;
 use super::keyring::Keyring;
+use super::standing::Standing;
 use super::{Refusal, Renewal, date};
 use crate::transport::service::Transport;
 
@@ -101,6 +102,10 @@ impl Renewal for S3Signer {
             Refusal::Unsaid if self.clock.is_far() => self.clock.adopt(clock),
             Refusal::Unsaid | Refusal::Expired => self.keyring.renew(refusal, keys).await,
         }
+    }
+
+    async fn standing(&self) -> Option<Standing> {
+        Some(self.keyring.standing().await)
     }
 
     fn says(&self, refusal: Refusal) -> Option<String> {

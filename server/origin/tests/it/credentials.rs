@@ -504,6 +504,45 @@ async fn a_managed_identity_that_hangs_is_waited_for_two_seconds() {
 }
 
 #[tokio::test]
+async fn where_credentials_come_from_is_told_of_opened_and_of_configured_origins() {
+    let origin = Arc::new(s3().await);
+    let (service, given) = metadata(&origin).await;
+    let mut settings = of_instance(&origin, &service);
+    let block = |prefix: &str, anonymous| OriginBlock {
+        prefix: prefix.to_owned(),
+        account: Some("account".to_owned()),
+        anonymous,
+        ..Default::default()
+    };
+    settings.origins = vec![
+        block("s3://bucket/", false),
+        block("s3://public/", true),
+        block("az://box/", true),
+        block("http://web.example/", false),
+        block("s3://", false),
+    ];
+    let told = origins(settings).credentials().await;
+    let names: Vec<_> = told.iter().map(|standing| standing.origin.as_str()).collect();
+    assert_eq!(names, ["az://box", "s3://bucket", "s3://public"]);
+    assert!(told.iter().all(|standing| standing.problem.is_none()), "{told:?}");
+    assert!(told[0].source.starts_with("anonymous") && told[2].source.starts_with("anonymous"));
+    assert_eq!(told[1].source, "temporary ones, of a service");
+    let left = told[1].expires_in.unwrap();
+    assert!(
+        left > Duration::from_secs(5 * 3600) && left <= Duration::from_secs(6 * 3600),
+        "{left:?}"
+    );
+    assert_eq!(given.load(Ordering::Relaxed), 1);
+    assert_eq!(origin.total().gets, 0, "the origin is not asked");
+
+    let mut none = for_origin(&origin, &[]);
+    none.origins = vec![block("s3://bucket/", false)];
+    let told = origins(none).credentials().await;
+    let why = told[0].problem.as_ref().unwrap();
+    assert!(why.contains("none in the environment") && why.contains("disabled"), "{why}");
+}
+
+#[tokio::test]
 async fn no_key_and_no_token_is_shown_anywhere() {
     let log = log();
     let origin = Arc::new(s3().await);
@@ -514,6 +553,7 @@ async fn no_key_and_no_token_is_shown_anywhere() {
     let store = origins.open(&uri).unwrap();
     let meta = store.head(uri.key()).await.unwrap();
     let mut shown = format!("{settings:?} {origins:?} {store:?} {:?}", origins.endpoints());
+    shown.push_str(&format!("{:?}", origins.credentials().await));
     for (status, code) in [(400, "ExpiredToken"), (403, "SignatureDoesNotMatch"), (500, "X")] {
         let fault = origin.fault(FaultRule::new("o", Fault::ErrorCode { status, code }));
         let error = store.read(&request(&meta, 0..9), &mut [0; 9]).await.unwrap_err();
