@@ -125,6 +125,9 @@ struct State {
     /// Who runs, or still has tokens out although its load is over.
     holders: HashMap<Ticket, Held>,
     moved: Instant,
+    /// How long loads waited for slots although there was a place, and since when they do again.
+    short: Duration,
+    short_since: Option<Instant>,
     /// Tokens out, and those of them whose slots are lent to clients.
     out: usize,
     lent: usize,
@@ -147,6 +150,8 @@ impl Admission {
             waiters: HashMap::new(),
             holders: HashMap::new(),
             moved: Instant::now(),
+            short: Duration::ZERO,
+            short_since: None,
             out: 0,
             lent: 0,
         };
@@ -168,6 +173,7 @@ impl Admission {
             state.waiters.remove(&ticket);
             state.holders.remove(&ticket);
         }
+        state.keep_time();
     }
 
     /// Waits for a place among the active loads.
@@ -210,6 +216,12 @@ impl Admission {
                 .oldest(lane)
                 .map_or(Duration::ZERO, |at| now.saturating_duration_since(at)),
         })
+    }
+
+    /// How long, in all, loads waited to start for want of slots and not of a place.
+    pub(crate) fn short_of_slots(&self) -> Duration {
+        let state = self.shared.lock();
+        state.short + state.short_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Whether fewer loads run than may.
@@ -267,6 +279,19 @@ impl State {
             // after this lock is free again.
             let waiter = self.waiters.remove(&ticket);
             let _told = waiter.is_some_and(|waiter| waiter.send(decision).is_ok());
+        }
+        self.keep_time();
+    }
+
+    /// Counts the time in which loads wait to start for want of slots.
+    fn keep_time(&mut self) {
+        match (self.queue.waits_for_tokens(), self.short_since) {
+            (true, None) => self.short_since = Some(Instant::now()),
+            (false, Some(since)) => {
+                self.short += since.elapsed();
+                self.short_since = None;
+            }
+            _ => {}
         }
     }
 

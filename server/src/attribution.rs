@@ -24,6 +24,9 @@ const THROTTLED_SHARE: f64 = 0.2;
 /// From this share of its threads' time in the run queue on, work of ours is slow for want of CPUs.
 const RUN_QUEUE_SHARE: f64 = 0.2;
 
+/// A hand-over that takes longer is no mere latency.
+const HAND_OVER_MAX: Duration = Duration::from_millis(5);
+
 /// How long after the origin said "slow down" our own restraint is its doing.
 const RESTRAINT: Duration = Duration::from_secs(10);
 
@@ -236,7 +239,12 @@ pub(crate) fn attribute(
     paths: &Paths<'_>,
     host: &dyn HostTroubles,
 ) -> Attribution {
-    let context = Context { throttles: paths.throttles(), far: paths.far_shares(), host };
+    let chain = match (gaps.first(), gaps.last()) {
+        (Some((opened, _)), Some((_, end))) => paths.walk(*opened, *end).segments,
+        _ => Vec::new(),
+    };
+    let (throttles, far) = (paths.throttles(), paths.far_shares());
+    let context = Context { throttles, far, chain, host };
     let mut books = Books::default();
     for (from, to) in gaps.iter().copied().filter(|(from, to)| from < to) {
         books.gaps += 1;
@@ -259,10 +267,37 @@ struct Context<'a> {
     throttles: Vec<(Instant, Instant)>,
     /// By stage: the share of the time that work on another node's memory took more than on its own.
     far: BTreeMap<Stage, f64>,
+    /// What decided when the last copy began: newest first.
+    chain: Vec<Span>,
     host: &'a dyn HostTroubles,
 }
 
 impl Context<'_> {
+    /// What a piece stands for: itself; or, of a hand-over that was under way while the end of the
+    /// load waited for something else, that. Without the hand-over the copy would have begun sooner,
+    /// and the next one would have waited longer for that.
+    fn behind(&self, piece: &Span) -> Vec<Span> {
+        if !is_hand_over(piece) || piece.length() > HAND_OVER_MAX {
+            return vec![*piece];
+        }
+        let newer = self.chain.partition_point(|span| span.start >= piece.end);
+        let (mut at, mut parts) = (piece.end, Vec::new());
+        let under_way = self.chain[newer..].iter().take_while(|span| span.end > piece.start);
+        for span in under_way.filter(|span| !is_hand_over(span)) {
+            let (from, to) = (span.start.max(piece.start), span.end.min(at));
+            if to < at {
+                parts.push(Span { start: to, end: at, ..*piece });
+            }
+            parts.push(Span { start: from, end: to, ..*span });
+            at = from;
+        }
+        if piece.start < at {
+            parts.push(Span { end: at, ..*piece });
+        }
+        parts.reverse();
+        parts
+    }
+
     /// Whether the origin had asked for restraint.
     fn is_restrained(&self, at: Instant) -> bool {
         let before = self.throttles.partition_point(|(from, _)| *from <= at);
@@ -288,6 +323,7 @@ fn charge(span: &Span, context: &Context<'_>) -> Cause {
         (Stage::Body, _, Clue::Cold(_)) => Cause::PageCache,
         (Stage::Body, _, Clue::Unread | Clue::Busy) => Cause::Unknown,
         (Stage::Ttfb | Stage::Body | Stage::Backoff, ..) => Cause::OriginSlow,
+        (Stage::ConnAcquire, _, Clue::Rated) => Cause::OriginThrottle,
         (Stage::ConnAcquire, ..) if context.is_restrained(span.start) => Cause::OriginThrottle,
         (Stage::ConnAcquire, ..) => Cause::OriginSlow,
         (Stage::Resolve | Stage::Plan | Stage::Turn | Stage::Fetch | Stage::Publish, ..) => {
@@ -311,6 +347,11 @@ fn is_ours(span: &Span) -> bool {
     }
 }
 
+/// Whether a piece lies between the last byte of a chunk and its copy.
+fn is_hand_over(span: &Span) -> bool {
+    matches!(span.stage, Stage::VerifyPart | Stage::Publish | Stage::ClientAck)
+}
+
 #[derive(Default)]
 struct Books {
     gaps: u64,
@@ -324,17 +365,23 @@ impl Books {
         let mut at = from;
         for span in segments.iter().rev() {
             if span.start > at {
-                self.unknown(at, span.start);
+                self.hole(at, span.start, context);
             }
             self.piece(span, context);
             at = span.end;
         }
         if at < to {
-            self.unknown(at, to);
+            self.hole(at, to, context);
         }
     }
 
     fn piece(&mut self, span: &Span, context: &Context<'_>) {
+        for span in context.behind(span) {
+            self.part(&span, context);
+        }
+    }
+
+    fn part(&mut self, span: &Span, context: &Context<'_>) {
         let cause = charge(span, context);
         let troubles = context.host.between(span.start, span.end);
         if let Some(troubles) = &troubles {
@@ -360,9 +407,17 @@ impl Books {
         self.book(cause, span, sure);
     }
 
-    fn unknown(&mut self, from: Instant, to: Instant) {
-        self.charge(Cause::Unknown, from, to);
-        self.total(Cause::Unknown, to - from, 0.0);
+    /// Nothing was at work, so something of ours was to go on: it did not get the CPU, or nobody
+    /// knows.
+    fn hole(&mut self, from: Instant, to: Instant, context: &Context<'_>) {
+        let troubles = context.host.between(from, to);
+        let starved = troubles.is_some_and(|troubles| {
+            troubles.throttled_share() > THROTTLED_SHARE
+                || troubles.run_queue_share() > RUN_QUEUE_SHARE
+        });
+        let (cause, sure) = if starved { (Cause::CpuThrottle, 0.5) } else { (Cause::Unknown, 0.0) };
+        self.charge(cause, from, to);
+        self.total(cause, to - from, sure);
     }
 
     fn book(&mut self, cause: Cause, span: &Span, sure: f64) -> &mut CauseTotal {

@@ -17,9 +17,10 @@ const DNS_PORT: u16 = 53;
 /// A name is asked for once: every load has its own.
 const NAME_SECONDS: u32 = 3600;
 /// Of all packets from the origin, in per cent.
-const LOST_PERCENT: u32 = 8;
-/// The speed of the origin whose packets are lost.
-const LOSSY_BYTES_PER_SECOND: u64 = 64 << 20;
+const LOST_PERCENT: u32 = 15;
+/// Packets are lost from this length on, in bytes: those of large bodies. An answer of one packet
+/// that is lost comes late without a sign of why.
+const LOST_LENGTH_MIN: u32 = 20_000;
 
 pub(super) async fn dns(scene: &Scene) -> Outcome<Row> {
     const NAME: &str = "dns";
@@ -89,20 +90,17 @@ pub(super) async fn loss(scene: &Scene) -> Outcome<Row> {
         return Ok(skipped(NAME, why));
     }
     let node = Node::start(scene.daemon(&[])?).await?;
-    let link = RawOptions {
-        total_bytes_per_second: Some(LOSSY_BYTES_PER_SECOND),
-        ..RawOptions::default()
-    };
-    let origin = scene.origin(link)?;
+    let origin = scene.origin(RawOptions::default())?;
     let (uri, port) = (super::ground::uri(&origin), origin.address().port());
     let stall = Stall {
         name: NAME,
-        what: format!("loads of which {LOST_PERCENT} % of the origin's packets are lost"),
+        what: format!("loads of which {LOST_PERCENT} % of the packets with bodies are lost"),
         causes: &["tcp_retransmit"],
     };
     stall
         .compare(scene, async |stalled| {
-            let rule = format!("tcp sport {port} numgen random mod 100 < {LOST_PERCENT} drop");
+            let bodies = format!("tcp sport {port} meta length > {LOST_LENGTH_MIN}");
+            let rule = format!("{bodies} numgen random mod 100 < {LOST_PERCENT} drop");
             let rules = stalled.then(|| Rules::apply(&rule)).transpose()?;
             let seen = load(scene, node.client(), &uri).await?;
             drop(rules);

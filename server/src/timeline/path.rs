@@ -10,7 +10,7 @@
 //! * a wait for a window slot (`lease_alloc`) ended because some chunk was released: the walk goes
 //!   on with that chunk, through the client's work on it;
 //! * a wait for a connection (`conn_acquire`) ended because some chunk's body was complete: the walk
-//!   goes on with that chunk.
+//!   goes on with that chunk, unless it was the configured rate that held it up.
 //!
 //! What is left of the wait after the jump stays charged as queue time. Stretches that no span
 //! covers are `unattributed`. Pure: instants in, durations out.
@@ -203,6 +203,9 @@ impl Events {
 
     /// What ends a wait of this kind.
     fn ending(&self, span: &Span) -> Option<&[(Instant, usize)]> {
+        if span.clue == Clue::Rated {
+            return None;
+        }
         match (span.stage, span.kind) {
             (Stage::Turn, Kind::Queue) => Some(&self.moved_on),
             (Stage::LeaseAlloc, Kind::Queue) => Some(&self.released),

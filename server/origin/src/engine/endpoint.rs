@@ -94,6 +94,8 @@ pub(crate) struct Permit {
     pub(super) lane: Lane,
     pub(super) class: AttemptClass,
     pub(super) probe: bool,
+    /// It was mostly the configured rate that it waited for.
+    pub(super) rated: bool,
     /// None as long as it is not settled.
     pub(super) verdict: Option<Verdict>,
 }
@@ -297,6 +299,11 @@ impl Drop for Place<'_> {
 }
 
 impl Permit {
+    /// Whether it was mostly the configured rate that it waited for.
+    pub(crate) fn is_rated(&self) -> bool {
+        self.rated
+    }
+
     /// What so many bytes took, though the request did not go well.
     pub(crate) fn teach(&self, bytes: u64, service: Duration) {
         self.endpoint.lock().model.learn(bytes, service);
@@ -309,7 +316,7 @@ impl Permit {
         now: Instant,
     ) -> Self {
         let endpoint = Arc::clone(endpoint);
-        Self { endpoint, started: now, lane, class, probe, verdict: None }
+        Self { endpoint, started: now, lane, class, probe, rated: false, verdict: None }
     }
 
     /// Says what the request came to, and gives its place to the next.
