@@ -340,8 +340,9 @@ fn is_ours(span: &Span) -> bool {
         | Stage::Resolve
         | Stage::Publish
         | Stage::VerifyPart
-        | Stage::VerifyObject
-        | Stage::Decompress => true,
+        | Stage::VerifyObject => true,
+        // Who waits for a decoder, or for memory to decode from, does not want the CPU.
+        Stage::Decompress => span.kind == Kind::Service,
         Stage::Body => matches!(span.clue, Clue::Unread | Clue::Busy),
         _ => false,
     }

@@ -1,11 +1,12 @@
 //! Loads without a stall: nothing but what is slowest by nature may be charged.
 
-use std::time::Duration;
+use std::sync::Arc;
 
-use forebay_client::{KeepTier, PrefetchRequest};
+use forebay_client::{Device, FakeDevice};
 use forebay_testkit::RawOptions;
 
-use super::ground::{Scene, Seen, load, uri};
+use super::ground::{Scene, Seen, load, to_device, uri};
+use super::tiers::Stored;
 use crate::Outcome;
 use crate::measure::Spread;
 use crate::node::Node;
@@ -15,9 +16,9 @@ use crate::report::{Bound, Figure, Limit, Row};
 /// Of the wall time, at most.
 const OTHERS_MAX: f64 = 0.01;
 /// The rate of the origin.
-const BYTES_PER_SECOND: u64 = 50 << 20;
-const ROOM: u64 = 64 << 20;
-const KNOWN_WITHIN: Duration = Duration::from_secs(20);
+const BYTES_PER_SECOND: u64 = 32 << 20;
+/// The rate of the device, in units of 1e9 bytes a second.
+const DEVICE_GIGABYTES: f64 = 0.04;
 
 pub(super) async fn run(scene: &Scene) -> Outcome<Vec<Row>> {
     Ok(vec![origin(scene).await?, warm(scene).await?, nvme(scene).await?])
@@ -41,27 +42,18 @@ async fn warm(scene: &Scene) -> Outcome<Row> {
     let node = Node::start(scene.daemon(&[])?).await?;
     let origin = scene.origin(RawOptions::default())?;
     let uri = uri(&origin);
-    let what = "warm loads: what is left is this machine's CPUs, and the client".to_owned();
-    repeat(scene, ("clean_warm", what), &["client", "cpu_throttle", "unknown"], async || {
-        load(scene, node.client(), &uri).await
-    })
-    .await
+    let device: Arc<dyn Device> = Arc::new(FakeDevice::new(DEVICE_GIGABYTES));
+    let client = node.client().with_device(device);
+    let what = format!("warm loads to a device of {DEVICE_GIGABYTES} GB/s, which is slowest");
+    repeat(scene, ("clean_warm", what), &[], async || to_device(scene, &client, &uri).await).await
 }
 
 async fn nvme(scene: &Scene) -> Outcome<Row> {
-    let nvme = scene.made.bytes() + ROOM;
-    let spec = scene.tiered_daemon(nvme, &[("FOREBAY_SCRUB_BYTES_PER_SECOND", "0")])?;
-    let node = Node::start(spec).await?;
-    node.until(KNOWN_WITHIN, |status| status.nvme.recovery.is_some()).await?;
-    let origin = scene.origin(RawOptions::default())?;
-    let uri = uri(&origin);
-    let request = PrefetchRequest::new(&uri).tier(KeepTier::Nvme);
-    let mut prefetch = node.client().prefetch(request).await?;
-    while prefetch.next().await?.is_some() {}
-    let what = "loads from the NVMe tier into empty RAM".to_owned();
+    let stored = Stored::new(scene).await?;
+    stored.slow(true)?;
+    let what = format!("loads from the NVMe tier into empty RAM, {}", stored.pace());
     repeat(scene, ("clean_nvme", what), &["nvme_service", "nvme_queue"], async || {
-        node.empty_ram(&uri).await?;
-        load(scene, node.client(), &uri).await
+        stored.load(scene).await
     })
     .await
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use forebay_client::model::Explanation;
-use forebay_client::{Client, LoadRequest};
+use forebay_client::{Client, Layout, LoadRequest};
 use forebay_testkit::{Checkpoint, CheckpointSpec, RawFiles, RawOptions, RawOrigin, checkpoint};
 use tokio::time::Instant;
 
@@ -84,7 +84,7 @@ pub(super) struct Seen {
 
 impl Seen {
     pub(super) fn charged(&self, causes: &[&str]) -> f64 {
-        causes.iter().filter_map(|cause| self.causes.get(*cause)).sum()
+        causes.iter().filter_map(|cause| self.causes.get(*cause)).fold(0.0, |sum, time| sum + time)
     }
 
     /// What is charged to any other cause.
@@ -122,14 +122,25 @@ pub(super) async fn load_slowly(
         drop(chunk);
     }
     let report = load.finish().await?;
-    let explained = client.explain(Some(&report.load_id)).await?;
+    let seen = explained(scene, client, &report.load_id).await?;
+    Ok(if pause.is_zero() { seen } else { seen.stalled_for(paused) })
+}
+
+/// Loads everything to the device of the client.
+pub(super) async fn to_device(scene: &Scene, client: &Client, uri: &str) -> Outcome<Seen> {
+    let load = client.load(LoadRequest::new(uri)).await?.to_device(Layout::PerObject)?;
+    let resident = load.finish().await?;
+    explained(scene, client, &resident.report.load_id).await
+}
+
+async fn explained(scene: &Scene, client: &Client, load_id: &str) -> Outcome<Seen> {
+    let explained = client.explain(Some(load_id)).await?;
     if let Some(dir) = &scene.traces {
         write_trace(client, &explained, dir).await?;
     }
     let causes = explained.causes.iter();
     let causes = causes.map(|cause| (cause.cause.clone(), cause.time.as_secs_f64())).collect();
-    let stall = (!pause.is_zero()).then_some(paused);
-    Ok(Seen { wall: explained.wall.as_secs_f64(), causes, stall })
+    Ok(Seen { wall: explained.wall.as_secs_f64(), causes, stall: None })
 }
 
 /// Writes every span of a load to a file of its own, for whoever wants to know why a charge is what

@@ -1,23 +1,29 @@
-//! Stalls for want of CPUs: a quota, and a decoder that has others to serve.
+//! Stalls for want of CPUs, and of what decoding needs.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use forebay_client::{Client, LoadRequest};
+use forebay_client::{Client, EvictRequest, LoadRequest};
+use forebay_testkit::{LinkOptions, RawOptions, S3Options, S3Origin};
 
-use super::ground::{Scene, Stall, load, settings, skipped, uri};
+use super::ground::{PREFIX, Scene, Stall, load, settings, skipped, uri};
 use crate::Outcome;
 use crate::node::{self, Node};
 use crate::packed;
 use crate::process::DaemonSpec;
 use crate::report::Row;
-use forebay_testkit::RawOptions;
 
 /// Where the controllers of version 1 lie, each in a folder of its name.
 const GROUPS: &str = "/sys/fs/cgroup";
 /// What the daemon may use of each tenth of a second.
 const QUOTA_MICROSECONDS: &str = "8000";
-/// Loads that want the decoder beside the one that is measured.
-const RIVALS: usize = 3;
+/// The rate of the load that has the memory to decode from.
+const RIVAL_BYTES_PER_SECOND: u64 = 20 << 20;
+const SLOW_BUCKET: &str = "slow";
+/// How long before the load that is measured the other one begins.
+const AHEAD: Duration = Duration::from_millis(300);
+/// A quarter of it is memory to decode from.
+const SMALL_POOL: &str = "32MiB";
 
 pub(super) async fn quota(scene: &Scene) -> Outcome<Row> {
     const NAME: &str = "cpu_throttle";
@@ -47,42 +53,52 @@ pub(super) async fn quota(scene: &Scene) -> Outcome<Row> {
 
 pub(super) async fn decompress(scene: &Scene) -> Outcome<Row> {
     let ground = packed::Ground::of_weights(scene.made.bytes()).await?;
-    let spec = node::daemon((1 + RIVALS as u64) * scene.made.bytes(), &settings())?;
-    let node = Node::start(spec.env(ground.env())).await?;
-    let names: Vec<String> =
-        (0..=RIVALS).map(|number| ground.copy(number)).collect::<Result<_, _>>()?;
-    let (own, rivals) = names.split_first().ok_or("no name")?;
+    let link = LinkOptions {
+        total_bytes_per_second: Some(RIVAL_BYTES_PER_SECOND),
+        ..LinkOptions::default()
+    };
+    let slow = S3Origin::start(S3Options { link, ..S3Options::default() }).await;
+    for (name, content) in ground.packed()? {
+        slow.put(SLOW_BUCKET, &format!("{PREFIX}{name}"), content);
+    }
+    let file = tempfile::NamedTempFile::new()?;
+    let block = format!(
+        "[[origin]]\nprefix = \"s3://{SLOW_BUCKET}\"\nendpoint = \"{}\"\nallow_http = true\n",
+        slow.endpoint()
+    );
+    std::fs::write(file.path(), block)?;
+    let spec = node::sized_daemon(SMALL_POOL.to_owned(), 0, &settings())?;
+    let spec = spec.env(ground.env()).arg("--config").arg(file.path());
+    let node = Node::start(spec).await?;
+    let (own, rival) = (ground.uri(), format!("s3://{SLOW_BUCKET}/{PREFIX}"));
     let stall = Stall {
         name: "decompress",
-        what: format!("cold loads of a packed checkpoint beside {RIVALS} others of others"),
+        what: "cold loads of a packed checkpoint; the memory to decode from is another load's, \
+               whose origin is slow"
+            .to_owned(),
         causes: &["decompress_queue", "decompress_cpu"],
     };
     stall
         .compare(scene, async |stalled| {
-            for uri in &names {
-                node.forget(uri).await?;
+            for uri in [&own, &rival] {
+                node.client().evict(EvictRequest::new(uri)).await?;
             }
-            let rivals = if stalled { rivals } else { &[] };
-            let running = futures_of(node.client(), rivals).await?;
-            let seen = load(scene, node.client(), own).await?;
-            for rival in running {
-                finish(rival).await?;
+            if !stalled {
+                return load(scene, node.client(), &own).await;
             }
-            Ok(seen)
+            let behind = async {
+                tokio::time::sleep(AHEAD).await;
+                load(scene, node.client(), &own).await
+            };
+            let (seen, other) = tokio::join!(behind, through(node.client(), &rival));
+            other.and(seen)
         })
         .await
 }
 
-/// Begins loads that nobody reads yet: the daemon works ahead for them.
-async fn futures_of(client: &Client, uris: &[String]) -> Outcome<Vec<forebay_client::Load>> {
-    let mut loads = Vec::new();
-    for uri in uris {
-        loads.push(client.load(LoadRequest::new(uri)).await?);
-    }
-    Ok(loads)
-}
-
-async fn finish(mut load: forebay_client::Load) -> Outcome<()> {
+/// Loads everything.
+async fn through(client: &Client, uri: &str) -> Outcome<()> {
+    let mut load = client.load(LoadRequest::new(uri)).await?;
     while load.next_chunk().await?.is_some() {}
     load.finish().await?;
     Ok(())

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use forebay_client::{KeepTier, PrefetchRequest};
-use forebay_testkit::{RawOptions, write_checkpoint};
+use forebay_testkit::{RawOptions, RawOrigin, write_checkpoint};
 
-use super::ground::{Scene, Stall, load, skipped, uri};
+use super::ground::{Scene, Seen, Stall, load, skipped, uri};
 use super::machine::Group;
 use crate::Outcome;
 use crate::node::Node;
@@ -57,35 +57,76 @@ pub(super) async fn page_cache(scene: &Scene) -> Outcome<Row> {
 
 pub(super) async fn disk(scene: &Scene) -> Outcome<Row> {
     const NAME: &str = "disk";
-    let dir = tempfile::TempDir::with_prefix("forebay-")?;
-    let (group, rule) = match Throttle::of(dir.path(), scene.made.bytes() / SLOW_SECONDS) {
-        Ok(slow) => slow,
-        Err(why) => return Ok(skipped(NAME, why)),
-    };
-    let nvme = scene.made.bytes() + ROOM;
-    let spec = scene.tiered_daemon(nvme, &[("FOREBAY_SCRUB_BYTES_PER_SECOND", "0")])?;
-    let node = Node::start_in(group.with(spec), dir).await?;
-    node.until(KNOWN_WITHIN, |status| status.nvme.recovery.is_some()).await?;
-    let origin = scene.origin(RawOptions::default())?;
-    let uri = uri(&origin);
-    let request = PrefetchRequest::new(&uri).tier(KeepTier::Nvme);
-    let mut prefetch = node.client().prefetch(request).await?;
-    while prefetch.next().await?.is_some() {}
+    let stored = Stored::new(scene).await?;
+    if let Err(why) = &stored.throttle {
+        return Ok(skipped(NAME, why.clone()));
+    }
     let stall = Stall {
         name: NAME,
-        what: format!(
-            "loads from the NVMe tier on a disk held to {} MB/s by its control group",
-            scene.made.bytes() / SLOW_SECONDS / 1_000_000
-        ),
+        what: format!("loads from the NVMe tier into empty RAM, {}", stored.pace()),
         causes: &["nvme_queue", "nvme_service"],
     };
     stall
         .compare(scene, async |stalled| {
-            rule.set(stalled)?;
-            node.empty_ram(&uri).await?;
-            load(scene, node.client(), &uri).await
+            stored.slow(stalled)?;
+            stored.load(scene).await
         })
         .await
+}
+
+/// A daemon with the checkpoint in its NVMe tier, on a disk that may be held to a rate.
+pub(super) struct Stored {
+    node: Node,
+    uri: String,
+    throttle: Result<Throttle, String>,
+    rate: u64,
+    // It answers whether the checkpoint is still the same.
+    _origin: RawOrigin,
+    // After the daemon that is in it.
+    _group: Option<Group>,
+}
+
+impl Stored {
+    pub(super) async fn new(scene: &Scene) -> Outcome<Self> {
+        let dir = tempfile::TempDir::with_prefix("forebay-")?;
+        let rate = scene.made.bytes() / SLOW_SECONDS;
+        let (group, throttle) = match Throttle::of(dir.path(), rate) {
+            Ok((group, rule)) => (Some(group), Ok(rule)),
+            Err(why) => (None, Err(why)),
+        };
+        let nvme = scene.made.bytes() + ROOM;
+        let spec = scene.tiered_daemon(nvme, &[("FOREBAY_SCRUB_BYTES_PER_SECOND", "0")])?;
+        let spec = match &group {
+            Some(group) => group.with(spec),
+            None => spec,
+        };
+        let node = Node::start_in(spec, dir).await?;
+        node.until(KNOWN_WITHIN, |status| status.nvme.recovery.is_some()).await?;
+        let origin = scene.origin(RawOptions::default())?;
+        let uri = uri(&origin);
+        let request = PrefetchRequest::new(&uri).tier(KeepTier::Nvme);
+        let mut prefetch = node.client().prefetch(request).await?;
+        while prefetch.next().await?.is_some() {}
+        Ok(Self { node, uri, throttle, rate, _origin: origin, _group: group })
+    }
+
+    /// How fast the disk is.
+    pub(super) fn pace(&self) -> String {
+        match &self.throttle {
+            Ok(_) => format!("from a disk held to {} MB/s", self.rate / 1_000_000),
+            Err(why) => format!("from a disk as fast as it is ({why})"),
+        }
+    }
+
+    /// Holds the disk to its rate, where that can be done, or not.
+    pub(super) fn slow(&self, slow: bool) -> Outcome<()> {
+        self.throttle.as_ref().map_or(Ok(()), |throttle| throttle.set(slow))
+    }
+
+    pub(super) async fn load(&self, scene: &Scene) -> Outcome<Seen> {
+        self.node.empty_ram(&self.uri).await?;
+        load(scene, self.node.client(), &self.uri).await
+    }
 }
 
 /// A rate that reads of one disk are held to, for one control group.

@@ -63,15 +63,19 @@ impl Ground {
         self.origin.env()
     }
 
-    /// The packed form once more, under a prefix of that number; its URI.
-    pub(crate) fn copy(&self, number: usize) -> Outcome<String> {
-        let prefix = format!("packed-{number}/");
-        let sizes = self.contents().sizes(BUCKET, PACKED);
-        for (key, _) in sizes {
+    /// The URI of the packed form.
+    pub(crate) fn uri(&self) -> String {
+        uri(PACKED)
+    }
+
+    /// The objects of the packed form, by their names in it.
+    pub(crate) fn packed(&self) -> Outcome<Vec<(String, Content)>> {
+        let keys = self.contents().sizes(BUCKET, PACKED).into_iter().map(|(key, _)| key);
+        keys.map(|key| {
             let name = key.strip_prefix(PACKED).ok_or("a key without its prefix")?;
-            self.origin.put(BUCKET, &format!("{prefix}{name}"), self.object(&key)?);
-        }
-        Ok(uri(&prefix))
+            Ok((name.to_owned(), self.object(&key)?))
+        })
+        .collect()
     }
 
     /// A daemon that can pack.
