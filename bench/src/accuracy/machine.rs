@@ -18,7 +18,7 @@ const GROUPS: &str = "/sys/fs/cgroup";
 /// What the daemon may use of each tenth of a second.
 const QUOTA_MICROSECONDS: &str = "8000";
 /// The rate of the load that has the memory to decode from.
-const RIVAL_BYTES_PER_SECOND: u64 = 20 << 20;
+const RIVAL_BYTES_PER_SECOND: u64 = 100 << 20;
 const SLOW_BUCKET: &str = "slow";
 /// How long before the load that is measured the other one begins.
 const AHEAD: Duration = Duration::from_millis(300);
