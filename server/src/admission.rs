@@ -487,6 +487,36 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn it_is_known_how_long_loads_lacked_slots_and_not_a_place() {
+        let admission = admission(1);
+        let second = Duration::from_secs(1);
+        let holding = admit(&admission, "a").await;
+        {
+            // There are two places, and one slot.
+            let waiting = admission.admit(Lane::Interactive, holder("b"));
+            tokio::pin!(waiting);
+            assert!(futures::poll!(&mut waiting).is_pending());
+            tokio::time::advance(second).await;
+            assert_eq!(admission.short_of_slots(), second, "it goes on");
+        }
+        tokio::time::advance(second).await;
+        assert_eq!(admission.short_of_slots(), second, "nobody waits");
+        drop(holding);
+
+        let limits = Limits { queued_max: 2, active_max: 1 };
+        let admission = Admission::new(limits, Duration::from_secs(10));
+        admission.grow(8);
+        let holding = admit(&admission, "a").await;
+        let waiting = admission.admit(Lane::Interactive, holder("b"));
+        tokio::pin!(waiting);
+        assert!(futures::poll!(&mut waiting).is_pending());
+        tokio::time::advance(second).await;
+        assert_eq!(admission.short_of_slots(), Duration::ZERO, "it lacks a place");
+        drop(holding);
+        drop(waiting.await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_grant_that_meets_a_dropped_wish_is_given_back() {
         let admission = admission(1);
         let load = admit(&admission, "a").await;

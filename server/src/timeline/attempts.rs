@@ -286,6 +286,58 @@ mod tests {
         );
     }
 
+    fn silence(start: Instant, length: u64, late: u64, out_of_order: u64) -> Silence {
+        let (length, late) = (ms(length), ms(late));
+        Silence { start, length, late, out_of_order, receive_rtt: ms(10) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timer_of_the_sender_behind_a_loss_belongs_to_it() {
+        let start = Instant::now();
+        let clues = |silences: [(u64, u64, u64, u64); 2]| {
+            let mut one = attempt(start, 0, 1000);
+            one.silences = silences
+                .map(|(at, length, late, lost)| silence(start + ms(at), length, late, lost))
+                .to_vec();
+            let spans = attempt_spans(&[one], start, start + ms(1000));
+            let of_silences = spans.into_iter().filter(|span| span.clue != Clue::None);
+            of_silences.map(|span| (span.length().as_millis(), span.clue)).collect::<Vec<_>>()
+        };
+        let both = [(210, Clue::Lost(2)), (205, Clue::Lost(2))];
+        assert_eq!(clues([(0, 210, 0, 2), (300, 205, 0, 0)]), both);
+        // Sooner than the timer, and with no loss before.
+        let first = [(210, Clue::Lost(2)), (150, Clue::Silent)];
+        assert_eq!(clues([(0, 210, 0, 2), (300, 150, 0, 0)]), first);
+        let none = [(210, Clue::Silent), (205, Clue::Silent)];
+        assert_eq!(clues([(0, 210, 0, 0), (300, 205, 0, 0)]), none);
+        // A stamp as old as the silence says nothing, if segments were lost.
+        let stamped = [(210, Clue::Lost(2)), (205, Clue::Unread)];
+        assert_eq!(clues([(0, 210, 206, 2), (300, 205, 205, 0)]), stamped);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_was_cut_off_or_waited_most_of_its_time_was_not_this_side_s_to_take() {
+        let start = Instant::now();
+        let clue = |outcome, waited: u64| {
+            let mut one = attempt(start, 0, 100);
+            (one.outcome, one.waited) = (outcome, ms(waited));
+            // All of it but one millisecond.
+            one.silences = vec![silence(start, waited.max(1) - 1, 0, 0)];
+            attempt_spans(&[one], start, start + ms(100)).last().unwrap().clue
+        };
+        assert_eq!(clue(AttemptOutcome::Done, 20), Clue::Busy);
+        assert_eq!(clue(AttemptOutcome::Overtaken, 20), Clue::None);
+        assert_eq!(clue(AttemptOutcome::Done, 95), Clue::None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_for_the_configured_rate_says_so() {
+        let start = Instant::now();
+        let one = AttemptRecord { rated: true, ..attempt(start + ms(30), 5, 5) };
+        let spans = attempt_spans(&[one], start, start + ms(40));
+        assert_eq!(seen(start, &spans)[0], (Stage::ConnAcquire, 0, 30, Clue::Rated));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_first_byte_after_lost_segments_is_the_path_s() {
         let start = Instant::now();

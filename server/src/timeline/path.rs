@@ -412,6 +412,20 @@ mod tests {
     }
 
     #[test]
+    fn a_wait_for_the_configured_rate_leads_to_nobody() {
+        let mut scene = scene();
+        scene.chunk(0, &[(Body, Service, 30, 50)]);
+        scene.chunk(1, &[(ConnAcquire, Queue, 30, 80), (Body, Service, 80, 90)]);
+        let (steps, _) = scene.path(90);
+        assert!(steps.contains(&(ConnAcquire, Queue, 30)), "{steps:?}");
+        for span in &mut scene.chunks.get_mut(&1).unwrap().spans {
+            span.clue = Clue::Rated;
+        }
+        let (steps, _) = scene.path(90);
+        assert!(steps.contains(&(ConnAcquire, Queue, 50)), "{steps:?}");
+    }
+
+    #[test]
     fn a_wait_for_its_turn_leads_to_the_chunk_before() {
         let mut scene = scene();
         scene.chunk(0, &[(Body, Service, 30, 60), (Publish, Service, 60, 62)]);

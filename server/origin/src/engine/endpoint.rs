@@ -540,6 +540,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_permit_says_whether_the_rate_was_waited_for() {
+        let endpoint = endpoint(1, Some(1_000_000));
+        let half = Want { bytes: 500_000, ..READ };
+        let first = admitted(&endpoint, half).await;
+        assert!(!first.is_rated());
+        first.settle(SERVED);
+        let second = admitted(&endpoint, half).await;
+        assert!(second.is_rated(), "it waited for half a second");
+        // The next one waits for this one's connection, ten times as long as for the rate.
+        let next = admitted(&endpoint, half);
+        let held = async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            second.settle(SERVED);
+        };
+        let (next, ()) = futures::join!(next, held);
+        assert!(!next.is_rated());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn one_in_twenty_requests_may_have_a_copy() {
         let endpoint = endpoint(8, None);
         assert!(endpoint.hedge(Lane::Interactive).is_none());
