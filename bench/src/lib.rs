@@ -6,6 +6,7 @@
 //! nvme.rs, nvme/*       the same of the NVMe tier
 //! packed.rs, packed/*   the same of compression and digests
 //! device.rs, device/*   the same of loads to a device
+//! accuracy.rs, accuracy/*  the same of explanations: stalls of known cause
 //!    │  node.rs, process.rs    daemons and loads
 //!    │  proof.rs               whether the bytes are right
 //!    │  measure.rs, cpu.rs     one run; several runs
@@ -16,6 +17,7 @@
 
 use std::error::Error;
 
+pub mod accuracy;
 pub mod cost;
 pub mod cpu;
 pub mod demo;

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use forebay_bench::accuracy::{self, AccuracyOptions, AccuracyRow};
 use forebay_bench::cost::{self, CostOptions, CostRow};
 use forebay_bench::device::{self, ClientArgs, DeviceOptions, DeviceRow};
 use forebay_bench::nvme::{self, NvmeOptions, NvmeRow};
@@ -44,6 +45,15 @@ run takes about a minute and 3 GiB of memory.
 
 Example: forebay-bench cost --only warm --runs 31";
 
+const ACCURACY_HELP: &str = "\
+The table has the share of each stall's seconds that was charged to its cause, over all runs, and
+the bound that its median is held to. Origins are local. Rows that need the kernel (dns,
+tcp_connect, tcp_retransmit, cpu_throttle, disk, page_cache) want root, and the programs unshare,
+ip, mount and nft; without, they are skipped and say so. A full run takes about 15 minutes and
+2 GiB of memory.
+
+Example: forebay-bench accuracy --runs 3 --only origin_throttle --only client --check";
+
 #[derive(Debug, Parser)]
 #[command(name = "forebay-bench", version, about = "Shows what Forebay does, on this machine")]
 struct Args {
@@ -79,6 +89,9 @@ enum Verb {
     /// Measure what it costs to say where the time went
     #[command(after_help = COST_HELP)]
     Cost(CostArgs),
+    /// Measure how much of a stall of known cause is charged to that cause
+    #[command(after_help = ACCURACY_HELP)]
+    Accuracy(AccuracyArgs),
     /// What `forebayd` does; demo and benches start themselves with this
     #[command(hide = true, disable_help_flag = true)]
     Daemon {
@@ -227,6 +240,28 @@ struct CostArgs {
     check: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct AccuracyArgs {
+    /// What to measure; may be repeated [default: everything]
+    #[arg(long, value_name = "CAUSE")]
+    only: Vec<AccuracyRow>,
+    /// Clean loads and stalled ones of each row
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..))]
+    runs: u8,
+    /// Size of the checkpoint in MiB
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(16..=4096))]
+    mib: u64,
+    /// A directory for the timeline of each load, to find out why a bound is missed
+    #[arg(long, value_name = "DIR")]
+    traces: Option<std::path::PathBuf>,
+    /// Form of the result
+    #[arg(long, value_enum, default_value_t = Format::Human)]
+    format: Format,
+    /// Exit with 1 if a bound is missed
+    #[arg(long)]
+    check: bool,
+}
+
 /// Reads a speed in units of 1e9 bytes a second.
 fn speed(text: &str) -> Result<f64, String> {
     let speed = text.parse().ok().filter(|speed: &f64| *speed > 0.0 && *speed <= 1e6);
@@ -249,6 +284,7 @@ fn main() -> ExitCode {
         Verb::Packed(args) => packed(&args),
         Verb::Device(args) => device(&args),
         Verb::Cost(args) => cost(&args),
+        Verb::Accuracy(args) => accuracy(&args),
         Verb::DeviceClient(args) => device::serve(&args).map(|()| true),
         Verb::ClaimingOrigin { bytes } => packed::serve(bytes).map(|()| true),
         Verb::RawOrigin { bytes } => origin::serve(bytes).map(|()| true),
@@ -325,6 +361,19 @@ fn cost(args: &CostArgs) -> forebay_bench::Outcome<bool> {
         rows: args.only.clone(),
         runs: args.runs.into(),
         bytes: args.mib << 20,
+    })?;
+    show(&table, args.format);
+    Ok(table.holds() || !args.check)
+}
+
+/// The same of explanations.
+fn accuracy(args: &AccuracyArgs) -> forebay_bench::Outcome<bool> {
+    accuracy::isolate();
+    let table = accuracy::run(&AccuracyOptions {
+        rows: args.only.clone(),
+        runs: args.runs.into(),
+        bytes: args.mib << 20,
+        traces: args.traces.clone(),
     })?;
     show(&table, args.format);
     Ok(table.holds() || !args.check)

@@ -44,6 +44,15 @@ pub(crate) fn tiered_daemon(
 ) -> Outcome<DaemonSpec> {
     // A whole number of chunks, so that the pool can reach it.
     let ram = format!("{}MiB", ((bytes + HEADROOM_BYTES) >> 23) << 3);
+    sized_daemon(ram, nvme_bytes, env)
+}
+
+/// A daemon with so much RAM, as the flag says it, and an NVMe tier with a budget.
+pub(crate) fn sized_daemon(
+    ram: String,
+    nvme_bytes: u64,
+    env: &[(&str, String)],
+) -> Outcome<DaemonSpec> {
     let nvme = format!("{}MiB", nvme_bytes >> 20);
     let env = env.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
     let spec = DaemonSpec::new(std::env::current_exe()?, &["daemon", "--log", "json"]);

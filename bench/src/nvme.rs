@@ -123,7 +123,7 @@ pub(crate) fn order(count: usize, round: usize) -> Vec<usize> {
 }
 
 /// Removes what is in a directory from the page cache, as far as it is there at all.
-fn forget_pages(dir: &Path) -> Outcome<()> {
+pub(crate) fn forget_pages(dir: &Path) -> Outcome<()> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         let kind = entry.file_type()?;

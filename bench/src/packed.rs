@@ -17,7 +17,7 @@ use clap::ValueEnum;
 
 use crate::Outcome;
 use crate::report::{self, Table};
-use ground::Ground;
+pub(crate) use ground::Ground;
 
 pub use child::serve;
 

@@ -49,6 +49,15 @@ impl DaemonSpec {
         self
     }
 
+    /// Has it started by another program, which gets the daemon's command line behind its own.
+    #[must_use]
+    pub fn under(mut self, program: impl Into<PathBuf>, args: &[&str]) -> Self {
+        let daemon = std::mem::replace(&mut self.program, program.into());
+        let wrapper = args.iter().map(OsString::from).chain([daemon.into_os_string()]);
+        self.args.splice(0..0, wrapper);
+        self
+    }
+
     /// Adds variables; the child has no others but `PATH`.
     #[must_use]
     pub fn env(mut self, env: impl IntoIterator<Item = (String, String)>) -> Self {

@@ -127,6 +127,9 @@ struct State {
     /// Who runs, or still has tokens out although its load is over.
     holders: HashMap<Ticket, Held>,
     moved: Instant,
+    /// How long loads waited for slots although there was a place, and since when they do again.
+    short: Duration,
+    short_since: Option<Instant>,
     /// Tokens out, and those of them whose slots are lent to clients.
     out: usize,
     lent: usize,
@@ -149,6 +152,8 @@ impl Admission {
             waiters: HashMap::new(),
             holders: HashMap::new(),
             moved: Instant::now(),
+            short: Duration::ZERO,
+            short_since: None,
             out: 0,
             lent: 0,
         };
@@ -188,6 +193,7 @@ impl Admission {
             state.waiters.remove(&ticket);
             state.holders.remove(&ticket);
         }
+        state.keep_time();
     }
 
     /// Waits for a place among the active loads.
@@ -230,6 +236,12 @@ impl Admission {
                 .oldest(lane)
                 .map_or(Duration::ZERO, |at| now.saturating_duration_since(at)),
         })
+    }
+
+    /// How long, in all, loads waited to start for want of slots and not of a place.
+    pub(crate) fn short_of_slots(&self) -> Duration {
+        let state = self.shared.lock();
+        state.short + state.short_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Whether fewer loads run than may.
@@ -289,6 +301,19 @@ impl State {
             // after this lock is free again.
             let waiter = self.waiters.remove(&ticket);
             let _told = waiter.is_some_and(|waiter| waiter.send(decision).is_ok());
+        }
+        self.keep_time();
+    }
+
+    /// Counts the time in which loads wait to start for want of slots.
+    fn keep_time(&mut self) {
+        match (self.queue.waits_for_tokens(), self.short_since) {
+            (true, None) => self.short_since = Some(Instant::now()),
+            (false, Some(since)) => {
+                self.short += since.elapsed();
+                self.short_since = None;
+            }
+            _ => {}
         }
     }
 
@@ -507,6 +532,36 @@ mod tests {
         drop(first);
         assert_eq!(admission.active(), 0);
         drop(admit(&admission, "c").await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_known_how_long_loads_lacked_slots_and_not_a_place() {
+        let admission = admission(1);
+        let second = Duration::from_secs(1);
+        let holding = admit(&admission, "a").await;
+        {
+            // There are two places, and one slot.
+            let waiting = admission.admit(Lane::Interactive, holder("b"));
+            tokio::pin!(waiting);
+            assert!(futures::poll!(&mut waiting).is_pending());
+            tokio::time::advance(second).await;
+            assert_eq!(admission.short_of_slots(), second, "it goes on");
+        }
+        tokio::time::advance(second).await;
+        assert_eq!(admission.short_of_slots(), second, "nobody waits");
+        drop(holding);
+
+        let limits = Limits { queued_max: 2, active_max: 1 };
+        let admission = Admission::new(limits, Duration::from_secs(10));
+        admission.grow(8);
+        let holding = admit(&admission, "a").await;
+        let waiting = admission.admit(Lane::Interactive, holder("b"));
+        tokio::pin!(waiting);
+        assert!(futures::poll!(&mut waiting).is_pending());
+        tokio::time::advance(second).await;
+        assert_eq!(admission.short_of_slots(), Duration::ZERO, "it lacks a place");
+        drop(holding);
+        drop(waiting.await.unwrap());
     }
 
     #[tokio::test(start_paused = true)]

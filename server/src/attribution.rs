@@ -25,6 +25,9 @@ const THROTTLED_SHARE: f64 = 0.2;
 /// From this share of its threads' time in the run queue on, work of ours is slow for want of CPUs.
 const RUN_QUEUE_SHARE: f64 = 0.2;
 
+/// A hand-over that takes longer is no mere latency.
+const HAND_OVER_MAX: Duration = Duration::from_millis(5);
+
 /// How long after the origin said "slow down" our own restraint is its doing.
 const RESTRAINT: Duration = Duration::from_secs(10);
 
@@ -263,9 +266,14 @@ pub(crate) fn attribute(
     paths: &Paths<'_>,
     host: &dyn HostTroubles,
 ) -> Attribution {
+    let chain = match (gaps.first(), gaps.last()) {
+        (Some((opened, _)), Some((_, end))) => paths.walk(*opened, *end).segments,
+        _ => Vec::new(),
+    };
     let context = Context {
         throttles: paths.throttles(),
         far: paths.far_shares(),
+        chain,
         host: Asked::about(gaps, host),
     };
     let (mut books, mut path) = (Books::default(), Vec::new());
@@ -291,6 +299,8 @@ struct Context<'a> {
     throttles: Vec<(Instant, Instant)>,
     /// By stage: the share of the time that work on another node's memory took more than on its own.
     far: BTreeMap<Stage, f64>,
+    /// What decided when the last copy began: newest first.
+    chain: Vec<Span>,
     host: Asked<'a>,
 }
 
@@ -328,6 +338,31 @@ impl<'a> Asked<'a> {
 }
 
 impl Context<'_> {
+    /// What a piece stands for: itself; or, of a hand-over that was under way while the end of the
+    /// load waited for something else, that. Without the hand-over the copy would have begun sooner,
+    /// and the next one would have waited longer for that.
+    fn behind(&self, piece: &Span) -> Vec<Span> {
+        if !is_hand_over(piece) || piece.length() > HAND_OVER_MAX {
+            return vec![*piece];
+        }
+        let newer = self.chain.partition_point(|span| span.start >= piece.end);
+        let (mut at, mut parts) = (piece.end, Vec::new());
+        let under_way = self.chain[newer..].iter().take_while(|span| span.end > piece.start);
+        for span in under_way.filter(|span| !is_hand_over(span)) {
+            let (from, to) = (span.start.max(piece.start), span.end.min(at));
+            if to < at {
+                parts.push(Span { start: to, end: at, ..*piece });
+            }
+            parts.push(Span { start: from, end: to, ..*span });
+            at = from;
+        }
+        if piece.start < at {
+            parts.push(Span { end: at, ..*piece });
+        }
+        parts.reverse();
+        parts
+    }
+
     /// Whether the origin had asked for restraint.
     fn is_restrained(&self, at: Instant) -> bool {
         let before = self.throttles.partition_point(|(from, _)| *from <= at);
@@ -353,6 +388,7 @@ fn charge(span: &Span, context: &Context<'_>) -> Cause {
         (Stage::Body, _, Clue::Cold(_)) => Cause::PageCache,
         (Stage::Body, _, Clue::Unread | Clue::Busy) => Cause::Unknown,
         (Stage::Ttfb | Stage::Body | Stage::Backoff, ..) => Cause::OriginSlow,
+        (Stage::ConnAcquire, _, Clue::Rated) => Cause::OriginThrottle,
         (Stage::ConnAcquire, ..) if context.is_restrained(span.start) => Cause::OriginThrottle,
         (Stage::ConnAcquire, ..) => Cause::OriginSlow,
         (Stage::Resolve | Stage::Plan | Stage::Turn | Stage::Fetch | Stage::Publish, ..) => {
@@ -369,11 +405,17 @@ fn is_ours(span: &Span) -> bool {
         | Stage::Resolve
         | Stage::Publish
         | Stage::VerifyPart
-        | Stage::VerifyObject
-        | Stage::Decompress => true,
+        | Stage::VerifyObject => true,
+        // Who waits for a decoder, or for memory to decode from, does not want the CPU.
+        Stage::Decompress => span.kind == Kind::Service,
         Stage::Body => matches!(span.clue, Clue::Unread | Clue::Busy),
         _ => false,
     }
+}
+
+/// Whether a piece lies between the last byte of a chunk and its copy.
+fn is_hand_over(span: &Span) -> bool {
+    matches!(span.stage, Stage::VerifyPart | Stage::Publish | Stage::ClientAck)
 }
 
 struct Books {
@@ -406,17 +448,23 @@ impl Books {
         let mut at = from;
         for span in segments.iter().rev() {
             if span.start > at {
-                self.unknown(at, span.start);
+                self.hole(at, span.start, context);
             }
             self.piece(span, context);
             at = span.end;
         }
         if at < to {
-            self.unknown(at, to);
+            self.hole(at, to, context);
         }
     }
 
     fn piece(&mut self, span: &Span, context: &Context<'_>) {
+        for span in context.behind(span) {
+            self.part(&span, context);
+        }
+    }
+
+    fn part(&mut self, span: &Span, context: &Context<'_>) {
         let cause = charge(span, context);
         let troubles = context.host.between(span.start, span.end);
         if let Some(troubles) = &troubles {
@@ -446,9 +494,17 @@ impl Books {
         self.book(cause, span, sure);
     }
 
-    fn unknown(&mut self, from: Instant, to: Instant) {
-        self.charge(Cause::Unknown, from, to);
-        self.total(Cause::Unknown, to - from, 0.0);
+    /// Nothing was at work, so something of ours was to go on: it did not get the CPU, or nobody
+    /// knows.
+    fn hole(&mut self, from: Instant, to: Instant, context: &Context<'_>) {
+        let troubles = context.host.between(from, to);
+        let starved = troubles.is_some_and(|troubles| {
+            troubles.throttled_share() > THROTTLED_SHARE
+                || troubles.run_queue_share() > RUN_QUEUE_SHARE
+        });
+        let (cause, sure) = if starved { (Cause::CpuThrottle, 0.5) } else { (Cause::Unknown, 0.0) };
+        self.charge(cause, from, to);
+        self.total(cause, to - from, sure);
     }
 
     fn book(&mut self, cause: Cause, span: &Span, sure: f64) -> &mut CauseTotal {

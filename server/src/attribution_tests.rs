@@ -111,6 +111,7 @@ fn each_stage_with_its_clue_has_its_cause() {
         (Stage::Backoff, Queue, Clue::Throttled, Cause::OriginThrottle),
         (Stage::Backoff, Queue, Clue::Failed, Cause::OriginSlow),
         (Stage::ConnAcquire, Queue, Clue::None, Cause::OriginSlow),
+        (Stage::ConnAcquire, Queue, Clue::Rated, Cause::OriginThrottle),
         (Stage::Plan, Service, Clue::None, Cause::Unknown),
     ] {
         let scene = fetched_so(stage, kind, clue);
@@ -223,6 +224,55 @@ fn a_quota_takes_everything_and_a_full_run_queue_what_is_ours() {
             assert_eq!(done.causes[0].throttled, throttled, "90 of the 100 ms between the looks");
         }
     }
+}
+
+#[test]
+fn who_waits_for_a_decoder_does_not_want_the_cpu() {
+    let starved = Troubles { run_queue: Some((ms(40), ms(60))), ..quiet().0 };
+    let scene = fetched_so(Stage::Decompress, Kind::Queue, Clue::None);
+    assert_eq!(scene.sums(&[(0, 90)], &Always(starved)), [(Cause::DecompressQueue, 90)]);
+}
+
+#[test]
+fn where_nothing_is_at_work_the_cpu_is_asked_for() {
+    // Nothing is known of the time from 0 to 60.
+    let scene = Scene::new(
+        &[],
+        &[&[
+            (Stage::Ttfb, Kind::Service, 60, 90, Clue::None),
+            (Stage::Publish, Kind::Service, 90, 90, Clue::None),
+        ]],
+    );
+    let starved = Troubles { run_queue: Some((ms(40), ms(60))), ..quiet().0 };
+    let slow = (Cause::OriginSlow, 30);
+    let sums = scene.sums(&[(0, 90)], &Always(starved));
+    assert_eq!(sums, [(Cause::CpuThrottle, 60), slow]);
+    assert_eq!(scene.sums(&[(0, 90)], &quiet()), [(Cause::Unknown, 60), slow]);
+}
+
+/// Two chunks that come one after the other, and are handed over while the next one comes.
+fn in_turn(hand_over: u64) -> Scene {
+    let chunk = |from: u64| -> Vec<Piece> {
+        let to = from + 40;
+        vec![
+            (Stage::ConnAcquire, Kind::Queue, 0, from, Clue::None),
+            (Stage::Body, Kind::Service, from, to, Clue::None),
+            (Stage::Publish, Kind::Service, to, to + 1, Clue::None),
+            (Stage::ClientAck, Kind::Service, to + 1, to + 1 + hand_over, Clue::None),
+        ]
+    };
+    Scene::new(&[], &[&chunk(0), &chunk(40)])
+}
+
+#[test]
+fn a_hand_over_while_the_next_bytes_come_is_not_what_is_waited_for() {
+    // Copies from 44 to 46, and from 84 on. Without the 4 ms after the first one's last byte it
+    // would have been copied sooner, and the second one not.
+    let sums = in_turn(3).sums(&[(0, 44), (46, 84)], &quiet());
+    assert_eq!(sums, [(Cause::OriginSlow, 78), (Cause::Client, 3), (Cause::Unknown, 1)]);
+    // A client that takes its time is no latency.
+    let sums = in_turn(20).sums(&[(0, 61), (62, 101)], &quiet());
+    assert_eq!(sums[1], (Cause::Client, 40), "{sums:?}");
 }
 
 #[test]

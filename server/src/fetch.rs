@@ -524,6 +524,7 @@ mod tests {
         let ms = Duration::from_millis;
         let attempt = |at: u64, outcome| AttemptRecord {
             started: start + ms(at),
+            rated: false,
             dns: None,
             connect: Some(ms(5)),
             tls: None,

@@ -48,7 +48,7 @@ use crate::ram::pool::ClaimedSlot;
 use crate::ram::{ClaimCost, PinnedChunk, RamTier, RevisionUse};
 use crate::report::{DeviceUse, Report, Subject, Tally, Tier, Why, close};
 use crate::resolve::{Manifest, Resolver, Revision};
-use crate::timeline::{Kind, Stage, Timeline};
+use crate::timeline::{Kind, Span, Stage, Timeline};
 use crate::verify::{Decayed, VerifiedChunk, Verifier, VerifyError};
 use crate::workload::Workload;
 use conversation::{ClientEvent, Conversation, LoadEvent};
@@ -256,6 +256,33 @@ impl Head<'_> {
     }
 }
 
+/// A load that waits to start: for a place first, then for slots that others hold. It is accounted
+/// for when this is dropped, whatever came of it.
+struct Waiting<'a> {
+    admission: &'a Admission,
+    timeline: &'a Timeline,
+    since: Instant,
+    short_before: Duration,
+}
+
+impl<'a> Waiting<'a> {
+    fn begin(admission: &'a Admission, timeline: &'a Timeline, since: Instant) -> Self {
+        Self { admission, timeline, since, short_before: admission.short_of_slots() }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        let short = self.admission.short_of_slots().saturating_sub(self.short_before);
+        let placed = now.checked_sub(short).unwrap_or(now).max(self.since);
+        self.timeline.load_span(Span::new(Stage::Admission, Kind::Queue, self.since, placed));
+        if placed < now {
+            self.timeline.load_span(Span::new(Stage::LeaseAlloc, Kind::Queue, placed, now));
+        }
+    }
+}
+
 async fn open<'a>(
     stages: &Arc<Stages>,
     request: &LoadRequest,
@@ -276,10 +303,8 @@ async fn open<'a>(
         None => None,
     };
     let holder = Holder { load_id: load_id.clone(), uid, pid: request.peer.pid };
-    let waiting = match &known {
-        Some(_) => timeline.begin(Stage::Admission, Kind::Queue),
-        None => timeline.begin_first(Stage::Admission, Kind::Queue),
-    };
+    let since = if known.is_some() { Instant::now() } else { timeline.opened() };
+    let waiting = Waiting::begin(&stages.admission, timeline, since);
     let admission = stages.admission.admit(request.lane, holder);
     tokio::pin!(admission);
     let permit = match tokio::time::timeout(ATTACH_PATIENCE, &mut admission).await {

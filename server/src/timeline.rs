@@ -155,6 +155,8 @@ pub(crate) enum Clue {
     None,
     /// The origin said "slow down", or this is the wait after that.
     Throttled,
+    /// The rate that is configured for the origin did not allow it yet.
+    Rated,
     /// The attempt failed, or this is the wait after that.
     Failed,
     /// Not a byte came, and no sign of a loss.
@@ -177,6 +179,7 @@ impl Clue {
         match self {
             Self::None => String::new(),
             Self::Throttled => "throttled".to_owned(),
+            Self::Rated => "max_bytes_per_second".to_owned(),
             Self::Failed => "the attempt failed".to_owned(),
             Self::Silent => "no byte came".to_owned(),
             Self::Lost(segments) => format!("{segments} segments were lost"),

@@ -26,14 +26,14 @@ const SHARDS: usize = 4;
 const RAM_BYTES: u64 = 64 << 20;
 
 /// Objects and their packed forms.
-pub(super) struct Ground {
+pub(crate) struct Ground {
     origin: S3Origin,
     made: Checkpoint,
 }
 
 impl Ground {
     /// A checkpoint of normally distributed bf16 weights with all that lies beside them, packed.
-    pub(super) async fn of_weights(bytes: u64) -> Outcome<Self> {
+    pub(crate) async fn of_weights(bytes: u64) -> Outcome<Self> {
         let made = checkpoint(CheckpointSpec::new(SEED, bytes).shards(SHARDS).normal());
         let origin = S3Origin::start(S3Options::default()).await;
         let ground = Self { origin, made };
@@ -56,6 +56,26 @@ impl Ground {
     /// The objects, for another origin.
     pub(super) fn contents(&self) -> &Contents {
         self.origin.contents()
+    }
+
+    /// What a daemon needs to read from its origin.
+    pub(crate) fn env(&self) -> impl IntoIterator<Item = (String, String)> {
+        self.origin.env()
+    }
+
+    /// The URI of the packed form.
+    pub(crate) fn uri(&self) -> String {
+        uri(PACKED)
+    }
+
+    /// The objects of the packed form, by their names in it.
+    pub(crate) fn packed(&self) -> Outcome<Vec<(String, Content)>> {
+        let keys = self.contents().sizes(BUCKET, PACKED).into_iter().map(|(key, _)| key);
+        keys.map(|key| {
+            let name = key.strip_prefix(PACKED).ok_or("a key without its prefix")?;
+            Ok((name.to_owned(), self.object(&key)?))
+        })
+        .collect()
     }
 
     /// A daemon that can pack.

@@ -67,6 +67,8 @@ pub enum AttemptOutcome {
 pub struct AttemptRecord {
     /// When it began.
     pub started: Instant,
+    /// Before it began it waited mostly for the rate that is configured.
+    pub rated: bool,
     /// Name resolution, if this attempt was the first on a new connection.
     pub dns: Option<Duration>,
     /// TCP connect, likewise.

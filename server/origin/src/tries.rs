@@ -374,6 +374,7 @@ impl<'a> Tries<'a> {
         }
         let record = AttemptRecord {
             started: attempt.started,
+            rated: attempt.permit.as_ref().is_some_and(Permit::is_rated),
             dns: seen.dns,
             connect: seen.connect,
             tls: seen.tls,

@@ -329,6 +329,11 @@ impl Queue {
         self.active.len() >= self.limits.active_max && self.free >= self.guarantee()
     }
 
+    /// Whether those that wait to start wait for tokens: there is a place.
+    pub(crate) fn waits_for_tokens(&self) -> bool {
+        self.queued() > 0 && self.active.len() < self.limits.active_max
+    }
+
     /// Loads that wait to start.
     pub(crate) fn queued(&self) -> usize {
         self.lanes.iter().map(VecDeque::len).sum()

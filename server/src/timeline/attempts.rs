@@ -8,7 +8,9 @@
 
 use std::time::Duration;
 
-use forebay_origin::{AttemptOutcome, AttemptRecord, JournalEntry, OriginErrorKind, TcpDelta};
+use forebay_origin::{
+    AttemptOutcome, AttemptRecord, JournalEntry, OriginErrorKind, Silence, TcpDelta,
+};
 use tokio::time::Instant;
 
 use super::{Clue, Event, Kind, Span, Stage};
@@ -16,6 +18,12 @@ use super::{Clue, Event, Kind, Span, Stage};
 /// Round trips that a silence lasts at least when a loss is to blame for it: sooner nothing is sent
 /// again.
 const LOSS_ROUND_TRIPS: u32 = 2;
+
+/// Linux's shortest: `TCP_RTO_MIN`.
+const RETRANSMIT_TIMEOUT_MIN: Duration = Duration::from_millis(200);
+
+/// The kernel's clock for what came last, at its coarsest.
+const STAMP_TICK: Duration = Duration::from_millis(10);
 
 /// The phases of every attempt of a call, one after the other, from when it was offered until it
 /// ended; what lies between two attempts is backoff.
@@ -26,7 +34,8 @@ pub(crate) fn attempt_spans(log: &[AttemptRecord], offered: Instant, ended: Inst
         if attempt.started > at {
             // Before the first attempt the part waits for leave of the endpoint.
             let stage = if n == 0 { Stage::ConnAcquire } else { Stage::Backoff };
-            spans.push(Span::new(stage, Kind::Queue, at, attempt.started).with(before));
+            let clue = if n == 0 && attempt.rated { Clue::Rated } else { before };
+            spans.push(Span::new(stage, Kind::Queue, at, attempt.started).with(clue));
         }
         at = phases(attempt, at.max(attempt.started), &mut spans);
         before = ending(attempt.outcome);
@@ -163,6 +172,7 @@ fn body(attempt: &AttemptRecord, start: Instant, throttled: Option<Clue>, spans:
     let end = start + attempt.body;
     let pace = throttled.unwrap_or_else(|| pace(attempt));
     let mut at = start;
+    let mut lost_before = 0;
     let mut add = |from: Instant, to: Instant, clue: Clue| {
         if from < to {
             spans.push(Span::new(Stage::Body, Kind::Service, from, to).with(clue));
@@ -174,13 +184,12 @@ fn body(attempt: &AttemptRecord, start: Instant, throttled: Option<Clue>, spans:
             continue;
         }
         add(at, from, pace);
-        let taken = to.checked_sub(silence.late).unwrap_or(from).max(from);
-        let lost =
-            silence.out_of_order > 0 && silence.length >= silence.receive_rtt * LOSS_ROUND_TRIPS;
-        let clue = match u32::try_from(silence.out_of_order) {
-            Ok(segments) if lost => Clue::Lost(segments),
-            _ => Clue::Silent,
+        let taken = to.checked_sub(late(silence)).unwrap_or(from).max(from);
+        let clue = match lost_in(silence, lost_before) {
+            0 => Clue::Silent,
+            lost => Clue::Lost(u32::try_from(lost).unwrap_or(u32::MAX)),
         };
+        lost_before = lost_before.max(silence.out_of_order);
         add(from, taken, throttled.unwrap_or(clue));
         add(taken, to, Clue::Unread);
         at = to;
@@ -191,10 +200,33 @@ fn body(attempt: &AttemptRecord, start: Instant, throttled: Option<Clue>, spans:
     }
 }
 
+/// Segments to blame for a silence, of which so many were lost before it in the same body. A segment
+/// that is sent again can be lost again, and then nothing comes out of order: it is only sent once
+/// more when the sender's timer ends, which takes this long at least.
+fn lost_in(silence: &Silence, lost_before: u64) -> u64 {
+    match silence.out_of_order {
+        0 if silence.length >= RETRANSMIT_TIMEOUT_MIN => lost_before,
+        lost if silence.length >= silence.receive_rtt * LOSS_ROUND_TRIPS => lost,
+        _ => 0,
+    }
+}
+
+/// How long the bytes that ended a silence lay in the socket. It was empty when the silence began;
+/// a stamp as old as that, while segments were lost, is not of what ended it: the kernel does not
+/// stamp every repair.
+fn late(silence: &Silence) -> Duration {
+    let is_old = silence.late + STAMP_TICK >= silence.length;
+    if silence.out_of_order > 0 && is_old { Duration::ZERO } else { silence.late }
+}
+
 /// What set the pace of a body beside its silences.
 fn pace(attempt: &AttemptRecord) -> Clue {
     if attempt.cold_bytes > 0 {
         return Clue::Cold(u32::try_from(attempt.cold_bytes.div_ceil(1024)).unwrap_or(u32::MAX));
+    }
+    // What was waited for in a body that was cut off is not known.
+    if attempt.outcome != AttemptOutcome::Done || attempt.waited * 10 > attempt.body * 9 {
+        return Clue::None;
     }
     let silent: Duration = attempt.silences.iter().map(|silence| silence.length).sum();
     let moving = attempt.body.saturating_sub(silent);
@@ -205,7 +237,6 @@ fn pace(attempt: &AttemptRecord) -> Clue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use forebay_origin::Silence;
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
@@ -215,6 +246,7 @@ mod tests {
     fn attempt(started: Instant, first_byte: u64, body: u64) -> AttemptRecord {
         AttemptRecord {
             started,
+            rated: false,
             dns: None,
             connect: None,
             tls: None,
@@ -292,6 +324,58 @@ mod tests {
                 (Stage::Body, 180, 200, Clue::Busy),
             ]
         );
+    }
+
+    fn silence(start: Instant, length: u64, late: u64, out_of_order: u64) -> Silence {
+        let (length, late) = (ms(length), ms(late));
+        Silence { start, length, late, out_of_order, receive_rtt: ms(10) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timer_of_the_sender_behind_a_loss_belongs_to_it() {
+        let start = Instant::now();
+        let clues = |silences: [(u64, u64, u64, u64); 2]| {
+            let mut one = attempt(start, 0, 1000);
+            one.silences = silences
+                .map(|(at, length, late, lost)| silence(start + ms(at), length, late, lost))
+                .to_vec();
+            let spans = attempt_spans(&[one], start, start + ms(1000));
+            let of_silences = spans.into_iter().filter(|span| span.clue != Clue::None);
+            of_silences.map(|span| (span.length().as_millis(), span.clue)).collect::<Vec<_>>()
+        };
+        let both = [(210, Clue::Lost(2)), (205, Clue::Lost(2))];
+        assert_eq!(clues([(0, 210, 0, 2), (300, 205, 0, 0)]), both);
+        // Sooner than the timer, and with no loss before.
+        let first = [(210, Clue::Lost(2)), (150, Clue::Silent)];
+        assert_eq!(clues([(0, 210, 0, 2), (300, 150, 0, 0)]), first);
+        let none = [(210, Clue::Silent), (205, Clue::Silent)];
+        assert_eq!(clues([(0, 210, 0, 0), (300, 205, 0, 0)]), none);
+        // A stamp as old as the silence says nothing, if segments were lost.
+        let stamped = [(210, Clue::Lost(2)), (205, Clue::Unread)];
+        assert_eq!(clues([(0, 210, 206, 2), (300, 205, 205, 0)]), stamped);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_was_cut_off_or_waited_most_of_its_time_was_not_this_side_s_to_take() {
+        let start = Instant::now();
+        let clue = |outcome, waited: u64| {
+            let mut one = attempt(start, 0, 100);
+            (one.outcome, one.waited) = (outcome, ms(waited));
+            // All of it but one millisecond.
+            one.silences = vec![silence(start, waited.max(1) - 1, 0, 0)];
+            attempt_spans(&[one], start, start + ms(100)).last().unwrap().clue
+        };
+        assert_eq!(clue(AttemptOutcome::Done, 20), Clue::Busy);
+        assert_eq!(clue(AttemptOutcome::Overtaken, 20), Clue::None);
+        assert_eq!(clue(AttemptOutcome::Done, 95), Clue::None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_for_the_configured_rate_says_so() {
+        let start = Instant::now();
+        let one = AttemptRecord { rated: true, ..attempt(start + ms(30), 5, 5) };
+        let spans = attempt_spans(&[one], start, start + ms(40));
+        assert_eq!(seen(start, &spans)[0], (Stage::ConnAcquire, 0, 30, Clue::Rated));
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,7 +10,7 @@
 //! * a wait for a window slot (`lease_alloc`) ended because some chunk was released: the walk goes
 //!   on with that chunk, through the client's work on it;
 //! * a wait for a connection (`conn_acquire`) ended because some chunk's body was complete: the walk
-//!   goes on with that chunk.
+//!   goes on with that chunk, unless it was the configured rate that held it up.
 //!
 //! What is left of the wait after the jump stays charged as queue time. Stretches that no span
 //! covers are `unattributed`. Pure: instants in, durations out.
@@ -210,6 +210,9 @@ impl Events {
 
     /// What ends a wait of this kind.
     fn ending(&self, span: &Span) -> Option<&[(Instant, usize)]> {
+        if span.clue == Clue::Rated {
+            return None;
+        }
         match (span.stage, span.kind) {
             (Stage::Turn, Kind::Queue) => Some(&self.moved_on),
             (Stage::LeaseAlloc, Kind::Queue) => Some(&self.released),
@@ -416,6 +419,20 @@ mod tests {
         scene.chunk(1, &[(ConnAcquire, Queue, 30, 40), (Body, Service, 40, 40)]);
         let (steps, unattributed) = scene.path(40);
         assert_eq!(steps.iter().map(|(.., ms)| ms).sum::<u128>() + unattributed, 40);
+    }
+
+    #[test]
+    fn a_wait_for_the_configured_rate_leads_to_nobody() {
+        let mut scene = scene();
+        scene.chunk(0, &[(Body, Service, 30, 50)]);
+        scene.chunk(1, &[(ConnAcquire, Queue, 30, 80), (Body, Service, 80, 90)]);
+        let (steps, _) = scene.path(90);
+        assert!(steps.contains(&(ConnAcquire, Queue, 30)), "{steps:?}");
+        for span in &mut scene.chunks.get_mut(1).unwrap().spans {
+            span.clue = Clue::Rated;
+        }
+        let (steps, _) = scene.path(90);
+        assert!(steps.contains(&(ConnAcquire, Queue, 50)), "{steps:?}");
     }
 
     #[test]

@@ -94,6 +94,8 @@ pub(crate) struct Permit {
     pub(super) lane: Lane,
     pub(super) class: AttemptClass,
     pub(super) probe: bool,
+    /// It was mostly the configured rate that it waited for.
+    pub(super) rated: bool,
     /// None as long as it is not settled.
     pub(super) verdict: Option<Verdict>,
 }
@@ -307,6 +309,11 @@ impl Drop for Place<'_> {
 }
 
 impl Permit {
+    /// Whether it was mostly the configured rate that it waited for.
+    pub(crate) fn is_rated(&self) -> bool {
+        self.rated
+    }
+
     /// What so many bytes took, though the request did not go well.
     pub(crate) fn teach(&self, bytes: u64, service: Duration) {
         self.endpoint.lock().model.learn(bytes, service);
@@ -319,7 +326,7 @@ impl Permit {
         now: Instant,
     ) -> Self {
         let endpoint = Arc::clone(endpoint);
-        Self { endpoint, started: now, lane, class, probe, verdict: None }
+        Self { endpoint, started: now, lane, class, probe, rated: false, verdict: None }
     }
 
     /// Says what the request came to, and gives its place to the next.
@@ -540,6 +547,25 @@ mod tests {
         futures::future::join_all(all).await;
         let seconds = begun.elapsed().as_secs_f64();
         assert!((9.9..10.6).contains(&seconds), "{seconds} s for 20 parts of half a second");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_permit_says_whether_the_rate_was_waited_for() {
+        let endpoint = endpoint(1, Some(1_000_000));
+        let half = Want { bytes: 500_000, ..READ };
+        let first = admitted(&endpoint, half).await;
+        assert!(!first.is_rated());
+        first.settle(SERVED);
+        let second = admitted(&endpoint, half).await;
+        assert!(second.is_rated(), "it waited for half a second");
+        // The next one waits for this one's connection, ten times as long as for the rate.
+        let next = admitted(&endpoint, half);
+        let held = async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            second.settle(SERVED);
+        };
+        let (next, ()) = futures::join!(next, held);
+        assert!(!next.is_rated());
     }
 
     #[tokio::test(start_paused = true)]

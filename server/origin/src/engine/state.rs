@@ -99,6 +99,14 @@ struct Rate {
     free: Instant,
 }
 
+impl Rate {
+    /// Whether it took most of the time from `since` to `now`.
+    fn kept(&self, since: Instant, now: Instant) -> bool {
+        let kept = self.free.min(now).saturating_duration_since(since);
+        !kept.is_zero() && kept * 2 >= now.saturating_duration_since(since)
+    }
+}
+
 /// What a look at the line decided; told to those who wait once the lock is free.
 #[derive(Debug, Default)]
 pub(super) struct Answers {
@@ -266,7 +274,10 @@ impl State {
             let saved_max = REQUESTS_PER_HEDGE * HEDGES_SAVED_MAX;
             self.hedge_credit = (self.hedge_credit + 1).min(saved_max);
             let class = if waiter.want.retry { AttemptClass::Retry } else { AttemptClass::First };
-            let permit = self.start(endpoint, (waiter.lane, class, waiter.want.bytes), probe, now);
+            let rated = self.rate.as_ref().is_some_and(|rate| rate.kept(waiter.since, now));
+            let what = (waiter.lane, class, waiter.want.bytes);
+            let mut permit = self.start(endpoint, what, probe, now);
+            permit.rated = rated;
             answers.told.push((waiter.answer, Ok(permit)));
         }
     }

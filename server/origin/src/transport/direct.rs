@@ -9,6 +9,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -123,6 +124,49 @@ impl TcpWatch {
     }
 }
 
+/// Notes, if a body is cut off while it is waited for, what the kernel knows of its connection: the
+/// silence that made a copy of the request, or a deadline, come first.
+struct LastLook {
+    watch: TcpWatch,
+    /// None once the body has ended by itself.
+    socket: Option<OwnedFd>,
+}
+
+impl LastLook {
+    fn new(watch: &TcpWatch, stream: &Stream) -> Self {
+        let known = watch.before.and_then(|_| stream.socket().try_clone_to_owned().ok());
+        Self { watch: watch.clone(), socket: known }
+    }
+
+    /// The body has ended.
+    fn spare(mut self) {
+        self.socket = None;
+    }
+}
+
+impl Drop for LastLook {
+    fn drop(&mut self) {
+        let Some(socket) = &self.socket else { return };
+        let now = self.watch.evidence.tcp(socket.as_fd());
+        let Some((before, now)) = self.watch.before.zip(now) else { return };
+        let (ended, delta) = (Instant::now(), now.since(&before));
+        let silence = Silence {
+            start: ended.checked_sub(now.silent).unwrap_or(ended),
+            length: now.silent,
+            late: Duration::ZERO,
+            out_of_order: delta.out_of_order,
+            receive_rtt: now.receive_rtt,
+        };
+        self.watch.probe.note(|seen| {
+            seen.tcp = Some(delta);
+            if silence.length >= SILENCE_MIN {
+                seen.waited += silence.length;
+                seen.silences.push(silence);
+            }
+        });
+    }
+}
+
 /// The waits of one body.
 #[derive(Debug, Default)]
 pub(crate) struct Waits {
@@ -196,11 +240,13 @@ impl DirectBody {
     ) -> Result<(), Stopped> {
         self.patience.until = until;
         let begun = filling.filled;
+        let last_look = LastLook::new(&self.terms.watch, &self.wire.stream);
         let received = match self.framing {
             Framing::Length(bytes) => self.receive(filling, bytes).await,
             Framing::Chunked => self.receive_chunks(filling).await,
             Framing::Close => self.receive_to_the_end(filling).await,
         };
+        last_look.spare();
         self.terms.watch.end(&self.wire.stream, &mut self.waits);
         if received.as_ref().is_err_and(|stopped| stopped.broke == Break::Protocol) {
             // Whatever it was that came, it was not what the head promised.
