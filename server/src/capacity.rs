@@ -63,6 +63,34 @@ pub(crate) struct Series {
     last: Option<Instant>,
 }
 
+/// Stretches that are kept apart; of more, the oldest count as over.
+const STRETCHES_MAX: usize = 64;
+
+/// Stretches of time that are told in any order, as one.
+#[derive(Debug, Default)]
+pub(crate) struct Union {
+    /// Disjoint, in order.
+    stretches: Vec<(Duration, Duration)>,
+}
+
+impl Union {
+    /// Adds a stretch; how much of it was in none before.
+    pub(crate) fn add(&mut self, start: Duration, end: Duration) -> Duration {
+        let first = self.stretches.partition_point(|(_, known)| *known < start);
+        let behind = self.stretches.partition_point(|(known, _)| *known <= end);
+        let (mut whole, mut known) = ((start, end), Duration::ZERO);
+        for (from, to) in self.stretches.drain(first..behind.max(first)) {
+            known += to.min(end).saturating_sub(from.max(start));
+            whole = (whole.0.min(from), whole.1.max(to));
+        }
+        self.stretches.insert(first, whole);
+        if self.stretches.len() > STRETCHES_MAX {
+            self.stretches.remove(0);
+        }
+        end.saturating_sub(start).saturating_sub(known)
+    }
+}
+
 /// How a stage's rate follows from what was measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scale {
@@ -132,8 +160,10 @@ impl Series {
             }
         }
         self.operations += u64::from(bytes > 0.0);
-        self.last = self.last.max(Some(ended));
-        self.forget(ended);
+        let last = self.last.map_or(ended, |last| last.max(ended));
+        self.last = Some(last);
+        // What is told of a time long ago goes at once.
+        self.forget(last);
     }
 
     /// Books the time until now as working time, if anything is under way.

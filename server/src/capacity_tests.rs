@@ -128,6 +128,9 @@ fn buckets_are_bounded() {
     let mut sim = Sim::new(4);
     sim.run((0.0, 1000.0), 1, 5.0);
     assert!(sim.series.buckets.len() <= 31, "{}", sim.series.buckets.len());
+    let long_ago = (sim.at(5.0), sim.at(5.0));
+    sim.series.ran(long_ago, sim.at(305.0), 1000);
+    assert!(sim.series.buckets.len() <= 31, "{}", sim.series.buckets.len());
 }
 
 #[test]
@@ -154,6 +157,32 @@ fn copies_that_are_told_later_count_once_where_they_overlap() {
     }
     // The first and the last are alone for half of their time.
     assert_near(sim.megabytes(3.0, Scale::Whole), 200.0 / 1.05);
+}
+
+#[test]
+fn a_union_counts_every_moment_once_in_whatever_order_it_is_told() {
+    for seed in 0..50 {
+        let mut sim = Sim::new(seed);
+        let (mut union, mut seen, mut sum) = (Union::default(), [false; 200], 0);
+        for _ in 0..40 {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a number below 200"
+            )]
+            let start = (sim.random() * 180.0) as u64;
+            let end = start + 1 + u64::from(seed % 7);
+            sum += union.add(Duration::from_secs(start), Duration::from_secs(end)).as_secs();
+            (start..end).for_each(|second| seen[usize::try_from(second).unwrap()] = true);
+            let moments = seen.iter().filter(|seen| **seen).count();
+            assert_eq!(sum, moments as u64, "seed {seed}");
+        }
+    }
+    let mut many = Union::default();
+    for second in 0..1000 {
+        many.add(Duration::from_secs(2 * second), Duration::from_secs(2 * second + 1));
+    }
+    assert!(many.stretches.len() <= STRETCHES_MAX);
 }
 
 /// MB/s of stages by name.

@@ -29,10 +29,13 @@ fn load<'a>(capacity: &'a Capacity, kind: &str) -> &'a LoadCapacity {
     capacity.loads.iter().find(|load| load.kind == kind).expect(kind)
 }
 
+/// Within 15 % of the link. A machine that is too busy to fill it measures what its load got.
 #[track_caller]
-fn assert_link(bytes_per_second: f64) {
-    let off = bytes_per_second / RATE as f64 - 1.0;
-    assert!(off.abs() < 0.15, "{bytes_per_second}, not {RATE}");
+fn assert_link(bytes_per_second: f64, report: &Value) {
+    let got = BYTES as f64 / report["wall_seconds"].as_f64().expect("how long it took");
+    let least = (0.85 * RATE as f64).min(0.9 * got);
+    let most = 1.15 * RATE as f64;
+    assert!((least..most).contains(&bytes_per_second), "{bytes_per_second}, not {RATE}: {report}");
 }
 
 async fn shaped() -> S3Origin {
@@ -60,16 +63,17 @@ async fn stages_are_measured_and_the_link_sets_the_ceiling() {
     assert!(before.stages.iter().all(|stage| stage.measured.is_none()), "{before:?}");
     assert!(before.loads.iter().all(|load| load.ceiling.is_none()), "{before:?}");
 
-    assert_eq!(loads(&node, &uri)["bytes_by_tier"]["origin"], BYTES);
+    let report = loads(&node, &uri);
+    assert_eq!(report["bytes_by_tier"]["origin"], BYTES);
     let cold = node.client.capacity().await.unwrap();
     let link = stage(&cold, "origin").measured.as_ref().expect("it was read from");
-    assert_link(link.bytes_per_second);
+    assert_link(link.bytes_per_second, &report);
     assert!(link.age < Duration::from_secs(60) && link.concurrency > 1.0, "{link:?}");
     assert!(stage(&cold, "origin").present_bytes_per_second > 0.0);
     assert_eq!(rate(&cold, "nvme_read"), None, "nothing was read from there");
     let ceiling = load(&cold, "cold").ceiling.as_ref().unwrap();
     assert_eq!(ceiling.limited_by, "origin");
-    assert_link(ceiling.bytes_per_second);
+    assert_link(ceiling.bytes_per_second, &report);
 
     assert_eq!(loads(&node, &uri)["bytes_by_tier"]["ram"], BYTES);
     until("all of it is on the disk", async || {

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::filler::{Filler, Ready};
 use super::{Head, LoadRequest, lost};
 use crate::admission::AdmissionPermit;
+use crate::capacity::Union;
 use crate::capacity::meter::Meter;
 use crate::handoff::{GrantedSlot, Released, SessionStay};
 use crate::plan::{ChunkSpec, FetchPlan};
@@ -116,8 +117,8 @@ pub(super) struct Conversation<'a> {
     client_done: bool,
     /// Of the device that the client named.
     copies: Option<Arc<Meter>>,
-    /// Until when copies are counted, by the client's clock.
-    copied: Duration,
+    /// When copies ran, by the client's clock.
+    copied: Union,
 }
 
 impl<'a> Conversation<'a> {
@@ -139,7 +140,7 @@ impl<'a> Conversation<'a> {
             granted_at: vec![None; head.plan.chunks().len()],
             client_done: false,
             copies: None,
-            copied: Duration::ZERO,
+            copied: Union::default(),
         }
     }
 
@@ -253,12 +254,10 @@ impl<'a> Conversation<'a> {
         let Some(meter) = &self.copies else { return };
         let now = Instant::now();
         for CopyRan { start, end, bytes } in copies {
-            let alone = (*start).max(self.copied).min(*end);
-            self.copied = self.copied.max(*end);
             let at = |time: Duration| opened.checked_add(time).filter(|at| *at <= now);
-            if let (Some(start), Some(alone), Some(end)) = (at(*start), at(alone), at(*end)) {
-                meter.ran((start, alone), end, *bytes);
-            }
+            let Some((began, ended)) = at(*start).zip(at(*end)) else { continue };
+            let alone = ended.checked_sub(self.copied.add(*start, *end)).unwrap_or(began);
+            meter.ran((began, alone), ended, *bytes);
         }
     }
 
