@@ -9,8 +9,6 @@
 //! spans and charges of a load of as many chunks, and compared with the wall time of the warm load,
 //! of which it is the largest part.
 
-use std::time::Duration;
-
 use clap::ValueEnum;
 use forebay_server::measured;
 
@@ -118,17 +116,9 @@ impl Ground {
     async fn warm(&self, pairs: usize) -> Outcome<Vec<Pair>> {
         let uri = self.origin.uri();
         let load = async |node: &Node| {
-            let first = node.load(&uri, |_| Ok(())).await?.0;
-            let mut sum = Measurement { wall: Duration::ZERO, bytes: 0, cpu: Vec::new() };
-            let mut cpu = first.cpu.iter().map(|(name, _)| (*name, Duration::ZERO)).collect();
-            std::mem::swap(&mut sum.cpu, &mut cpu);
-            for _ in 0..WARM_AT_ONCE {
-                let one = node.load(&uri, |_| Ok(())).await?.0;
-                sum.wall += one.wall;
-                sum.bytes += one.bytes;
-                for ((_, sum), (_, one)) in sum.cpu.iter_mut().zip(one.cpu) {
-                    *sum += one;
-                }
+            let mut sum = node.load(&uri, |_| Ok(())).await?.0;
+            for _ in 1..WARM_AT_ONCE {
+                add(&mut sum, &node.load(&uri, |_| Ok(())).await?.0);
             }
             Ok(sum)
         };
@@ -156,6 +146,15 @@ impl Ground {
             done.push(pair);
         }
         Ok(done)
+    }
+}
+
+/// Adds one run to another of the same processes.
+fn add(sum: &mut Measurement, one: &Measurement) {
+    sum.wall += one.wall;
+    sum.bytes += one.bytes;
+    for ((_, sum), (_, one)) in sum.cpu.iter_mut().zip(&one.cpu) {
+        *sum += *one;
     }
 }
 
@@ -200,6 +199,8 @@ fn timeline(options: &CostOptions, warm: &[Pair]) -> Outcome<Row> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn run(millis: u64, cpu: u64) -> Measurement {

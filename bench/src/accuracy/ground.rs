@@ -181,15 +181,17 @@ impl Stall {
     ) -> Outcome<Row> {
         // The first load of a daemon is like no other.
         load(false).await?;
-        let (mut clean, mut stalled) = (Vec::new(), Vec::new());
+        // By whether there was a stall.
+        let mut all = [Vec::new(), Vec::new()];
         for run in 0..scene.runs {
             for side in [run % 2 == 1, run % 2 == 0] {
                 let seen = load(side).await?;
                 self.tell(run, side, &seen);
-                if side { &mut stalled } else { &mut clean }.push(seen);
+                all[usize::from(side)].push(seen);
             }
         }
-        Ok(self.judge(&clean, &stalled))
+        let [clean, stalled] = &all;
+        Ok(self.judge(clean, stalled))
     }
 
     fn tell(&self, run: usize, stalled: bool, seen: &Seen) {
@@ -209,7 +211,7 @@ impl Stall {
         let charged = |seen: &Seen| seen.charged(self.causes);
         let wall = of(clean, &|seen| seen.wall);
         let usual = of(clean, &charged);
-        let stall = |seen: &Seen| seen.stall.unwrap_or(seen.wall - wall.median());
+        let stall = |seen: &Seen| seen.stall.unwrap_or_else(|| seen.wall - wall.median());
         let share = of(stalled, &|seen| (charged(seen) - usual.median()) / stall(seen));
         let unknown = of(stalled, &|seen| seen.charged(&["unknown"]) / seen.wall);
         let stalls = of(stalled, &stall);
