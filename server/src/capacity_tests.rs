@@ -171,7 +171,7 @@ fn a_union_counts_every_moment_once_in_whatever_order_it_is_told() {
                 reason = "a number below 200"
             )]
             let start = (sim.random() * 180.0) as u64;
-            let end = start + 1 + u64::from(seed % 7);
+            let end = start + 1 + seed % 7;
             sum += union.add(Duration::from_secs(start), Duration::from_secs(end)).as_secs();
             (start..end).for_each(|second| seen[usize::try_from(second).unwrap()] = true);
             let moments = seen.iter().filter(|seen| **seen).count();
