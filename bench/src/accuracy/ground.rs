@@ -181,14 +181,15 @@ impl Stall {
     ) -> Outcome<Row> {
         // The first load of a daemon is like no other.
         load(false).await?;
-        let (mut clean, mut stalled) = (Vec::new(), Vec::new());
+        let mut sides = [Vec::new(), Vec::new()];
         for run in 0..scene.runs {
             for side in [run % 2 == 1, run % 2 == 0] {
                 let seen = load(side).await?;
                 self.tell(run, side, &seen);
-                if side { &mut stalled } else { &mut clean }.push(seen);
+                sides[usize::from(side)].push(seen);
             }
         }
+        let [clean, stalled] = sides;
         Ok(self.judge(&clean, &stalled))
     }
 
@@ -209,7 +210,7 @@ impl Stall {
         let charged = |seen: &Seen| seen.charged(self.causes);
         let wall = of(clean, &|seen| seen.wall);
         let usual = of(clean, &charged);
-        let stall = |seen: &Seen| seen.stall.unwrap_or(seen.wall - wall.median());
+        let stall = |seen: &Seen| seen.stall.unwrap_or_else(|| seen.wall - wall.median());
         let share = of(stalled, &|seen| (charged(seen) - usual.median()) / stall(seen));
         let unknown = of(stalled, &|seen| seen.charged(&["unknown"]) / seen.wall);
         let stalls = of(stalled, &stall);

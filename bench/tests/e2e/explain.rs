@@ -157,24 +157,25 @@ const CHARGED_MIN: f64 = 0.6;
 
 /// Has the bench measure rows once; each has to charge most of its stall, or say why it cannot be
 /// put there.
+#[expect(clippy::print_stderr, reason = "why a row is skipped")]
 fn assert_charged(rows: &[&str]) {
     let only = rows.iter().flat_map(|row| ["--only", row]);
     let bench = Command::new(env!("CARGO_BIN_EXE_forebay-bench"))
         .args(["accuracy", "--mib", "16", "--runs", "1", "--format", "json"])
         .args(only)
         .output()
-        .unwrap();
+        .expect("the bench runs");
     let table = object(&bench);
-    let found = table["rows"].as_array().unwrap();
-    let names: Vec<&str> = found.iter().map(|row| row["row"].as_str().unwrap()).collect();
+    let found = table["rows"].as_array().expect("rows");
+    let names: Vec<&str> = found.iter().map(|row| row["row"].as_str().expect("a name")).collect();
     assert_eq!(names, rows);
     for row in found {
-        let what = row["what"].as_str().unwrap();
+        let what = row["what"].as_str().expect("a sentence");
         if what.starts_with("skipped: ") {
             eprintln!("{}: {what}", row["row"]);
             continue;
         }
-        let charged = row["bounds"][0]["value"].as_f64().unwrap();
+        let charged = row["bounds"][0]["value"].as_f64().expect("a share");
         assert!(charged >= CHARGED_MIN, "{row}\n{}", text(&bench.stderr));
     }
 }

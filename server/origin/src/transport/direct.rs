@@ -109,7 +109,7 @@ impl TcpWatch {
     /// What the kernel says of a silence that has just ended.
     fn silence(&self, stream: &Stream, start: Instant, length: Duration, waits: &mut Waits) {
         let now = self.evidence.tcp(stream.socket());
-        let before = waits.out_of_order.or(self.before.map(|before| before.out_of_order));
+        let before = waits.out_of_order.or_else(|| self.before.map(|before| before.out_of_order));
         let (mut late, mut out_of_order, mut receive_rtt) = Default::default();
         if let Some(now) = now {
             late = now.silent.min(length);
