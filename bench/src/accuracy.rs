@@ -1,5 +1,5 @@
-//! `forebay-bench accuracy`: whether the time of a load is charged to what took it. Stalls of a known
-//! cause are put into loads through a real daemon, which then has to explain them. As in
+//! `forebay-bench accuracy`: whether the time of a load is charged to what took it. Stalls of a
+//! known cause are put into loads through a real daemon, which then has to explain them. As in
 //! [`origin`](crate::origin), each row is a module's.
 //!
 //! A row runs clean loads and stalled ones in turn. The seconds of a stall are those that were put

@@ -181,17 +181,16 @@ impl Stall {
     ) -> Outcome<Row> {
         // The first load of a daemon is like no other.
         load(false).await?;
-        // By whether there was a stall.
-        let mut all = [Vec::new(), Vec::new()];
+        let mut sides = [Vec::new(), Vec::new()];
         for run in 0..scene.runs {
             for side in [run % 2 == 1, run % 2 == 0] {
                 let seen = load(side).await?;
                 self.tell(run, side, &seen);
-                all[usize::from(side)].push(seen);
+                sides[usize::from(side)].push(seen);
             }
         }
-        let [clean, stalled] = &all;
-        Ok(self.judge(clean, stalled))
+        let [clean, stalled] = sides;
+        Ok(self.judge(&clean, &stalled))
     }
 
     fn tell(&self, run: usize, stalled: bool, seen: &Seen) {

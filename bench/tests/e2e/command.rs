@@ -27,7 +27,7 @@ pub(crate) fn text(bytes: &[u8]) -> &str {
 }
 
 /// The one object that a command printed.
-fn object(output: &Output) -> Value {
+pub(crate) fn object(output: &Output) -> Value {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let said = text(&output.stdout);
     assert_eq!(said.trim_end().lines().count(), 1, "{said}");

@@ -1,6 +1,8 @@
-//! Where the time went, as the daemon explains it: the stall is put there, and the explanation has to
-//! find it.
+//! Where the time went, as the daemon explains it: the stall is put there, and the explanation has
+//! to find it. Stalls that need more than this process are those of `forebay-bench accuracy`, once
+//! each.
 
+use std::process::Command;
 use std::time::Duration;
 
 use forebay_client::model::{Explanation, TraceTrack};
@@ -8,7 +10,7 @@ use forebay_client::{Endpoint, LoadRequest, Reason};
 use forebay_testkit::{Content, Fault, FaultRule, Op, S3Origin, When};
 use serde_json::Value;
 
-use crate::command::{run, text};
+use crate::command::{object, run, text};
 use crate::harness::{BUCKET, CHUNK, Node, NodeSpec, digests, failure, s3, s3_uri};
 
 /// A checkpoint of one object, and a node to load it with.
@@ -149,4 +151,42 @@ async fn the_command_explains_and_writes_a_trace_that_perfetto_takes() {
     let known = node.client.trace(None).await.unwrap();
     let copied = known.spans.iter().filter(|span| span.track == TraceTrack::Copy).count();
     assert_eq!(copied, 8);
+}
+
+/// Of a stall that was put there once, on a machine that has other things to do.
+const CHARGED_MIN: f64 = 0.6;
+
+/// Has the bench measure rows once; each has to charge most of its stall, or say why it cannot be
+/// put there.
+#[expect(clippy::print_stderr, reason = "why a row is skipped")]
+fn assert_charged(rows: &[&str]) {
+    let only = rows.iter().flat_map(|row| ["--only", row]);
+    let bench = Command::new(env!("CARGO_BIN_EXE_forebay-bench"))
+        .args(["accuracy", "--mib", "16", "--runs", "1", "--format", "json"])
+        .args(only)
+        .output()
+        .expect("the bench runs");
+    let table = object(&bench);
+    let found = table["rows"].as_array().expect("rows");
+    let names: Vec<&str> = found.iter().map(|row| row["row"].as_str().expect("a name")).collect();
+    assert_eq!(names, rows);
+    for row in found {
+        let what = row["what"].as_str().expect("a sentence");
+        if what.starts_with("skipped: ") {
+            eprintln!("{}: {what}", row["row"]);
+            continue;
+        }
+        let charged = row["bounds"][0]["value"].as_f64().expect("a share");
+        assert!(charged >= CHARGED_MIN, "{row}\n{}", text(&bench.stderr));
+    }
+}
+
+#[test]
+fn stalls_of_the_network_and_the_machine_are_charged_to_their_causes() {
+    assert_charged(&["dns", "tcp_connect", "page_cache", "disk", "cpu_throttle"]);
+}
+
+#[test]
+fn waits_for_what_others_have_are_charged_to_their_causes() {
+    assert_charged(&["configured_rate", "decompress", "admission_queue", "lease_memory"]);
 }
