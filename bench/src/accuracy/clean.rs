@@ -5,7 +5,7 @@ use std::sync::Arc;
 use forebay_client::{Device, FakeDevice};
 use forebay_testkit::RawOptions;
 
-use super::ground::{Scene, Seen, load, to_device, uri};
+use super::ground::{Scene, Seen, load, skipped, to_device, uri};
 use super::tiers::Stored;
 use crate::Outcome;
 use crate::measure::Spread;
@@ -49,13 +49,15 @@ async fn warm(scene: &Scene) -> Outcome<Row> {
 }
 
 async fn nvme(scene: &Scene) -> Outcome<Row> {
-    let stored = Stored::new(scene).await?;
+    const NAME: &str = "clean_nvme";
+    let stored = match Stored::new(scene).await {
+        Ok(stored) => stored,
+        Err(why) => return Ok(skipped(NAME, why.to_string())),
+    };
     stored.slow(true)?;
     let what = format!("loads from the NVMe tier into empty RAM, {}", stored.pace());
-    repeat(scene, ("clean_nvme", what), &["nvme_service", "nvme_queue"], async || {
-        stored.load(scene).await
-    })
-    .await
+    repeat(scene, (NAME, what), &["nvme_service", "nvme_queue"], async || stored.load(scene).await)
+        .await
 }
 
 async fn repeat(

@@ -57,7 +57,11 @@ pub(super) async fn page_cache(scene: &Scene) -> Outcome<Row> {
 
 pub(super) async fn disk(scene: &Scene) -> Outcome<Row> {
     const NAME: &str = "disk";
-    let stored = Stored::new(scene).await?;
+    let stored = match Stored::new(scene).await {
+        Ok(stored) => stored,
+        // A full disk, for one.
+        Err(why) => return Ok(skipped(NAME, why.to_string())),
+    };
     if let Err(why) = &stored.throttle {
         return Ok(skipped(NAME, why.clone()));
     }

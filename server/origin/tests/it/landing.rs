@@ -111,6 +111,41 @@ async fn an_attempt_tells_what_happened_on_its_connection() {
     assert_eq!(record.attempt_log.len(), 2);
 }
 
+/// A kernel on which segments were lost a while ago, and nothing came since.
+#[derive(Debug, Default)]
+struct Lossy(AtomicU64);
+
+impl SocketEvidence for Lossy {
+    fn tcp(&self, _socket: BorrowedFd<'_>) -> Option<TcpSnapshot> {
+        let out_of_order = self.0.fetch_add(1, Ordering::Relaxed);
+        let silent = Duration::from_millis(70);
+        Some(TcpSnapshot { out_of_order, silent, ..TcpSnapshot::default() })
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_that_a_copy_overtook_tells_what_it_waited_for() {
+    let link = LinkOptions { bytes_per_second: Some(60 * BYTES), ..LinkOptions::default() };
+    let origin = HttpOrigin::start(HttpOptions { link, ..HttpOptions::default() }).await;
+    let content = Content::synthetic(8, BYTES);
+    origin.put("o", content.clone());
+    let mut settings = quick();
+    settings.engine.hedge_after_min = Duration::from_millis(100);
+    let uri = uri(&origin.url("o"));
+    let store = origins(settings).with_evidence(Arc::<Lossy>::default()).open(&uri).unwrap();
+    let meta = store.head(uri.key()).await.unwrap();
+    for _ in 0..110 {
+        assert_eq!(read(&*store, &meta, &content).await.0, 1);
+    }
+    origin.fault(FaultRule::new("o", Fault::StallAfter(BYTES / 3)).nth(1));
+    let mut bytes = vec![0; usize::try_from(BYTES).unwrap()];
+    let record = store.read(&request(&meta, 0..BYTES), &mut bytes).await.unwrap();
+    assert_eq!((record.attempts, record.hedge_wins), (1, 1));
+    let last = record.attempt_log[0].silences.last().unwrap();
+    assert_eq!(last.length, Duration::from_millis(70), "as the kernel says");
+    assert!(last.out_of_order > 0, "{last:?}");
+}
+
 #[tokio::test]
 async fn an_attempt_tells_when_nothing_came() {
     const IDLE: Duration = Duration::from_millis(200);
