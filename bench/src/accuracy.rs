@@ -10,7 +10,7 @@
 //!
 //! Some stalls need the kernel: lost packets, a name server on port 53, a quota. The bench then
 //! starts itself again in a network and a mount namespace of its own, where nothing of the machine
-//! can be disturbed ([`isolation`]). What cannot be had is skipped, and the row says why.
+//! can be disturbed (see `isolation`). What cannot be had is skipped, and the row says why.
 
 mod clean;
 mod ground;

@@ -49,7 +49,7 @@ const ACCURACY_HELP: &str = "\
 The table has the share of each stall's seconds that was charged to its cause, over all runs, and
 the bound that its median is held to. Origins are local. Rows that need the kernel (dns,
 tcp_connect, tcp_retransmit, cpu_throttle, disk, page_cache) want root, and the programs unshare,
-ip, mount and nft; without, they are skipped and say so. A full run takes about 15 minutes and
+ip, mount and nft; without, they are skipped and say so. A full run takes about 12 minutes and
 2 GiB of memory.
 
 Example: forebay-bench accuracy --runs 3 --only origin_throttle --only client --check";
