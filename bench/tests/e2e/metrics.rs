@@ -115,8 +115,11 @@ async fn with_loads_of_every_kind() -> (forebay_testkit::S3Origin, Node) {
     origin.fault(FaultRule::new("stalls", Fault::StallAfter(10)).on(Op::Get));
     let late = LoadRequest::new(s3_uri("stalls")).deadline(Duration::from_millis(300));
     assert_eq!(failure(&node.client, late).await.reason(), Reason::Deadline);
-    let never_done = LoadRequest::new(s3_uri("stalls")).workload("serving");
-    drop(node.client.load(never_done).await.unwrap());
+    // The second of an id takes the place of the first.
+    let never_done = || LoadRequest::new(s3_uri("stalls")).workload("serving").load_id("twice");
+    let first = node.client.load(never_done()).await.unwrap();
+    let second = node.client.load(never_done()).await.unwrap();
+    drop((first, second));
     node.settled().await;
     let given_up = "forebay_loads_total{workload=\"serving\",outcome=\"cancelled\"}";
     until("the load that was given up is counted", async || {
@@ -323,7 +326,9 @@ async fn a_fallback_from_nvme_to_the_origin_is_told_and_counted() {
     prefetch(&node.client, keep).await.unwrap();
     let dir = node.stopped().await;
     flip(&extents(dir.path())[0].path, 8 * 40_000);
-    let node = NodeSpec::of(&origin).nvme("64MiB").dir(dir).start().await;
+    let node = NodeSpec::of(&origin).nvme("64MiB").dir(dir);
+    // Else the scrub may find it first, and then it is simply not there.
+    let node = node.set("scrub_bytes_per_second", "0").start().await;
     digests(&node.client, LoadRequest::new(&uri).load_id("bad")).await.unwrap();
     let told = decisions(&node, "bad").await;
     assert_decided(&told, "fallback", "to the origin, since NVMe is no help: bad_extent");

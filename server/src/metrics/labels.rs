@@ -77,6 +77,8 @@ pub(crate) const METHOD: Label = label(
         "Trace",
         "Status",
         "ResizeRam",
+        "Capacity",
+        "Doctor",
     ],
 );
 pub(crate) const CODE: Label = label(
