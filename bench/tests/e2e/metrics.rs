@@ -13,7 +13,7 @@ use forebay_client::{EvictRequest, KeepTier, LoadRequest, PrefetchRequest, Reaso
 use forebay_testkit::{Content, Fault, FaultRule, Op, When, temp_dir};
 use serde_json::Value;
 
-use crate::command::{run, text};
+use crate::command::{command, run, text};
 use crate::harness::{BUCKET, CHUNK, Node, NodeSpec, digests, failure, s3, s3_uri, until};
 use crate::nvme::prefetch;
 use crate::nvme_files::{extents, flip};
@@ -115,11 +115,13 @@ async fn with_loads_of_every_kind() -> (forebay_testkit::S3Origin, Node) {
     origin.fault(FaultRule::new("stalls", Fault::StallAfter(10)).on(Op::Get));
     let late = LoadRequest::new(s3_uri("stalls")).deadline(Duration::from_millis(300));
     assert_eq!(failure(&node.client, late).await.reason(), Reason::Deadline);
-    // The second of an id takes the place of the first.
-    let never_done = || LoadRequest::new(s3_uri("stalls")).workload("serving").load_id("twice");
-    let first = node.client.load(never_done()).await.unwrap();
-    let second = node.client.load(never_done()).await.unwrap();
-    drop((first, second));
+    let asked = origin.counts("stalls").gets;
+    let mut client = command(&node);
+    let client = client.args(["load", &s3_uri("stalls"), "--workload", "serving"]);
+    let mut client = client.stdout(Stdio::null()).spawn().unwrap();
+    until("it is on its way", async || (origin.counts("stalls").gets > asked).then_some(())).await;
+    client.kill().unwrap();
+    client.wait().unwrap();
     node.settled().await;
     let given_up = "forebay_loads_total{workload=\"serving\",outcome=\"cancelled\"}";
     until("the load that was given up is counted", async || {
