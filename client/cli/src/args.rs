@@ -433,25 +433,19 @@ fn load_id(text: &str) -> Result<String, String> {
 
 /// `64KiB` to `16MiB`, in powers of two.
 fn frame_size(text: &str) -> Result<u64, String> {
-    let bad = || "give a power of two from 64KiB to 16MiB, such as 1MiB".to_owned();
-    let (count, unit) = match (text.strip_suffix("KiB"), text.strip_suffix("MiB")) {
-        (Some(count), _) => (count, 1 << 10),
-        (_, Some(count)) => (count, 1 << 20),
-        _ => (text, 1),
-    };
-    let count: u64 = count.parse().map_err(|_| bad())?;
-    let bytes = count.checked_mul(unit).ok_or_else(bad)?;
-    match bytes.is_power_of_two() && (64 << 10..=16 << 20).contains(&bytes) {
-        true => Ok(bytes),
-        false => Err(bad()),
-    }
+    let allowed = |bytes: &u64| bytes.is_power_of_two() && (64 << 10..=16 << 20).contains(bytes);
+    let size = text.parse().ok().or_else(|| size(text)).filter(allowed);
+    size.ok_or_else(|| "give a power of two from 64KiB to 16MiB, such as 1MiB".to_owned())
 }
 
 /// `512MiB`, `4GiB`, as `forebayd --ram` takes them, but for shares of the host.
 fn memory_size(text: &str) -> Result<u64, String> {
-    let bad = || "give a size such as 512MiB or 4GiB".to_owned();
-    let unit_at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
-    let (count, unit) = text.split_at(unit_at);
+    size(text).ok_or_else(|| "give a size such as 512MiB or 4GiB".to_owned())
+}
+
+/// A whole number and its unit, in bytes.
+fn size(text: &str) -> Option<u64> {
+    let (count, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
     let unit_bytes: u64 = match unit {
         "B" => 1,
         "KiB" => 1 << 10,
@@ -462,10 +456,9 @@ fn memory_size(text: &str) -> Result<u64, String> {
         "MB" => 1_000_000,
         "GB" => 1_000_000_000,
         "TB" => 1_000_000_000_000,
-        _ => return Err(bad()),
+        _ => return None,
     };
-    let count: u64 = count.parse().map_err(|_| bad())?;
-    count.checked_mul(unit_bytes).ok_or_else(bad)
+    count.parse::<u64>().ok()?.checked_mul(unit_bytes)
 }
 
 /// `250ms`, `1.5s`, `30s`, `10m`, `2h`, `0` or `none`.
