@@ -25,6 +25,7 @@ use crate::origin::gib;
 use crate::report::{self, Table};
 use ground::{Files, SEED, SHARDS};
 
+pub(crate) use client::CUTS;
 pub use client::{ClientArgs, serve};
 
 /// What is measured.

@@ -9,7 +9,10 @@ use forebay_bench::device::{self, ClientArgs, DeviceOptions, DeviceRow};
 use forebay_bench::nvme::{self, NvmeOptions, NvmeRow};
 use forebay_bench::origin::{self, OriginOptions, Promise};
 use forebay_bench::packed::{self, PackedOptions, PackedRow};
+use forebay_bench::peers::{self, LoaderArgs, PeersOptions};
 use forebay_bench::report::Table;
+use forebay_bench::run::{self, CompareArgs, OriginArgs as RunOriginArgs, RunArgs};
+use forebay_bench::soak::{self, SoakOptions};
 
 const ORIGIN_HELP: &str = "\
 The table has medians of all runs, and the bound that each row is held to. Origins are local and
@@ -41,7 +44,7 @@ Example: forebay-bench device --only cold --cold-device 0.4 --check";
 
 const COST_HELP: &str = "\
 Two daemons run side by side, one with `evidence = false`; loads go through them in turns. A full
-run takes about a minute and 3 GiB of memory.
+run takes about three minutes and 6 GiB of memory.
 
 Example: forebay-bench cost --only warm --runs 31";
 
@@ -92,6 +95,32 @@ enum Verb {
     /// Measure how much of a stall of known cause is charged to that cause
     #[command(after_help = ACCURACY_HELP)]
     Accuracy(AccuracyArgs),
+    /// Measure loads beside what users would run instead
+    #[command(after_help = peers::HELP)]
+    Peers {
+        #[command(flatten)]
+        options: PeersOptions,
+        /// Form of the result
+        #[arg(long, value_enum, default_value_t = Format::Human)]
+        format: Format,
+        /// Exit with 1 if a bound is missed
+        #[arg(long)]
+        check: bool,
+    },
+    /// Measure one load at a time, as many as can be, and too many
+    #[command(after_help = run::HELP)]
+    Run(Box<RunArgs>),
+    /// Say what changed between two runs, beyond noise; exit with 1 if something got worse
+    Compare(CompareArgs),
+    /// Kill clients and the daemon at random while the origin has faults; see what is wrong or left
+    #[command(after_help = soak::HELP)]
+    Soak {
+        #[command(flatten)]
+        options: SoakOptions,
+        /// Form of the result
+        #[arg(long, value_enum, default_value_t = Format::Human)]
+        format: Format,
+    },
     /// What `forebayd` does; demo and benches start themselves with this
     #[command(hide = true, disable_help_flag = true)]
     Daemon {
@@ -111,6 +140,15 @@ enum Verb {
         /// Size of its checkpoint
         bytes: u64,
     },
+    /// A client beside peers; the bench starts itself with this
+    #[command(hide = true)]
+    PeerClient(LoaderArgs),
+    /// The origin of `run`; the bench starts itself with this
+    #[command(hide = true)]
+    RunOrigin(RunOriginArgs),
+    /// A client of the soak, which starts itself with this
+    #[command(hide = true)]
+    SoakClient(soak::ClientArgs),
     /// A client that loads to a device; the bench starts itself with this
     #[command(hide = true)]
     DeviceClient(ClientArgs),
@@ -285,6 +323,19 @@ fn main() -> ExitCode {
         Verb::Device(args) => device(&args),
         Verb::Cost(args) => cost(&args),
         Verb::Accuracy(args) => accuracy(&args),
+        Verb::Peers { options, format, check } => peers::run(&options).map(|table| {
+            show(&table, format);
+            table.holds() || !check
+        }),
+        Verb::PeerClient(args) => peers::serve(&args).map(|()| true),
+        Verb::Run(args) => run::main(&args),
+        Verb::Compare(args) => run::compare(&args),
+        Verb::RunOrigin(args) => run::serve(&args).map(|()| true),
+        Verb::Soak { options, format } => soak::run(&options).map(|table| {
+            show(&table, format);
+            table.holds()
+        }),
+        Verb::SoakClient(args) => soak::serve(&args).map(|()| true),
         Verb::DeviceClient(args) => device::serve(&args).map(|()| true),
         Verb::ClaimingOrigin { bytes } => packed::serve(bytes).map(|()| true),
         Verb::RawOrigin { bytes } => origin::serve(bytes).map(|()| true),

@@ -3,8 +3,6 @@
 //! The daemon is a child process; its pool has its full size before anything is timed. The client
 //! takes every chunk and gives it back, on one thread, as `forebay load` does.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +13,7 @@ use tempfile::TempDir;
 use crate::Outcome;
 use crate::measure::{Counted, Measurement, Stopwatch};
 use crate::process::{DaemonProcess, DaemonSpec};
+use crate::scrape::{exposition, metrics_address};
 
 /// How often the pool is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -96,24 +95,23 @@ impl Node {
         &self.client
     }
 
+    /// A connection and a session of its own.
+    pub(crate) async fn another_client(&self) -> Outcome<Client> {
+        Ok(Client::connect(Endpoint::unix(&self.daemon.socket())?).await?)
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.daemon.pid()
     }
 
+    /// The most memory that it had resident so far.
+    pub(crate) fn peak_resident_bytes(&self) -> std::io::Result<u64> {
+        self.daemon.peak_resident_bytes()
+    }
+
     /// The value of one of its metrics, with its labels as exposed; zero if it is not there yet.
     pub(crate) fn metric(&self, name: &str) -> Outcome<f64> {
-        let log = self.daemon.log();
-        let mut ready = log.lines().filter_map(|line| {
-            let line: serde_json::Value = serde_json::from_str(line).ok()?;
-            line["fields"]["metrics"].as_str().map(str::to_owned)
-        });
-        let address = ready.next_back().ok_or("the daemon did not say where its metrics are")?;
-        let mut socket = TcpStream::connect(&address)?;
-        let request =
-            format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-        socket.write_all(request.as_bytes())?;
-        let mut exposed = String::new();
-        socket.read_to_string(&mut exposed)?;
+        let exposed = exposition(&metrics_address(&self.daemon.log())?)?;
         let value = exposed.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(value.map_or(Ok(0.0), str::parse)?)
     }

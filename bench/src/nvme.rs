@@ -13,7 +13,7 @@
 
 mod extents;
 mod fill;
-mod fio;
+pub(crate) mod fio;
 mod hit;
 mod start;
 
@@ -89,25 +89,25 @@ pub fn run(options: &NvmeOptions) -> Outcome<Table> {
 
 /// Lets the same time pass between the end of one who used the disk and the beginning of the next.
 #[derive(Debug)]
-struct Pace {
+pub(crate) struct Pace {
     pause: Duration,
     last: Instant,
 }
 
 impl Pace {
-    fn new(pause: Duration) -> Self {
+    pub(crate) fn new(pause: Duration) -> Self {
         Self { pause, last: Instant::now() }
     }
 
     /// Waits for the rest of the pause; how long it was in all. It is longer than it should be if
     /// what had to be prepared took longer.
-    async fn wait(&self) -> Duration {
+    pub(crate) async fn wait(&self) -> Duration {
         sleep_until(self.last + self.pause).await;
         self.last.elapsed()
     }
 
     /// The disk was used until now.
-    fn ended(&mut self) {
+    pub(crate) fn ended(&mut self) {
         self.last = Instant::now();
     }
 }

@@ -10,7 +10,7 @@ pub(crate) mod child;
 mod cold;
 mod controller;
 mod engine;
-mod raw_loop;
+pub(crate) mod raw_loop;
 mod stalls;
 mod storm;
 
@@ -95,5 +95,5 @@ pub(crate) fn gib(bytes: u64) -> f64 {
 
 /// A row without figures yet.
 pub(crate) fn row(name: &'static str, what: String) -> Row {
-    Row { name, what, figures: Vec::new(), bounds: Vec::new() }
+    Row { name, what, figures: Vec::new(), bounds: Vec::new(), notes: Vec::new() }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`DaemonProcess`] owns the child and the directory with its sockets and cache. Readiness comes
 //! over `NOTIFY_SOCKET`, as it does under systemd: nothing polls or sleeps. Dropped, the child is
-//! killed and reaped and the directory removed.
+//! killed and reaped and the directory removed. A [`Watch`] hears of that before and after.
 
 use std::ffi::OsString;
 use std::fs::Permissions;
@@ -19,6 +19,15 @@ use tempfile::TempDir;
 /// How long a daemon may take until it is ready: populating the first segment on a slow machine.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
+/// Who looks at what a daemon leaves behind.
+#[derive(Debug, Clone, Copy)]
+pub struct Watch {
+    /// Asks a daemon that is about to be dropped whatever it tells; it may be dead, or stand still.
+    pub ask: fn(&DaemonProcess) -> String,
+    /// Gets its directory, with all it wrote there, once it has ended; and what was asked.
+    pub look: fn(&Path, &str),
+}
+
 /// How to start a daemon.
 #[derive(Debug)]
 pub struct DaemonSpec {
@@ -27,6 +36,7 @@ pub struct DaemonSpec {
     env: Vec<(String, String)>,
     cache: Option<PathBuf>,
     log: bool,
+    watch: Option<Watch>,
 }
 
 impl DaemonSpec {
@@ -39,7 +49,14 @@ impl DaemonSpec {
             env: Vec::new(),
             cache: None,
             log: false,
+            watch: None,
         }
+    }
+
+    /// Has it watched.
+    #[must_use]
+    pub fn watched(self, watch: Watch) -> Self {
+        Self { watch: Some(watch), ..self }
     }
 
     /// Adds an argument.
@@ -78,6 +95,33 @@ impl DaemonSpec {
         self
     }
 
+    /// The settings that a daemon started like this has, as it prints them.
+    ///
+    /// # Errors
+    /// If it cannot be started, or refuses its settings.
+    pub fn settings(&self) -> io::Result<String> {
+        self.printed(&self.args, &self.env)
+    }
+
+    /// The same of one that is told nothing.
+    ///
+    /// # Errors
+    /// As for [`settings`](Self::settings).
+    pub fn default_settings(&self) -> io::Result<String> {
+        self.printed(self.args.get(..1).unwrap_or_default(), &[])
+    }
+
+    fn printed(&self, args: &[OsString], env: &[(String, String)]) -> io::Result<String> {
+        let mut command = Command::new(&self.program);
+        command.args(args).arg("--check-config").env_clear().envs(env.iter().cloned());
+        let output = command.output()?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Err(io::Error::other(format!("the daemon refuses its settings: {said}")));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// Starts the daemon and waits until it is ready.
     ///
     /// # Errors
@@ -100,6 +144,7 @@ impl DaemonSpec {
 pub struct DaemonProcess {
     child: Child,
     dir: Option<TempDir>,
+    watch: Option<Watch>,
 }
 
 impl DaemonProcess {
@@ -111,6 +156,7 @@ impl DaemonProcess {
         std::fs::set_permissions(&notify_path, Permissions::from_mode(0o666))?;
         notify.set_read_timeout(Some(Duration::from_millis(50)))?;
         let log = std::fs::File::create(dir.path().join("log"))?;
+        let stdout = std::fs::File::create(dir.path().join("stdout"))?;
         let mut command = Command::new(&spec.program);
         command
             .args(&spec.args)
@@ -123,14 +169,14 @@ impl DaemonProcess {
             .envs(spec.env)
             .env("NOTIFY_SOCKET", &notify_path)
             .stdin(Stdio::null())
-            .stdout(Stdio::null());
+            .stdout(stdout);
         if spec.log {
             command.stderr(Stdio::inherit());
         } else {
             command.stderr(log);
         }
         let child = command.spawn()?;
-        let mut daemon = Self { child, dir: Some(dir) };
+        let mut daemon = Self { child, dir: Some(dir), watch: spec.watch };
         daemon.wait_ready(&notify)?;
         Ok(daemon)
     }
@@ -159,7 +205,7 @@ impl DaemonProcess {
         socket_in(self.dir())
     }
 
-    /// Its directory: `run/`, `cache/` and `log`.
+    /// Its directory: `run/`, `cache/`, `log` and `stdout`.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.dir.as_ref().map_or_else(|| Path::new("/"), TempDir::path)
@@ -189,6 +235,14 @@ impl DaemonProcess {
     /// If the process is gone.
     pub fn peak_resident_bytes(&self) -> io::Result<u64> {
         status_bytes(self.child.id(), "VmHWM:")
+    }
+
+    /// Resident memory now.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn resident_bytes(&self) -> io::Result<u64> {
+        status_bytes(self.child.id(), "VmRSS:")
     }
 
     /// Sends it a signal.
@@ -233,15 +287,24 @@ impl DaemonProcess {
     pub fn kill(mut self) -> io::Result<TempDir> {
         self.child.kill()?;
         self.child.wait()?;
+        if let Some(watch) = self.watch.take() {
+            (watch.look)(self.dir(), "");
+        }
         self.dir.take().ok_or_else(|| io::Error::other("no directory"))
     }
 }
 
 impl Drop for DaemonProcess {
     fn drop(&mut self) {
+        // One whose directory went to another was looked at then.
+        let watch = self.watch.take().filter(|_| !std::thread::panicking());
+        let told = watch.map(|watch| (watch.ask)(self));
         // A child that has ended already cannot be killed, which is as it should be.
         drop(self.child.kill());
         drop(self.child.wait());
+        if let Some(watch) = watch {
+            (watch.look)(self.dir(), told.as_deref().unwrap_or_default());
+        }
     }
 }
 

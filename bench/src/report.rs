@@ -43,6 +43,8 @@ pub struct Row {
     pub figures: Vec<Figure>,
     /// What it is held to.
     pub bounds: Vec<Bound>,
+    /// What a reader of the figures has to know, such as who could not be measured and why.
+    pub notes: Vec<String>,
 }
 
 /// One quantity over all runs.
@@ -156,6 +158,7 @@ impl Row {
             "what": self.what,
             "figures": self.figures.iter().map(figure).collect::<Vec<_>>(),
             "bounds": self.bounds.iter().map(bound).collect::<Vec<_>>(),
+            "notes": self.notes,
         })
     }
 
@@ -181,6 +184,9 @@ impl Row {
             let (what, value) = (&bound.what, bound.value);
             line(format_args!("  {what:<width$}  {value:>10.3} {kind} {limit}: {verdict}"));
         }
+        for note in &self.notes {
+            line(format_args!("  note: {note}"));
+        }
     }
 }
 
@@ -198,6 +204,7 @@ mod tests {
                 what: "a load".to_owned(),
                 figures: vec![Figure::new("raw loop", "GB/s", spread)],
                 bounds: vec![Bound::new("of the raw loop", value, Limit::AtLeast(0.85))],
+                notes: vec!["nobody else could run".to_owned()],
             }],
         }
     }
@@ -218,7 +225,8 @@ mod tests {
             "origin: cores 2, runs 3\n\n\
              cold  a load\n  \
              raw loop              2.000 GB/s       (1.000 to 3.000 in 3 runs)\n  \
-             of the raw loop       0.800 at least 0.85: MISSED\n"
+             of the raw loop       0.800 at least 0.85: MISSED\n  \
+             note: nobody else could run\n"
         );
     }
 
@@ -231,6 +239,7 @@ mod tests {
         assert_eq!(row["figures"][0]["runs"], json!([1.0, 2.0, 3.0]));
         assert_eq!(row["figures"][0]["median"], 2.0);
         assert_eq!(row["bounds"][0]["kind"], "at least");
+        assert_eq!(row["notes"], json!(["nobody else could run"]));
         let missing = table(f64::NAN).json();
         assert_eq!(missing["rows"][0]["bounds"][0]["value"], Value::Null);
         assert_eq!(missing["holds"], false);

@@ -11,13 +11,15 @@ use std::sync::Arc;
 
 use forebay_device::Device;
 use forebay_proto::model::{
-    CachedCheckpoint, Capacity, Check, DaemonStatus, Evicted, Manifest, ObjectEntry, ObjectIndex,
-    Opened, PackEvent, PackReport, Pinned, PrefetchEvent, Report, ResizeEvent, ResizeReport,
-    TensorEntry, Unpinned, VerifyEvent, VerifySummary,
+    Alias, AliasReport, CachedCheckpoint, Capacity, Check, DaemonStatus, Evicted, Manifest,
+    ObjectEntry, ObjectIndex, Opened, PackEvent, PackReport, Pinned, PrefetchEvent, Report,
+    ResizeEvent, ResizeReport, RolledBack, SetAliasEvent, TensorEntry, Unpinned, VerifyEvent,
+    VerifySummary,
 };
-use forebay_proto::{Reason, Slice};
+use forebay_proto::{Reason, RollbackRule, Slice};
 use tokio::runtime::{Builder, Handle, Runtime};
 
+use crate::access::Access;
 use crate::chunk::Chunk;
 use crate::device::{DeviceTensor, Layout, Resident};
 use crate::endpoint::Endpoint;
@@ -41,10 +43,15 @@ pub struct Client {
 impl Client {
     /// Connects to the daemon.
     pub fn connect(endpoint: Endpoint) -> Result<Self, ClientError> {
+        Self::connect_with(endpoint, Access::new())
+    }
+
+    /// See [`crate::Client::connect_with`].
+    pub fn connect_with(endpoint: Endpoint, access: Access) -> Result<Self, ClientError> {
         let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| {
             ClientError::new(Reason::Internal, format!("no runtime for the client: {error}"))
         })?;
-        let client = runtime.block_on(crate::Client::connect(endpoint))?;
+        let client = runtime.block_on(crate::Client::connect_with(endpoint, access))?;
         Ok(Self { client, runtime: Arc::new(runtime) })
     }
 
@@ -97,6 +104,42 @@ impl Client {
                 ClientError::new(Reason::Internal, "the prefetch ended without a report")
             })
         })
+    }
+
+    /// See [`crate::Client::set_alias`]. `progress` sees every event; the report comes back.
+    pub fn set_alias(
+        &self,
+        name: impl Into<String>,
+        uri: impl Into<String>,
+        rule: Option<&RollbackRule>,
+        mut progress: impl FnMut(&SetAliasEvent),
+    ) -> Result<AliasReport, ClientError> {
+        self.run(async {
+            let mut setting = self.client.set_alias(name, uri, rule).await?;
+            let mut report = None;
+            while let Some(event) = setting.next().await? {
+                progress(&event);
+                report = report.or_else(|| event.into_report());
+            }
+            report.ok_or_else(|| {
+                ClientError::new(Reason::Internal, "the alias was set without a report")
+            })
+        })
+    }
+
+    /// See [`crate::Client::rollback`].
+    pub fn rollback(&self, name: impl Into<String>) -> Result<RolledBack, ClientError> {
+        self.run(self.client.rollback(name))
+    }
+
+    /// See [`crate::Client::aliases`].
+    pub fn aliases(&self, name: Option<&str>) -> Result<Vec<Alias>, ClientError> {
+        self.run(self.client.aliases(name))
+    }
+
+    /// See [`crate::Client::remove_alias`].
+    pub fn remove_alias(&self, name: impl Into<String>) -> Result<u64, ClientError> {
+        self.run(self.client.remove_alias(name))
     }
 
     /// See [`crate::Client::stat`].

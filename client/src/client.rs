@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tonic::Status;
 use tonic::transport::Channel;
 
+use crate::access::Access;
 use crate::device::layout::Selection;
 use crate::endpoint::Endpoint;
 use crate::error::ClientError;
@@ -16,6 +17,7 @@ use crate::grants::GrantStream;
 use crate::load::Load;
 use crate::options::{CallOptions, LoadRequest, TraceParent};
 use crate::session::Session;
+use crate::throttle::Throttle;
 use crate::wire::{self, Deadline};
 
 /// A connection to the daemon of this node. Clones share it.
@@ -23,7 +25,9 @@ use crate::wire::{self, Deadline};
 pub struct Client {
     endpoint: Arc<Endpoint>,
     grpc: ForebayClient<Channel>,
+    access: Arc<Access>,
     handoff: Arc<Handoff>,
+    throttle: Arc<Throttle>,
     options: CallOptions,
 }
 
@@ -38,11 +42,19 @@ struct Handoff {
 impl Client {
     /// Connects. A daemon that cannot be reached is `DAEMON_UNREACHABLE`.
     pub async fn connect(endpoint: Endpoint) -> Result<Self, ClientError> {
-        let grpc = wire::dial(&endpoint).await?;
+        Self::connect_with(endpoint, Access::new()).await
+    }
+
+    /// Connects as somebody who is known by more than the uid: by the token of a security domain,
+    /// over TCP by a certificate.
+    pub async fn connect_with(endpoint: Endpoint, access: Access) -> Result<Self, ClientError> {
+        let grpc = wire::dial(&endpoint, &access).await?;
         Ok(Self {
             endpoint: Arc::new(endpoint),
             grpc,
+            access: Arc::new(access),
             handoff: Handoff::on(None),
+            throttle: Arc::new(Throttle::new()),
             options: CallOptions::default(),
         })
     }
@@ -68,14 +80,28 @@ impl Client {
     }
 
     /// Starts to load a checkpoint; comes back when the manifest is there.
+    ///
+    /// While the daemon refuses loads for overload (`QUEUE_FULL`), some are refused here, with what
+    /// it said last: what exceeds twice the loads that it takes from this connection. The parts of
+    /// sharded loads are not, which the daemon takes or refuses together. See
+    /// [`CallOptions::unthrottled`].
     pub async fn load(&self, request: LoadRequest) -> Result<Load, ClientError> {
         let selection = Selection {
             tensors: request.tensors.clone(),
             objects: request.objects.clone(),
             shard: request.shard.clone(),
         };
-        let stream = Box::pin(GrantStream::open(self, request)).await?;
-        Ok(Load::new(stream, selection, self.device()))
+        let asked = match &request.shard {
+            _ if self.options.unthrottled => None,
+            // Whether the ranks of a load begin is for the daemon to say, of all of them.
+            Some(shard) if shard.ranks() > 1 => Some(self.throttle.ask_always()),
+            _ => Some(self.throttle.ask()?),
+        };
+        let opened = Box::pin(GrantStream::open(self, request)).await;
+        if let Some(asked) = asked {
+            asked.ended(&opened);
+        }
+        Ok(Load::new(opened?, selection, self.device()))
     }
 
     pub(crate) fn grpc(&self) -> ForebayClient<Channel> {
@@ -88,6 +114,10 @@ impl Client {
 
     pub(crate) fn trace_parent(&self) -> Option<&TraceParent> {
         self.options.trace_parent.as_ref()
+    }
+
+    pub(crate) fn access(&self) -> &Access {
+        &self.access
     }
 
     /// The deadline of a call that starts here, by its own budget or the client's.

@@ -1,6 +1,7 @@
 //! Where the daemon listens.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -63,11 +64,20 @@ impl Endpoint {
     }
 
     /// What tonic dials.
-    pub(crate) fn dial(&self) -> String {
+    pub(crate) fn dial(&self, over_tls: bool) -> String {
         match &self.0 {
             Kind::Unix(path) => format!("unix://{path}"),
+            Kind::Tcp(authority) if over_tls => format!("https://{authority}"),
             Kind::Tcp(authority) => format!("http://{authority}"),
         }
+    }
+
+    /// Whether what is said to it stays on this machine.
+    pub(crate) fn is_local(&self) -> bool {
+        let Kind::Tcp(authority) = &self.0 else { return true };
+        let host = authority.rsplit_once(':').map_or(authority.as_str(), |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
     }
 
     /// The daemon's socket; none over TCP.
@@ -122,6 +132,8 @@ mod tests {
         let endpoint = Endpoint::parse("tcp://[::1]:7000/").unwrap();
         assert_eq!(endpoint.to_string(), "tcp://[::1]:7000");
         assert_eq!(endpoint.handoff(), None);
+        assert_eq!(endpoint.dial(true), "https://[::1]:7000");
+        assert!(endpoint.is_local() && !Endpoint::parse("tcp://10.0.0.1:7").unwrap().is_local());
     }
 
     #[test]

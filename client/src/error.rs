@@ -7,14 +7,19 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use forebay_device::DeviceError;
 use forebay_proto::model::Malformed;
 use forebay_proto::{ErrorKind, Failure, Reason};
 use forebay_shm::ShmError;
-use tonic::{Code, Status};
+use tonic::{Code, Status, TimeoutExpired};
 
 use crate::endpoint::Endpoint;
+
+/// When to try again a daemon that cannot be reached: one that is restarted serves again within
+/// two seconds, whatever its cache holds, and mostly within half of one.
+const RESTART_RETRY: Duration = Duration::from_millis(500);
 
 /// A call that failed.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,15 +58,24 @@ impl ClientError {
             return Self::unreachable(error, endpoint);
         }
         match status.code() {
-            Code::Cancelled | Code::DeadlineExceeded => {
-                Self::new(Reason::Deadline, "the deadline passed before the daemon answered")
-            }
-            Code::Unavailable | Code::Unknown | Code::Internal => Self::new(
-                Reason::DaemonUnreachable,
+            Code::DeadlineExceeded => Self::passed(),
+            // Of the deadline that the channel keeps too; a connection that ends is "cancelled", as
+            // that of a client whose certificate is refused.
+            Code::Cancelled if status.message() == TimeoutExpired(()).to_string() => Self::passed(),
+            Code::Cancelled | Code::Unavailable | Code::Unknown | Code::Internal => Self::gone(
                 format!("the connection to forebayd at {endpoint} broke: {}", status.message()),
             ),
             _ => Failure::from_status(status).into(),
         }
+    }
+
+    fn passed() -> Self {
+        Self::new(Reason::Deadline, "the deadline passed before the daemon answered")
+    }
+
+    /// A daemon that cannot be reached, or not any more.
+    pub(crate) fn gone(message: String) -> Self {
+        Failure::new(Reason::DaemonUnreachable, message).retry_in(RESTART_RETRY).into()
     }
 
     /// What an error of a socket of the daemon means.
@@ -71,18 +85,13 @@ impl ClientError {
                 Reason::UidNotAllowed,
                 format!("no permission to open the socket of forebayd at {endpoint}"),
             ),
-            io::ErrorKind::NotFound => Self::new(
-                Reason::DaemonUnreachable,
-                format!("no forebayd listens at {endpoint}: there is no such socket"),
-            ),
-            io::ErrorKind::ConnectionRefused => Self::new(
-                Reason::DaemonUnreachable,
-                format!("no forebayd listens at {endpoint}: connection refused"),
-            ),
-            _ => Self::new(
-                Reason::DaemonUnreachable,
-                format!("the connection to forebayd at {endpoint} failed: {error}"),
-            ),
+            io::ErrorKind::NotFound => {
+                Self::gone(format!("no forebayd listens at {endpoint}: there is no such socket"))
+            }
+            io::ErrorKind::ConnectionRefused => {
+                Self::gone(format!("no forebayd listens at {endpoint}: connection refused"))
+            }
+            _ => Self::gone(format!("the connection to forebayd at {endpoint} failed: {error}")),
         }
     }
 }

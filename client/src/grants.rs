@@ -118,7 +118,7 @@ impl GrantStream {
             shard: request.shard.as_ref().map(Shard::to_wire),
             device: device.as_deref().map(device_use),
         });
-        let call = wire::request(outbox.requests(), deadline, client.trace_parent())?;
+        let call = wire::request(outbox.requests(), deadline, client)?;
         let response = deadline.cut(client.grpc().load(call)).await?;
         let inbound = response.map_err(|status| client.failed(&status))?.into_inner();
         let mut opening = Opening { client: client.clone(), deadline, inbound, outbox };

@@ -14,6 +14,7 @@ pub fn report(report: &Report) -> Value {
         "load_id": report.load_id,
         "trace_id": report.trace_id,
         "uri": report.uri,
+        "alias": report.alias,
         "revision": report.revision.as_str(),
         "bytes": report.bytes,
         "wall_seconds": report.wall.as_secs_f64(),

@@ -41,6 +41,7 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
 pub mod blocking;
 mod chunk;
 mod client;
@@ -58,10 +59,12 @@ mod options;
 mod order;
 mod outbox;
 mod session;
+mod throttle;
 mod verbs;
 mod view;
 mod wire;
 
+pub use access::Access;
 pub use chunk::{Chunk, ChunkExtent};
 pub use client::Client;
 pub use device::{DeviceLoad, DeviceReport, DeviceTensor, Layout, Resident, Target};
@@ -73,8 +76,8 @@ pub use forebay_device::{
     DeviceMemory, DeviceSpec, FakeDevice, HostDevice, MemoryPath,
 };
 pub use forebay_proto::{
-    BadPciAddress, BadShard, ErrorKind, Failure, PciAddress, Placement, Reason, Shard, Slice,
-    StageSeconds, model,
+    AliasName, BadAliasName, BadPciAddress, BadRule, BadShard, ErrorKind, Failure, PciAddress,
+    Placement, Reason, RollbackRule, RuleMetric, Shard, Slice, StageSeconds, model,
 };
 pub use load::Load;
 pub use options::{
@@ -82,5 +85,5 @@ pub use options::{
     PrefetchRequest, TraceParent, VerifyPolicy,
 };
 pub use order::Piece;
-pub use verbs::{Pack, Prefetch, Resize, Stat, Trace, Verify};
+pub use verbs::{Pack, Prefetch, Resize, SetAlias, Stat, Trace, Verify};
 pub use view::{ObjectView, RunCopy, Tensor};

@@ -14,6 +14,9 @@ pub struct CallOptions {
     pub deadline: Option<Duration>,
     /// The trace that the call belongs to.
     pub trace_parent: Option<TraceParent>,
+    /// The daemon is asked for every load, however many it refuses for overload. Else some are
+    /// refused here meanwhile: see [`Client::load`](crate::Client::load).
+    pub unthrottled: bool,
 }
 
 /// A W3C `traceparent`, version 00 or a later one that begins like it.

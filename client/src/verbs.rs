@@ -1,12 +1,12 @@
 //! The control verbs: prefetch, stat, list, pin, unpin, evict, verify, pack, resize, explain, trace,
-//! status, capacity, doctor.
+//! aliases, status, capacity, doctor.
 
 use forebay_proto::model::{
-    CachedCheckpoint, Capacity, Check, DaemonStatus, Evicted, Explanation, Malformed, Manifest,
-    ManifestBuilder, PackEvent, Pinned, PrefetchEvent, ResizeEvent, StatSummary, TraceHead,
-    TraceSpan, Unpinned, VerifyEvent,
+    Alias, CachedCheckpoint, Capacity, Check, DaemonStatus, Evicted, Explanation, Malformed,
+    Manifest, ManifestBuilder, PackEvent, Pinned, PrefetchEvent, ResizeEvent, RolledBack,
+    SetAliasEvent, StatSummary, TraceHead, TraceSpan, Unpinned, VerifyEvent,
 };
-use forebay_proto::{Placement, pb};
+use forebay_proto::{Placement, RollbackRule, pb};
 use tonic::{Response, Status, Streaming};
 
 use crate::client::Client;
@@ -142,6 +142,45 @@ impl Client {
         Ok(Resize(Events::new(self, call.await?)))
     }
 
+    /// Gives what a URI resolves to now a name on this node, once it is stored in the NVMe tier and
+    /// was read again; until then, and if that fails, the name stays what it is. What it stood for
+    /// before stays pinned for [`Client::rollback`]. With a rule the daemon rolls back by itself,
+    /// once. `ALIAS_BUSY` while another call sets the same name.
+    pub async fn set_alias(
+        &self,
+        name: impl Into<String>,
+        uri: impl Into<String>,
+        rule: Option<&RollbackRule>,
+    ) -> Result<SetAlias, ClientError> {
+        let rule = rule.map(RollbackRule::to_wire);
+        let message = pb::SetAliasRequest { name: name.into(), uri: uri.into(), rule };
+        let call = self.call(message, async |mut grpc, call| grpc.set_alias(call).await);
+        Ok(SetAlias(Events::new(self, call.await?)))
+    }
+
+    /// Has a name stand for what it stood for before. Nothing is fetched; loads that run go on with
+    /// the revision they began with. `NO_PREVIOUS_REVISION` if there was none.
+    pub async fn rollback(&self, name: impl Into<String>) -> Result<RolledBack, ClientError> {
+        let message = pb::RollbackRequest { name: name.into() };
+        let call = self.call(message, async |mut grpc, call| grpc.rollback(call).await);
+        Ok(RolledBack::receive(call.await?.0)?)
+    }
+
+    /// Names and what they stand for: all of them, or one, which is `ALIAS_UNKNOWN` if it is none.
+    pub async fn aliases(&self, name: Option<&str>) -> Result<Vec<Alias>, ClientError> {
+        let message = pb::ListAliasesRequest { name: name.unwrap_or_default().to_owned() };
+        let call = self.call(message, async |mut grpc, call| grpc.list_aliases(call).await);
+        let aliases = call.await?.0.aliases.into_iter().map(Alias::receive);
+        Ok(aliases.collect::<Result<_, _>>()?)
+    }
+
+    /// Forgets a name; how many revisions may be evicted again.
+    pub async fn remove_alias(&self, name: impl Into<String>) -> Result<u64, ClientError> {
+        let message = pb::RemoveAliasRequest { name: name.into() };
+        let call = self.call(message, async |mut grpc, call| grpc.remove_alias(call).await);
+        Ok(call.await?.0.revisions)
+    }
+
     /// Tiers, loads, queues, origins.
     pub async fn status(&self) -> Result<DaemonStatus, ClientError> {
         let message = pb::StatusRequest {};
@@ -172,7 +211,7 @@ impl Client {
         make: impl AsyncFnOnce(Grpc, tonic::Request<M>) -> Result<Response<R>, Status>,
     ) -> Result<(R, Deadline), ClientError> {
         let deadline = self.deadline(None);
-        let call = wire::request(message, deadline, self.trace_parent())?;
+        let call = wire::request(message, deadline, self)?;
         let response = deadline.cut(make(self.grpc(), call)).await?;
         let response = response.map_err(|status| self.failed(&status))?;
         Ok((response.into_inner(), deadline))
@@ -269,6 +308,20 @@ impl Resize {
         let Some(response) = self.0.next("ResizeRamResponse").await? else { return Ok(None) };
         let event = ResizeEvent::receive(response)?;
         self.0.is_over = matches!(event, ResizeEvent::Report(_));
+        Ok(Some(event))
+    }
+}
+
+/// An alias that is being set. Dropping it ends that, and the name stays what it is.
+#[derive(Debug)]
+pub struct SetAlias(Events<pb::SetAliasResponse>);
+
+impl SetAlias {
+    /// How far it is, then the report, then none.
+    pub async fn next(&mut self) -> Result<Option<SetAliasEvent>, ClientError> {
+        let Some(response) = self.0.next("SetAliasResponse").await? else { return Ok(None) };
+        let event = SetAliasEvent::receive(response)?;
+        self.0.is_over = matches!(event, SetAliasEvent::Report(_));
         Ok(Some(event))
     }
 }

@@ -14,9 +14,10 @@ use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 
+use crate::access::Access;
+use crate::client::Client;
 use crate::endpoint::Endpoint;
 use crate::error::{ClientError, root_io_error};
-use crate::options::TraceParent;
 
 /// The largest message taken. Manifest pages are the largest there are.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
@@ -70,32 +71,55 @@ fn expired() -> ClientError {
     ClientError::new(Reason::Deadline, "the deadline passed")
 }
 
-/// Connects to the daemon.
-pub(crate) async fn dial(endpoint: &Endpoint) -> Result<ForebayClient<Channel>, ClientError> {
+/// Connects to the daemon. A token goes in the clear to this machine only.
+pub(crate) async fn dial(
+    endpoint: &Endpoint,
+    access: &Access,
+) -> Result<ForebayClient<Channel>, ClientError> {
     let unreachable = |error: tonic::transport::Error| match root_io_error(&error) {
         Some(error) => ClientError::unreachable(error, endpoint),
-        None => ClientError::new(
-            Reason::DaemonUnreachable,
-            format!("the connection to forebayd at {endpoint} failed: {error}"),
-        ),
+        None => {
+            ClientError::gone(format!("the connection to forebayd at {endpoint} failed: {error}"))
+        }
     };
-    let channel = tonic::transport::Endpoint::from_shared(endpoint.dial()).map_err(unreachable)?;
+    let tls = access.tls_config().filter(|_| endpoint.socket().is_none());
+    if tls.is_none() && access.authorization().is_some() && !endpoint.is_local() {
+        let message = format!("the token would go to {endpoint} in the clear: give TLS, too");
+        return Err(ClientError::new(Reason::BadRequest, message));
+    }
+    let address = endpoint.dial(tls.is_some());
+    let mut channel = tonic::transport::Endpoint::from_shared(address).map_err(unreachable)?;
+    if let Some(tls) = tls {
+        channel = channel.tls_config(tls).map_err(|error| {
+            let message = format!("the certificates cannot be used: {error}");
+            ClientError::new(Reason::BadRequest, message)
+        })?;
+    }
     let channel = channel.connect().await.map_err(unreachable)?;
     Ok(ForebayClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
 }
 
-/// A request with its deadline and trace identity.
+/// A request with its deadline, and what the client gives with each: trace identity and token.
 pub(crate) fn request<T>(
     message: T,
     deadline: Deadline,
-    trace_parent: Option<&TraceParent>,
+    client: &Client,
 ) -> Result<Request<T>, ClientError> {
+    let mut request = within(message, deadline)?;
+    if let Some(trace_parent) = client.trace_parent() {
+        request.metadata_mut().insert("traceparent", ascii(trace_parent.as_str())?);
+    }
+    if let Some(token) = client.access().authorization() {
+        request.metadata_mut().insert("authorization", token.clone());
+    }
+    Ok(request)
+}
+
+/// A request with its deadline.
+fn within<T>(message: T, deadline: Deadline) -> Result<Request<T>, ClientError> {
     let mut request = Request::new(message);
     if let Some(remaining) = deadline.remaining(Instant::now())? {
         request.metadata_mut().insert("grpc-timeout", ascii(&grpc_timeout(remaining))?);
-    }
-    if let Some(trace_parent) = trace_parent {
-        request.metadata_mut().insert("traceparent", ascii(trace_parent.as_str())?);
     }
     Ok(request)
 }
@@ -147,9 +171,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_spent_deadline_sends_nothing() {
         let now = Instant::now();
-        let error = request((), Deadline::after(now, Some(Duration::ZERO)), None).unwrap_err();
+        let error = within((), Deadline::after(now, Some(Duration::ZERO))).unwrap_err();
         assert_eq!(error.reason(), Reason::Deadline);
-        let request = request((), Deadline::after(now, None), None).unwrap();
+        let request = within((), Deadline::after(now, None)).unwrap();
         assert!(request.metadata().is_empty());
     }
 

@@ -344,6 +344,7 @@ async fn a_daemon_that_dies_is_unreachable_and_what_it_lent_stays_readable() {
         }
     };
     assert_eq!(error.reason(), Reason::DaemonUnreachable, "{error}");
+    assert!(error.failure().retry_after.is_some(), "one that is restarted is soon back");
     let extent = held.extents().next().unwrap();
     let start = usize::try_from(extent.offset()).unwrap();
     let object = &objects[extent.object().0];
@@ -361,10 +362,12 @@ async fn no_daemon_is_unreachable_with_the_path_and_what_to_do() {
     assert_eq!(missing.reason(), Reason::DaemonUnreachable);
     assert!(missing.to_string().contains(path.to_str().unwrap()), "{missing}");
     assert!(missing.to_string().contains("start forebayd"), "{missing}");
+    assert!(missing.failure().retry_after.is_some(), "it may be on its way");
     // A socket that its process left behind.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     let refused = connect().await.unwrap_err();
     assert!(refused.to_string().contains("connection refused"), "{refused}");
+    assert!(refused.failure().retry_after.is_some(), "it may be on its way");
     let tcp = Client::connect(Endpoint::parse("tcp://127.0.0.1:1").unwrap()).await.unwrap_err();
     assert_eq!(tcp.reason(), Reason::DaemonUnreachable);
 }
@@ -422,12 +425,34 @@ async fn every_wait_ends_with_the_deadline() {
 }
 
 #[tokio::test]
+async fn a_daemon_that_refuses_for_overload_is_not_asked_for_all() {
+    let fake = Fake::start(checkpoint());
+    let client = connect(&fake).await;
+    let failure = Failure::new(Reason::QueueFull, "256 loads wait");
+    fake.set_fault(Fault::Refuse(failure.clone()));
+    let mut held = 0;
+    for _ in 0..50 {
+        let error = client.load(everything()).await.unwrap_err();
+        assert_eq!(error.reason(), Reason::QueueFull);
+        held += usize::from(error.failure().message.contains("not asked"));
+    }
+    assert!(held > 0, "it was asked each time");
+    let options = CallOptions { unthrottled: true, ..CallOptions::default() };
+    let insistent = client.with_options(options);
+    for _ in 0..50 {
+        let error = insistent.load(everything()).await.unwrap_err();
+        assert_eq!(*error.failure(), failure);
+    }
+}
+
+#[tokio::test]
 async fn headers_carry_the_deadline_and_the_trace() {
     let fake = Fake::start(checkpoint());
     let text = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let options = CallOptions {
         deadline: Some(Duration::from_secs(3600)),
         trace_parent: Some(TraceParent::parse(text).unwrap()),
+        ..CallOptions::default()
     };
     let client = connect(&fake).await;
     let traced = client.with_options(options);

@@ -146,7 +146,7 @@
  * The version of this interface that the header describes. It rises when something is added; what
  * is there stays.
  */
-#define FB_ABI_VERSION 2
+#define FB_ABI_VERSION 3
 
 /**
  * A connection to the daemon of this node.
@@ -177,6 +177,42 @@ typedef struct fb_stream fb_stream;
  * A tensor, or a whole object.
  */
 typedef struct fb_tensor fb_tensor;
+
+/**
+ * Where the daemon is, and what this caller is known by beside its uid. Set `size` to
+ * `sizeof(fb_connect_options)` and everything else to zero, then what you need. Everything it points
+ * to is read during the call only, and no error has a secret in it.
+ */
+typedef struct fb_connect_options {
+    /**
+     * `sizeof(fb_connect_options)`.
+     */
+    size_t size;
+    /**
+     * `unix:///run/forebay/forebay.sock`, or `tcp://HOST:PORT` for all but loads. Required.
+     */
+    const char *endpoint;
+    /**
+     * The token of the caller's domain; NULL: none, or that of `token_file`.
+     */
+    const char *token;
+    /**
+     * A file with the token; white space around it does not count. NULL: none, or `token`.
+     */
+    const char *token_file;
+    /**
+     * Who certifies the daemon over `tcp://`, a file in PEM; NULL: TCP is in the clear.
+     */
+    const char *tls_ca_file;
+    /**
+     * This side's certificate over `tcp://`, a file in PEM; NULL: none is shown.
+     */
+    const char *tls_cert_file;
+    /**
+     * The key of `tls_cert_file`, a file in PEM.
+     */
+    const char *tls_key_file;
+} fb_connect_options;
 
 /**
  * What to prefetch. Set `size` to `sizeof(fb_prefetch_options)` and everything else to zero, then
@@ -568,6 +604,19 @@ size_t fb_last_error(const void *handle, char *buffer, size_t bytes);
  * Errors: `FB_INVALID_ARGUMENT`, `FB_UNAVAILABLE`, `FB_PERMISSION_DENIED`. Then `*client` is NULL.
  */
 int32_t fb_connect(const char *endpoint, struct fb_client **client);
+
+/**
+ * Connects as a caller who is known by more than its uid: by the token of a security domain, and over
+ * TCP by a certificate. Sets `*client`.
+ *
+ * Ownership: the caller closes the client with `fb_close`.
+ * Threads: any. The client can be used by several threads at once.
+ * Errors: those of `fb_connect`. A file that cannot be read, a token that is none, and settings that
+ * contradict each other are `FB_INVALID_ARGUMENT`. Who has the wrong token or certificate is told so
+ * by the first call. Then `*client` is NULL.
+ */
+int32_t fb_connect_with(const struct fb_connect_options *options,
+                        struct fb_client **client);
 
 /**
  * Closes a client. Its loads, tensors, devices and streams stay usable until they are closed and

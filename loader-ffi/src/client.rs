@@ -6,11 +6,12 @@ use std::time::Duration;
 use forebay_client::blocking::Client;
 use forebay_client::{CallOptions, Endpoint};
 
+use crate::access;
 use crate::entry::enter;
 use crate::handles;
 use crate::load::told;
 use crate::memory::{check, put, take, tell, text};
-use crate::options::{FbDaemonStatus, FbPrefetchOptions, FbReport};
+use crate::options::{FbConnectOptions, FbDaemonStatus, FbPrefetchOptions, FbReport};
 use crate::status::{FB_OK, Fault};
 
 /// A connection to the daemon of this node.
@@ -30,6 +31,35 @@ pub unsafe extern "C" fn fb_connect(endpoint: *const c_char, client: *mut *mut F
         // SAFETY: NULL or a text of the caller's.
         let endpoint = unsafe { text(endpoint, "endpoint") }?;
         let connected = Client::connect(Endpoint::parse(endpoint)?)?;
+        // SAFETY: as above.
+        unsafe { put(client, handles::insert(connected), "client") }?;
+        Ok(FB_OK)
+    })
+}
+
+/// Connects as a caller who is known by more than its uid: by the token of a security domain, and over
+/// TCP by a certificate. Sets `*client`.
+///
+/// Ownership: the caller closes the client with `fb_close`.
+/// Threads: any. The client can be used by several threads at once.
+/// Errors: those of `fb_connect`. A file that cannot be read, a token that is none, and settings that
+/// contradict each other are `FB_INVALID_ARGUMENT`. Who has the wrong token or certificate is told so
+/// by the first call. Then `*client` is NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fb_connect_with(
+    options: *const FbConnectOptions,
+    client: *mut *mut FbClient,
+) -> i32 {
+    enter(std::ptr::null::<FbClient>(), || {
+        // SAFETY: NULL or the caller's variable.
+        unsafe { put(client, std::ptr::null_mut(), "client") }?;
+        // SAFETY: NULL or the caller's struct.
+        let options = unsafe { take(options) }?;
+        // SAFETY: the caller fills the fields as they say.
+        let endpoint = unsafe { text(options.endpoint, "endpoint") }?;
+        // SAFETY: as above.
+        let access = unsafe { access::read(&options) }?;
+        let connected = Client::connect_with(Endpoint::parse(endpoint)?, access)?;
         // SAFETY: as above.
         unsafe { put(client, handles::insert(connected), "client") }?;
         Ok(FB_OK)

@@ -11,6 +11,7 @@
 //!                                                     └─ OpenDevice, OpenStream ◄┘ (thread in copies)
 //! ```
 //!
+//! * `access` reads what a caller is known by.
 //! * `memory` is where the caller's memory is read and written; every function hands it the
 //!   promises of the header, which are its callers' to keep.
 //! * `handles` never dereferences a handle.
@@ -20,6 +21,7 @@
     reason = "the text of each function is its contract: what pointers have to be, who owns what"
 )]
 
+mod access;
 mod client;
 mod copies;
 mod device;
@@ -33,7 +35,7 @@ mod status;
 
 use std::ffi::{c_char, c_void};
 
-pub use client::{FbClient, fb_close, fb_connect, fb_prefetch, fb_status};
+pub use client::{FbClient, fb_close, fb_connect, fb_connect_with, fb_prefetch, fb_status};
 pub use device::{
     FbCopy, FbDevice, FbStream, fb_copy_query, fb_copy_release, fb_copy_tensor, fb_copy_wait,
     fb_device_close, fb_device_open, fb_stream_close, fb_stream_open, fb_stream_wait,
@@ -51,7 +53,7 @@ use status::meaning;
 
 /// The version of this interface that the header describes. It rises when something is added; what
 /// is there stays.
-pub const FB_ABI_VERSION: u32 = 2;
+pub const FB_ABI_VERSION: u32 = 3;
 
 /// The version of the interface that the library has. It has to be at least the `FB_ABI_VERSION` of
 /// the header that the program was compiled with.

@@ -32,6 +32,40 @@ pub const FB_TIER_RAM: i32 = 0;
 /// Local disk.
 pub const FB_TIER_NVME: i32 = 1;
 
+/// Where the daemon is, and what this caller is known by beside its uid. Set `size` to
+/// `sizeof(fb_connect_options)` and everything else to zero, then what you need. Everything it points
+/// to is read during the call only, and no error has a secret in it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct FbConnectOptions {
+    /// `sizeof(fb_connect_options)`.
+    pub size: usize,
+    /// `unix:///run/forebay/forebay.sock`, or `tcp://HOST:PORT` for all but loads. Required.
+    pub endpoint: *const c_char,
+    /// The token of the caller's domain; NULL: none, or that of `token_file`.
+    pub token: *const c_char,
+    /// A file with the token; white space around it does not count. NULL: none, or `token`.
+    pub token_file: *const c_char,
+    /// Who certifies the daemon over `tcp://`, a file in PEM; NULL: TCP is in the clear.
+    pub tls_ca_file: *const c_char,
+    /// This side's certificate over `tcp://`, a file in PEM; NULL: none is shown.
+    pub tls_cert_file: *const c_char,
+    /// The key of `tls_cert_file`, a file in PEM.
+    pub tls_key_file: *const c_char,
+}
+
+// SAFETY: `repr(C)`, begins with its size; NULL and zero are values of every field.
+unsafe impl Versioned for FbConnectOptions {
+    const NAME: &'static str = "fb_connect_options";
+}
+
+/// A token is behind a pointer: not even where it lies is shown.
+impl std::fmt::Debug for FbConnectOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FbConnectOptions").field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
 /// Along which dimension some tensors are cut. It never grows.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]

@@ -51,6 +51,7 @@ fn generated() -> String {
         "tensor_callback",
         "shard_rule",
         "target",
+        "connect_options",
         "load_options",
         "prefetch_options",
         "load_info",

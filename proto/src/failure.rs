@@ -169,10 +169,20 @@ reasons! {
     ObjectNotFound = "OBJECT_NOT_FOUND", NotFound, "check the URI";
     /// No tier holds anything of it.
     NotCached = "NOT_CACHED", NotFound, "fetch it with `forebay prefetch URI`";
+    /// No alias has this name.
+    AliasUnknown = "ALIAS_UNKNOWN", NotFound, "see `forebay alias ls`, or make it with `forebay alias set NAME URI`";
     /// The load runs, never was, or is too long ago.
     LoadNotKept = "LOAD_NOT_KEPT", NotFound, "see `forebay status` for loads that run; the daemon knows its last 64";
     /// The peer's uid is not on the allow-list.
-    UidNotAllowed = "UID_NOT_ALLOWED", PermissionDenied, "add the uid to `allow_uids`";
+    UidNotAllowed = "UID_NOT_ALLOWED", PermissionDenied, "add the uid to `allow_uids`, or to `uids` of a [[domain]]";
+    /// The caller's domain may not load this.
+    UriNotAllowed = "URI_NOT_ALLOWED", PermissionDenied, "add it to `uri_prefixes` of the caller's [[domain]]";
+    /// The caller's domain may not use this lane.
+    LaneNotAllowed = "LANE_NOT_ALLOWED", PermissionDenied, "use another lane, or add it to `lanes` of the caller's [[domain]]";
+    /// A token is missing, or it is that of no domain of the caller.
+    TokenUnknown = "TOKEN_UNKNOWN", Unauthenticated, "give the domain's token with --token-file or FOREBAY_TOKEN";
+    /// A verb that hands memory over was called over TCP.
+    ControlOnly = "CONTROL_ONLY", InvalidArgument, "load on the daemon's node, over its unix socket";
     /// The peer's uid may not have files written with the daemon's rights.
     WriteNotAllowed = "WRITE_NOT_ALLOWED", PermissionDenied, "run it as the daemon's user or as root, or write to an object store";
     /// The origin refuses the daemon's credentials (403).
@@ -219,6 +229,12 @@ reasons! {
     RevisionChanged = "REVISION_CHANGED", FailedPrecondition, "load again to get the new revision";
     /// What lies at the destination of a pack, or is being done there, stands in the way.
     DestinationInUse = "DESTINATION_IN_USE", FailedPrecondition, "give another destination, or clear this one";
+    /// Another call sets the same alias.
+    AliasBusy = "ALIAS_BUSY", FailedPrecondition, "see `forebay alias ls NAME`, and set it again when the other call has ended";
+    /// The alias was switched, or removed, by somebody else while it was being set.
+    AliasChanged = "ALIAS_CHANGED", FailedPrecondition, "see `forebay alias ls NAME`, and set it again if that is still wanted";
+    /// The alias has stood for no other revision.
+    NoPreviousRevision = "NO_PREVIOUS_REVISION", FailedPrecondition, "set it to what is wanted with `forebay alias set NAME URI`";
     /// Another stream opened the same load id.
     Superseded = "SUPERSEDED", FailedPrecondition, "use the newer stream, or another load id";
     /// Another call set another size of the RAM tier.
@@ -229,6 +245,10 @@ reasons! {
     Truncated = "TRUNCATED", DataLoss, "upload the object again";
     /// A header or frame cannot be decoded.
     DecodeFailed = "DECODE_FAILED", DataLoss, "compare the object with its source";
+    /// What was kept of an alias cannot be read any more.
+    AliasDamaged = "ALIAS_DAMAGED", DataLoss, "set it again with `forebay alias set NAME URI`, or roll back";
+    /// What is kept of an alias cannot be written.
+    AliasNotKept = "ALIAS_NOT_KEPT", Unavailable, "see to the disk of the cache directory";
     /// A bug of Forebay.
     Internal = "INTERNAL", Internal, "report it with the daemon's log";
 }

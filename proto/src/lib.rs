@@ -5,17 +5,22 @@
 //! * `otlp`: those of `otlp/trace_service.proto`, with the feature of that name.
 //! * [`model`]: the mirror types a client works with, validated when they are received.
 //! * [`handoff`]: the packets that accompany descriptors.
+//! * [`AliasName`], [`RollbackRule`]: what both ends check of aliases.
 //! * [`failure`]: the one error vocabulary, and the only place that maps an error to a gRPC status,
 //!   an exit code or a C status number.
 
 #![forbid(unsafe_code)]
 
+mod alias;
 pub mod failure;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod handoff;
 pub mod model;
 mod placement;
 mod shard;
 
+pub use alias::{AliasName, BadAliasName, BadRule, RollbackRule, RuleMetric};
 pub use failure::{ErrorKind, Failure, Reason, StageSeconds};
 pub use placement::{BadPciAddress, PciAddress, Placement};
 pub use shard::{BadShard, Shard, Slice, SlicePart};

@@ -9,10 +9,12 @@
 //! * [`Report`], [`PrefetchEvent`]: how it went. [`PackEvent`]: how a pack did.
 //!   [`ResizeEvent`]: how the RAM tier changes its size.
 //! * [`Explanation`], [`TraceHead`], [`TraceSpan`]: where its time went. [`Capacity`]: what it could be.
-//! * [`Check`]: what is in the way of loads.
+//! * [`Check`]: what is in the way of loads. [`Alias`], [`SetAliasEvent`], [`RolledBack`]: names of
+//!   revisions.
 //! * [`StatSummary`], [`CachedCheckpoint`], [`Pinned`], [`Evicted`], [`VerifyEvent`],
 //!   [`DaemonStatus`]: the control verbs.
 
+mod alias;
 mod cached;
 mod capacity;
 mod doctor;
@@ -31,6 +33,10 @@ use std::time::Duration;
 use crate::failure::{Failure, Reason};
 use crate::pb;
 
+pub use alias::{
+    Alias, AliasEvent, AliasProgress, AliasReport, AliasRevision, AliasRule, RolledBack,
+    SetAliasEvent,
+};
 pub use cached::{
     CachedCheckpoint, Evicted, Pinned, StatSummary, Unpinned, VerifyEvent, VerifyProgress,
     VerifySummary,
@@ -50,8 +56,8 @@ pub use report::{
 };
 pub use resize::{ResizeEvent, ResizeProgress, ResizeReport};
 pub use status::{
-    AddressStatus, DaemonStatus, EndpointStatus, LoadStatus, NameStatus, NvmeStatus, OriginStatus,
-    QueueStatus, RamStatus,
+    AddressStatus, DaemonStatus, DomainStatus, EndpointStatus, LoadStatus, NameStatus, NvmeStatus,
+    OriginStatus, QueueStatus, RamStatus,
 };
 
 /// A message of the daemon that cannot be: a bug of it, or a daemon of another version.

@@ -303,8 +303,9 @@ impl Slice {
             }
         };
         let ((first, skipped), (last, begun)) = (at(range.start), at(range.end.max(range.start)));
+        // Where a run behind the last one would begin may be no number; it has no bytes, and goes.
         let part = move |run: u64, within: u64, row_bytes: u64, rows: u64| SlicePart {
-            tensor_start: start + run * pitch + within,
+            tensor_start: run.saturating_mul(pitch).saturating_add(start + within),
             slice_start: run * run_bytes + within,
             row_bytes,
             rows,
@@ -392,6 +393,17 @@ mod tests {
         assert_eq!(shard.slice("scale", "F32", &[], 4).unwrap(), Slice::whole(&[], 4));
         let none = Shard::new(0, 2).unwrap();
         assert_eq!(none.slice("a", "F32", &[4, 4], 64).unwrap(), Slice::whole(&[4, 4], 64));
+    }
+
+    #[test]
+    fn a_slice_may_end_where_numbers_do() {
+        let shard = Shard::new(1, 2).unwrap().along("**", 0).unwrap();
+        let bytes = u64::MAX - 1;
+        let slice = shard.slice("w", "U8", &[bytes], bytes).unwrap();
+        let parts: Vec<_> = slice.parts(0..bytes).collect();
+        let half = bytes / 2;
+        let all = SlicePart { tensor_start: half, slice_start: 0, row_bytes: half, rows: 1 };
+        assert_eq!(parts, [all]);
     }
 
     #[test]

@@ -12,86 +12,30 @@
 //! Nothing here times out on its own: deadlines cut from outside. The one exception is a pool that
 //! does not move at all ([`Admission::stall`]): then the holder of most slots is named.
 
+#[cfg(test)]
+mod fair_tests;
+mod gang;
+mod line;
+mod pace;
 pub(crate) mod queue;
+mod refusal;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use forebay_proto::{Failure, Reason};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use gang::Gangs;
+use pace::Pace;
 use queue::{Decision, Limits, Queue, Refusal, Ticket};
+use refusal::{Holding, SlowQueue};
 
+pub(crate) use gang::Part;
 pub(crate) use queue::Lane;
-
-/// Hint to a caller that met a full queue: about the time a small load takes.
-const QUEUE_FULL_RETRY: Duration = Duration::from_millis(500);
-
-/// Hint to a caller that met a pool held by leases.
-const RAM_EXHAUSTED_RETRY: Duration = Duration::from_secs(5);
-
-/// Who asks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Holder {
-    /// The load's id.
-    pub(crate) load_id: String,
-    /// The client's uid.
-    pub(crate) uid: u32,
-    /// The client's pid as the daemon sees it; 0 if it cannot.
-    pub(crate) pid: u32,
-}
-
-/// Why a load is not admitted, or gets no further slot.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum AdmissionError {
-    /// The queue is at its bound.
-    #[error("{depth} loads already wait for admission")]
-    QueueFull {
-        /// Loads waiting.
-        depth: usize,
-    },
-    /// The daemon is going away.
-    #[error("the daemon is draining and takes no more loads")]
-    Draining,
-    /// Leases hold the pool and nothing came back for the stall limit.
-    #[error("no slot of the RAM tier came free for {waited:?}: {holder}")]
-    RamExhausted {
-        /// How long nothing moved.
-        waited: Duration,
-        /// Who holds most of it.
-        holder: String,
-    },
-}
-
-impl From<Refusal> for AdmissionError {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::QueueFull { depth } => Self::QueueFull { depth },
-            Refusal::Draining => Self::Draining,
-        }
-    }
-}
-
-impl From<AdmissionError> for Failure {
-    fn from(error: AdmissionError) -> Self {
-        let message = error.to_string();
-        match error {
-            AdmissionError::QueueFull { depth } => Self::new(Reason::QueueFull, message)
-                .with_quota(format!("admission queue: {depth} waiting"))
-                .retry_in(QUEUE_FULL_RETRY),
-            AdmissionError::Draining => {
-                Self::new(Reason::Draining, message).retry_in(RAM_EXHAUSTED_RETRY)
-            }
-            AdmissionError::RamExhausted { holder, .. } => Self::new(Reason::RamExhausted, message)
-                .with_quota(holder)
-                .retry_in(RAM_EXHAUSTED_RETRY),
-        }
-        .at_stage("admission")
-    }
-}
+pub(crate) use refusal::{AdmissionError, Holder};
 
 /// Depths and ages, for status and metrics.
 #[derive(Debug, Clone, Copy)]
@@ -106,7 +50,10 @@ pub(crate) struct LaneDepth {
     pub(crate) oldest_wait: Duration,
 }
 
-/// The admission of one daemon.
+/// What a waiter is told; nothing if the daemon drains.
+type Answer = Result<Decision, Refusal>;
+
+/// The admission of one domain.
 #[derive(Debug)]
 pub(crate) struct Admission {
     shared: Arc<Shared>,
@@ -123,7 +70,10 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     queue: Queue,
-    waiters: HashMap<Ticket, oneshot::Sender<Decision>>,
+    /// Of those that wait for a place.
+    pace: Pace,
+    gangs: Gangs,
+    waiters: HashMap<Ticket, oneshot::Sender<Answer>>,
     /// Who runs, or still has tokens out although its load is over.
     holders: HashMap<Ticket, Held>,
     moved: Instant,
@@ -139,7 +89,11 @@ struct State {
 #[derive(Debug)]
 struct Held {
     holder: Holder,
+    /// Until when somebody waits for it.
+    until: Option<Instant>,
     tokens: usize,
+    /// When it had none before.
+    since: Instant,
     over: bool,
 }
 
@@ -149,6 +103,8 @@ impl Admission {
     pub(crate) fn new(limits: Limits, stall: Duration) -> Self {
         let state = State {
             queue: Queue::new(limits),
+            pace: Pace::default(),
+            gangs: Gangs::default(),
             waiters: HashMap::new(),
             holders: HashMap::new(),
             moved: Instant::now(),
@@ -196,18 +152,57 @@ impl Admission {
         state.keep_time();
     }
 
+    /// Refuses a load that somebody waits for and that would wait here for too much of the time it
+    /// has: behind those that go before it, which are not all of a user who asks for much more.
+    /// The ranks of one load are all refused, or none.
+    pub(crate) fn check_wait(
+        &self,
+        part: &Part<'_>,
+        remaining: Duration,
+    ) -> Result<(), AdmissionError> {
+        let mut state = self.shared.lock();
+        let State { queue, pace, gangs, .. } = &mut *state;
+        let now = Instant::now();
+        let slow = gangs.answer(part, now, || {
+            let ahead = queue.ahead(Lane::Interactive, part.uid);
+            let wait = pace.too_long(ahead, queue.active(), remaining, now)?;
+            Some(SlowQueue { depth: queue.depth(Lane::Interactive), wait })
+        });
+        match slow {
+            Some(SlowQueue { depth, wait }) => Err(AdmissionError::QueueSlow { depth, wait }),
+            None => Ok(()),
+        }
+    }
+
     /// Waits for a place among the active loads.
+    #[cfg(test)]
     pub(crate) async fn admit(
         &self,
         lane: Lane,
         holder: Holder,
     ) -> Result<AdmissionPermit, AdmissionError> {
+        self.admit_until(lane, holder, None).await
+    }
+
+    /// Waits for a place among the active loads. A load that somebody waits for until a given time is
+    /// refused instead if others wait too and it has waited for so long that it would not end in
+    /// time: its place is worth more to them.
+    pub(crate) async fn admit_until(
+        &self,
+        lane: Lane,
+        holder: Holder,
+        until: Option<Instant>,
+    ) -> Result<AdmissionPermit, AdmissionError> {
         let (ticket, granted) = {
             let mut state = self.shared.lock();
-            let ticket = state.queue.offer(lane, Instant::now())?;
+            let (ticket, instead) = state.queue.offer(lane, holder.uid, Instant::now())?;
+            if let Some(crowder) = instead {
+                state.displace(crowder);
+            }
             let (sender, granted) = oneshot::channel();
             state.waiters.insert(ticket, sender);
-            state.holders.insert(ticket, Held { holder, tokens: 0, over: false });
+            let held = Held { holder, until, tokens: 0, since: Instant::now(), over: false };
+            state.holders.insert(ticket, held);
             state.dispatch();
             (ticket, granted)
         };
@@ -238,6 +233,14 @@ impl Admission {
         })
     }
 
+    /// Who holds most slots, and how many: in words, if it is not the one that asks.
+    pub(crate) fn largest_holder_but(&self, load_id: &str) -> Option<String> {
+        let state = self.shared.lock();
+        let (ticket, shown) = state.largest_holder()?;
+        let held = state.holders.get(&ticket).filter(|held| held.holder.load_id != load_id);
+        held.map(|_| shown.to_string())
+    }
+
     /// How long, in all, loads waited to start for want of slots and not of a place.
     pub(crate) fn short_of_slots(&self) -> Duration {
         let state = self.shared.lock();
@@ -248,6 +251,11 @@ impl Admission {
     pub(crate) fn has_place(&self) -> bool {
         let state = self.shared.lock();
         state.queue.active() < state.queue.limits().active_max
+    }
+
+    /// How many may run, and wait.
+    pub(crate) fn limits(&self) -> Limits {
+        self.shared.lock().queue.limits()
     }
 
     /// Loads that run.
@@ -267,13 +275,14 @@ impl Shared {
     async fn wait(
         &self,
         ticket: Ticket,
-        mut granted: oneshot::Receiver<Decision>,
+        mut granted: oneshot::Receiver<Answer>,
         stall: Duration,
     ) -> Result<Decision, AdmissionError> {
         let mut limit = Instant::now() + stall;
         loop {
-            if let Ok(decision) = tokio::time::timeout_at(limit, &mut granted).await {
-                return decision.map_err(|_dropped| AdmissionError::Draining);
+            if let Ok(answer) = tokio::time::timeout_at(limit, &mut granted).await {
+                let answer = answer.map_err(|_dropped| AdmissionError::Draining)?;
+                return answer.map_err(AdmissionError::from);
             }
             limit = self.lock().next_limit(ticket, limit, stall)?;
         }
@@ -293,16 +302,48 @@ impl Shared {
 }
 
 impl State {
+    /// A load that waited has to go: for one of a user who has less waiting, or since it is too late.
+    fn displace(&mut self, ticket: Ticket) {
+        self.holders.remove(&ticket);
+        let depth = self.queue.queued();
+        if let Some(waiter) = self.waiters.remove(&ticket) {
+            // One that is gone has nobody to be told.
+            waiter.send(Err(Refusal::QueueFull { depth })).ok();
+        }
+    }
+
     /// Carries out what can be granted.
     fn dispatch(&mut self) {
         while let Some(decision) = self.queue.decide() {
             let (Decision::Admit(ticket, _) | Decision::Slot(ticket)) = decision;
+            if matches!(decision, Decision::Admit(..)) && !self.starts(ticket) {
+                continue;
+            }
             // A waiter that is gone gives back what it was handed when its guard drops, which is
             // after this lock is free again.
             let waiter = self.waiters.remove(&ticket);
-            let _told = waiter.is_some_and(|waiter| waiter.send(decision).is_ok());
+            let _told = waiter.is_some_and(|waiter| waiter.send(Ok(decision)).is_ok());
         }
+        self.pace.looked(self.queue.queued() > 0, Instant::now());
         self.keep_time();
+    }
+
+    /// Whether a load that was admitted starts: not if it would end too late, and another one could
+    /// start instead.
+    fn starts(&mut self, ticket: Ticket) -> bool {
+        let now = Instant::now();
+        let until = self.holders.get(&ticket).and_then(|held| held.until);
+        let is_late = |until: Instant| {
+            self.pace.is_too_late(self.queue.active(), until.saturating_duration_since(now))
+        };
+        let makes_way = self.queue.depth(Lane::Interactive) > 0 && until.is_some_and(is_late);
+        if makes_way {
+            self.queue.finish(ticket);
+            self.displace(ticket);
+        } else {
+            self.pace.started(now);
+        }
+        !makes_way
     }
 
     /// Counts the time in which loads wait to start for want of slots.
@@ -320,6 +361,9 @@ impl State {
     fn token_out(&mut self, ticket: Ticket) {
         self.out += 1;
         if let Some(held) = self.holders.get_mut(&ticket) {
+            if held.tokens == 0 {
+                held.since = Instant::now();
+            }
             held.tokens += 1;
         }
     }
@@ -365,18 +409,16 @@ impl State {
         }
     }
 
-    fn largest_holder(&self) -> Option<(Ticket, String)> {
+    fn largest_holder(&self) -> Option<(Ticket, Holding)> {
         let with_tokens = self.holders.iter().filter(|(_, held)| held.tokens > 0);
         let (ticket, held) = with_tokens.max_by_key(|(_, held)| held.tokens)?;
-        let Held { holder, tokens, .. } = held;
-        let shown = format!(
-            "load {} of uid {} (pid {}) holds {tokens} of {} slots",
-            holder.load_id,
-            holder.uid,
-            holder.pid,
-            self.queue.capacity()
-        );
-        Some((*ticket, shown))
+        let holding = Holding {
+            holder: held.holder.clone(),
+            slots: held.tokens,
+            of: self.queue.capacity(),
+            age: held.since.elapsed(),
+        };
+        Some((*ticket, holding))
     }
 }
 
@@ -501,6 +543,10 @@ impl Drop for WindowSlot {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
+    use forebay_proto::{Failure, Reason};
+
     use super::*;
 
     fn holder(id: &str) -> Holder {
@@ -591,6 +637,15 @@ mod tests {
             failure.message.contains("load hoarder of uid 7 (pid 9) holds 1 of 1"),
             "{failure}"
         );
+        for (name, value) in [
+            ("holder_load", "hoarder"),
+            ("holder_uid", "7"),
+            ("holder_pid", "9"),
+            ("holder_slots", "1"),
+            ("holder_seconds", "10.000"),
+        ] {
+            assert_eq!(failure.facts.get(name).map(String::as_str), Some(value), "{name}");
+        }
         assert_eq!(admission.lanes(Instant::now())[0].depth, 0);
     }
 
@@ -680,5 +735,82 @@ mod tests {
             Failure::from(admission.admit(Lane::Prefetch, holder("c")).await.unwrap_err());
         assert_eq!(failure.reason, Reason::QueueFull);
         assert!(failure.retry_after.is_some() && failure.quota.is_some());
+        assert_eq!(failure.facts["queue_length"], "2");
+    }
+
+    fn whole(uid: u32) -> Part<'static> {
+        Part { uid, uri: "file:///m", rank: None }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_that_is_too_slow_refuses_at_once_and_only_while_others_wait() {
+        let limits = Limits { queued_max: 256, active_max: 2 };
+        let admission = Admission::new(limits, Duration::from_secs(1000));
+        admission.grow(64);
+        let mut running =
+            VecDeque::from([admit(&admission, "a").await, admit(&admission, "b").await]);
+        let mut waiting = VecDeque::new();
+        for _ in 0..60 {
+            let mut waiter = Box::pin(admission.admit(Lane::Interactive, holder("c")));
+            assert!(futures::poll!(&mut waiter).is_pending());
+            waiting.push_back(waiter);
+        }
+        let second = Duration::from_secs(1);
+        admission.check_wait(&whole(7), second).unwrap();
+        for _ in 0..20 {
+            tokio::time::advance(second / 10).await;
+            running.pop_front();
+            running.push_back(waiting.pop_front().unwrap().await.unwrap());
+        }
+        let failure = Failure::from(admission.check_wait(&whole(7), second).unwrap_err());
+        assert_eq!(failure.reason, Reason::QueueFull);
+        assert!(failure.message.contains("40 loads already wait"), "{failure}");
+        assert_eq!(failure.facts["queue_length"], "40");
+        assert_eq!(failure.retry_after, Some(Duration::from_millis(4100)));
+        // Nor is there a way past it for the rest of a load.
+        let part = |rank| Part { rank: Some((rank, 2)), ..whole(7) };
+        admission.check_wait(&part(1), second).unwrap_err();
+        // Somebody else does not wait behind them.
+        admission.check_wait(&whole(8), second).unwrap();
+        drop(waiting);
+        admission.check_wait(&whole(7), second).unwrap();
+        admission.check_wait(&part(0), second).unwrap_err();
+        admission.check_wait(&part(0), second).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waited_for_too_long_to_end_in_time_makes_way() {
+        let limits = Limits { queued_max: 256, active_max: 2 };
+        let admission = Admission::new(limits, Duration::from_secs(1000));
+        admission.grow(64);
+        let mut running =
+            VecDeque::from([admit(&admission, "a").await, admit(&admission, "b").await]);
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let mut waiting = VecDeque::new();
+        for until in [None; 10] {
+            let mut waiter = Box::pin(admission.admit_until(Lane::Interactive, holder("c"), until));
+            assert!(futures::poll!(&mut waiter).is_pending());
+            waiting.push_back(waiter);
+        }
+        for _ in 0..10 {
+            tokio::time::advance(second).await;
+            running.pop_front();
+            running.push_back(waiting.pop_front().unwrap().await.unwrap());
+        }
+        // Each takes two seconds: the first of these has one.
+        for until in [12, 20, 11].map(|seconds| Some(now + second * seconds)) {
+            let mut waiter = Box::pin(admission.admit_until(Lane::Interactive, holder("c"), until));
+            assert!(futures::poll!(&mut waiter).is_pending());
+            waiting.push_back(waiter);
+        }
+        tokio::time::advance(second).await;
+        running.pop_front();
+        let refused = waiting.pop_front().unwrap().await.unwrap_err();
+        assert!(matches!(refused, AdmissionError::QueueFull { .. }), "{refused}");
+        running.push_back(waiting.pop_front().unwrap().await.unwrap());
+        running.pop_front();
+        // It has no time at all, and nobody would take its place.
+        running.push_back(waiting.pop_front().unwrap().await.unwrap());
+        assert_eq!(admission.active(), 2);
     }
 }

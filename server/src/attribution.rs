@@ -10,14 +10,15 @@
 //! Pure: spans and differences of counters in, charges out. Pieces have no overlap and leave no
 //! hole, so the causes sum to the gaps.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::timeline::path::Paths;
-use crate::timeline::{Clue, Kind, Span, Stage};
+use crate::timeline::path::{CriticalPath, Paths};
+use crate::timeline::{Clue, Kind, Moment, Span, Stage};
 
 /// From this share of the time on, a CPU quota is what a load waits for.
 const THROTTLED_SHARE: f64 = 0.2;
@@ -54,7 +55,7 @@ pub(crate) enum Cause {
     PageCache,
     /// Waiting for the disk of the NVMe tier.
     NvmeQueue,
-    /// Reads of the NVMe tier.
+    /// Reads of the NVMe tier; of what is to be kept there, its writes.
     NvmeService,
     /// Waiting for a decode worker, or for memory to decode from.
     DecompressQueue,
@@ -175,9 +176,9 @@ pub(crate) struct Charge {
     /// For what.
     pub(crate) cause: Cause,
     /// From when.
-    pub(crate) from: Instant,
+    pub(crate) from: Moment,
     /// Until when.
-    pub(crate) to: Instant,
+    pub(crate) to: Moment,
 }
 
 impl Charge {
@@ -260,15 +261,19 @@ impl Attribution {
     }
 }
 
-/// Charges every gap. Gaps come in the order of time, without overlap.
+/// Charges every gap. Gaps come in the order of time, without overlap. `whole` is the critical path
+/// of all the time that they lie in; where it is one of other times, another is looked for.
 pub(crate) fn attribute(
-    gaps: &[(Instant, Instant)],
+    gaps: &[(Moment, Moment)],
     paths: &Paths<'_>,
+    whole: (&CriticalPath, (Moment, Moment)),
     host: &dyn HostTroubles,
 ) -> Attribution {
+    let (path, times) = whole;
     let chain = match (gaps.first(), gaps.last()) {
-        (Some((opened, _)), Some((_, end))) => paths.walk(*opened, *end).segments,
-        _ => Vec::new(),
+        (Some((from, _)), Some((_, to))) if (*from, *to) == times => Cow::from(&path.segments),
+        (Some((from, _)), Some((_, to))) => Cow::from(paths.walk(*from, *to).segments),
+        _ => Cow::default(),
     };
     let context = Context {
         throttles: paths.throttles(),
@@ -296,11 +301,11 @@ pub(crate) fn attribute(
 /// What the rules look at beside a piece.
 struct Context<'a> {
     /// When the origin said "slow down", until when it was waited for that: in the order of time.
-    throttles: Vec<(Instant, Instant)>,
+    throttles: Vec<(Moment, Moment)>,
     /// By stage: the share of the time that work on another node's memory took more than on its own.
     far: BTreeMap<Stage, f64>,
     /// What decided when the last copy began: newest first.
-    chain: Vec<Span>,
+    chain: Cow<'a, [Span]>,
     host: Asked<'a>,
 }
 
@@ -310,41 +315,41 @@ struct Asked<'a> {
     /// The answer for all of a load that was shorter than a look takes to come round.
     whole: Option<Option<Troubles>>,
     /// The last answer, which is the same for whatever lies within it.
-    last: Cell<Option<Troubles>>,
+    last: Cell<Option<Known>>,
 }
 
+/// An answer that is the same for all between two moments.
+type Known = ((Moment, Moment), Troubles);
+
 impl<'a> Asked<'a> {
-    fn about(gaps: &[(Instant, Instant)], host: &'a dyn HostTroubles) -> Self {
+    fn about(gaps: &[(Moment, Moment)], host: &'a dyn HostTroubles) -> Self {
         let all = gaps.first().zip(gaps.last()).map(|((from, _), (_, to))| (*from, *to));
         let short = all.filter(|(from, to)| *to - *from <= SHORT);
-        let whole = short.map(|(from, to)| host.between(from, to));
+        let whole = short.map(|(from, to)| host.between(from.into(), to.into()));
         Self { host, whole, last: Cell::new(None) }
     }
 
-    fn between(&self, from: Instant, to: Instant) -> Option<Troubles> {
+    fn between(&self, from: Moment, to: Moment) -> Option<Troubles> {
         if let Some(whole) = self.whole {
             return whole;
         }
-        let known = self.last.get().filter(|known| {
-            known.same_within.is_some_and(|(begin, end)| begin <= from && to <= end)
-        });
-        if known.is_some() {
-            return known;
+        let known = self.last.get().filter(|((begin, end), _)| *begin <= from && to <= *end);
+        if let Some((_, known)) = known {
+            return Some(known);
         }
-        let told = self.host.between(from, to);
-        self.last.set(told);
+        let told = self.host.between(from.into(), to.into());
+        self.last.set(told.and_then(|told| {
+            told.same_within.map(|(begin, end)| ((begin.into(), end.into()), told))
+        }));
         told
     }
 }
 
 impl Context<'_> {
-    /// What a piece stands for: itself; or, of a hand-over that was under way while the end of the
+    /// What a piece of a short hand-over stands for: itself; or, if it was under way while the end of the
     /// load waited for something else, that. Without the hand-over the copy would have begun sooner,
     /// and the next one would have waited longer for that.
     fn behind(&self, piece: &Span) -> Vec<Span> {
-        if !is_hand_over(piece) || piece.length() > HAND_OVER_MAX {
-            return vec![*piece];
-        }
         let newer = self.chain.partition_point(|span| span.start >= piece.end);
         let (mut at, mut parts) = (piece.end, Vec::new());
         let under_way = self.chain[newer..].iter().take_while(|span| span.end > piece.start);
@@ -364,7 +369,7 @@ impl Context<'_> {
     }
 
     /// Whether the origin had asked for restraint.
-    fn is_restrained(&self, at: Instant) -> bool {
+    fn is_restrained(&self, at: Moment) -> bool {
         let before = self.throttles.partition_point(|(from, _)| *from <= at);
         self.throttles[..before].last().is_some_and(|(_, to)| *to + RESTRAINT > at)
     }
@@ -378,7 +383,7 @@ fn charge(span: &Span, context: &Context<'_>) -> Cause {
         (Stage::Connect | Stage::Tls, ..) => Cause::TcpConnect,
         (Stage::LeaseAlloc, ..) => Cause::LeaseMemory,
         (Stage::NvmeRead, Kind::Queue, _) => Cause::NvmeQueue,
-        (Stage::NvmeRead, Kind::Service, _) => Cause::NvmeService,
+        (Stage::NvmeRead, Kind::Service, _) | (Stage::NvmeWrite, ..) => Cause::NvmeService,
         (Stage::Decompress, Kind::Queue, _) => Cause::DecompressQueue,
         (Stage::Decompress, Kind::Service, _) => Cause::DecompressCpu,
         (Stage::VerifyPart | Stage::VerifyObject, ..) => Cause::Verify,
@@ -402,6 +407,7 @@ fn is_ours(span: &Span) -> bool {
     match span.stage {
         Stage::Plan
         | Stage::Turn
+        | Stage::Fetch
         | Stage::Resolve
         | Stage::Publish
         | Stage::VerifyPart
@@ -444,7 +450,7 @@ impl Default for Books {
 
 impl Books {
     /// Books a path backwards through a gap; what it does not cover is unknown.
-    fn path(&mut self, segments: &[Span], (from, to): (Instant, Instant), context: &Context<'_>) {
+    fn path(&mut self, segments: &[Span], (from, to): (Moment, Moment), context: &Context<'_>) {
         let mut at = from;
         for span in segments.iter().rev() {
             if span.start > at {
@@ -459,6 +465,9 @@ impl Books {
     }
 
     fn piece(&mut self, span: &Span, context: &Context<'_>) {
+        if !is_hand_over(span) || span.length() > HAND_OVER_MAX {
+            return self.part(span, context);
+        }
         for span in context.behind(span) {
             self.part(&span, context);
         }
@@ -496,7 +505,7 @@ impl Books {
 
     /// Nothing was at work, so something of ours was to go on: it did not get the CPU, or nobody
     /// knows.
-    fn hole(&mut self, from: Instant, to: Instant, context: &Context<'_>) {
+    fn hole(&mut self, from: Moment, to: Moment, context: &Context<'_>) {
         let troubles = context.host.between(from, to);
         let starved = troubles.is_some_and(|troubles| {
             troubles.throttled_share() > THROTTLED_SHARE
@@ -520,7 +529,7 @@ impl Books {
         total
     }
 
-    fn charge(&mut self, cause: Cause, from: Instant, to: Instant) {
+    fn charge(&mut self, cause: Cause, from: Moment, to: Moment) {
         match self.charges.last_mut() {
             Some(last) if last.cause == cause && last.to == from => last.to = to,
             _ if from < to => self.charges.push(Charge { cause, from, to }),

@@ -11,7 +11,7 @@ fn ms(ms: u64) -> Duration {
 
 /// A load of spans in milliseconds; each list is a chunk.
 struct Scene {
-    zero: Instant,
+    zero: Moment,
     timeline: Timeline,
 }
 
@@ -20,7 +20,7 @@ type Piece = (Stage, Kind, u64, u64, Clue);
 impl Scene {
     fn new(load: &[Piece], chunks: &[&[Piece]]) -> Self {
         let zero = Instant::now();
-        let scene = Self { zero, timeline: Timeline::new(zero) };
+        let scene = Self { zero: zero.into(), timeline: Timeline::new(zero) };
         load.iter().for_each(|piece| scene.timeline.load_span(scene.span(piece)));
         for (index, chunk) in chunks.iter().enumerate() {
             scene.timeline.chunk_spans(index, chunk.iter().map(|piece| scene.span(piece)));
@@ -28,7 +28,7 @@ impl Scene {
         scene
     }
 
-    fn at(&self, millis: u64) -> Instant {
+    fn at(&self, millis: u64) -> Moment {
         self.zero + ms(millis)
     }
 
@@ -38,7 +38,11 @@ impl Scene {
 
     fn charged(&self, gaps: &[(u64, u64)], host: &dyn HostTroubles) -> Attribution {
         let gaps: Vec<_> = gaps.iter().map(|(from, to)| (self.at(*from), self.at(*to))).collect();
-        let done = self.timeline.read(|paths| attribute(&gaps, paths, host));
+        let done = self.timeline.read(|paths| {
+            let from = gaps.first().map_or(self.zero, |(from, _)| *from);
+            let to = gaps.last().map_or(self.zero, |(_, to)| *to);
+            attribute(&gaps, paths, (&paths.walk(from, to), (from, to)), host)
+        });
         let idle: Duration = gaps.iter().map(|(from, to)| *to - *from).sum();
         assert_eq!(done.idle, idle, "every moment is charged once: {done:?}");
         let charges: Duration = done.charges.iter().map(Charge::length).sum();
@@ -313,7 +317,7 @@ fn a_load_of_many_chunks_is_charged_in_a_moment_and_keeps_the_longest_charges() 
     let timeline = Timeline::new(zero);
     let mut gaps = Vec::new();
     for n in 0..20_000_usize {
-        let at = zero + Duration::from_micros(100) * u32::try_from(n).unwrap();
+        let at = Moment::from(zero) + Duration::from_micros(100) * u32::try_from(n).unwrap();
         let end = at + Duration::from_micros(50);
         timeline.chunk_spans(
             n,
@@ -325,7 +329,10 @@ fn a_load_of_many_chunks_is_charged_in_a_moment_and_keeps_the_longest_charges() 
         );
         gaps.push((at, end));
     }
-    let done = timeline.read(|paths| attribute(&gaps, paths, &Unwatched));
+    let nothing = CriticalPath { segments: Vec::new(), unattributed: Duration::ZERO };
+    let at = Moment::from(zero);
+    // Of other times: it finds its own.
+    let done = timeline.read(|paths| attribute(&gaps, paths, (&nothing, (at, at)), &Unwatched));
     assert_eq!(done.gaps, 20_000);
     assert_eq!(done.idle, Duration::from_secs(1));
     assert_eq!(done.charges.len(), 4096);

@@ -5,11 +5,16 @@
 //! contradiction refused with the place of the value that causes it. This is the only module that
 //! reads the environment, and it takes one snapshot of it.
 
+pub(crate) mod domains;
 mod export;
 pub(crate) mod flags;
 mod host;
+pub(crate) mod listen;
+mod log;
 pub(crate) mod raw;
 pub(crate) mod size;
+#[cfg(test)]
+mod table;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,12 +24,16 @@ use std::time::Duration;
 
 use forebay_io::Preference;
 use forebay_origin::{EngineSettings, OriginBlock, OriginSettings, OriginUri, Timeouts};
+use tracing::level_filters::LevelFilter;
 
 pub use flags::Flags;
 use host::Host;
+use listen::Listen;
+pub use log::LogForm;
 pub use raw::ConfigError;
 use raw::{Raw, RawOrigin, Written};
 
+use crate::domain::{DEFAULT, DomainSpec};
 use crate::nvme::Budget;
 use crate::workload::Workloads;
 use size::{Size, parse_duration, show_bytes};
@@ -75,19 +84,10 @@ const DRAIN: Duration = Duration::from_secs(30);
 const METRICS: &str = "127.0.0.1:9464";
 const SOCKET: &str = "forebay/forebay.sock";
 
-/// The form of the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogForm {
-    /// Lines for people.
-    Human,
-    /// One object a line.
-    Json,
-}
-
 /// What the daemon works with.
 #[derive(Clone)]
 pub struct Settings {
-    pub(crate) sockets: Vec<PathBuf>,
+    pub(crate) listen: Listen,
     pub(crate) cache_dir: Option<PathBuf>,
     pub(crate) ram_bytes: u64,
     /// What the host or the cgroup allows; 0 if that is not known.
@@ -98,7 +98,12 @@ pub struct Settings {
     pub(crate) scrub_bytes_per_second: u64,
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) log: LogForm,
+    pub(crate) log_level: LevelFilter,
+    /// Whether a crash may leave what this process knows.
+    pub(crate) core_dumps: bool,
     pub(crate) allow_uids: Vec<u32>,
+    /// Who may share memory; at least one.
+    pub(crate) domains: Vec<DomainSpec>,
     pub(crate) chunk_bytes: u64,
     pub(crate) lock_memory: bool,
     /// Look at the machine and at sockets while loads run.
@@ -173,17 +178,25 @@ impl Settings {
         let mut take = Take { raw: &mut raw, env: &env, host };
         let chunk_bytes = take.chunk_bytes()?;
         let connections = take.count("connections", CONNECTIONS)?;
+        let ram_bytes = take.ram_bytes(chunk_bytes)?;
+        let uids_at = take.raw.values.get("allow_uids").map(|written| written.place.clone());
+        let allow_uids = take.allow_uids()?;
+        let domains = take.domains((allow_uids.as_slice(), uids_at), (ram_bytes, chunk_bytes))?;
+        let listen = take.listen(&domains)?;
         let settings = Self {
-            sockets: take.sockets()?,
+            listen,
+            domains,
             cache_dir: take.cache_dir(),
-            ram_bytes: take.ram_bytes(chunk_bytes)?,
+            ram_bytes,
             ram_bytes_max: host.memory_bytes,
             nvme: take.nvme()?,
             nvme_engine: take.nvme_engine()?,
             scrub_bytes_per_second: take.scrub()?,
             metrics: take.metrics()?,
             log: take.log()?,
-            allow_uids: take.allow_uids()?,
+            log_level: take.log_level()?,
+            core_dumps: take.truth("core_dumps", false)?,
+            allow_uids,
             chunk_bytes,
             lock_memory: take.truth("lock_memory", true)?,
             evidence: take.truth("evidence", true)?,
@@ -212,14 +225,17 @@ fn environment() -> BTreeMap<String, String> {
 
 impl Raw {
     fn read_flags(&mut self, flags: &Flags) {
-        let Flags { listen, cache_dir, ram, nvme, metrics, log, otlp_endpoint, .. } = flags;
+        let Flags { listen, cache_dir, ram, nvme, metrics, log, log_level, otlp_endpoint, .. } =
+            flags;
         if !listen.is_empty() {
             self.set("listen", listen.join(","), "--listen".into());
         }
         let texts = [("cache_dir", cache_dir), ("ram", ram), ("nvme", nvme), ("metrics", metrics)];
-        for (key, value) in
-            texts.into_iter().chain([("log", log), ("otlp_endpoint", otlp_endpoint)])
-        {
+        for (key, value) in texts.into_iter().chain([
+            ("log", log),
+            ("log_level", log_level),
+            ("otlp_endpoint", otlp_endpoint),
+        ]) {
             if let Some(value) = value {
                 self.set(key, value.clone(), format!("--{}", key.replace('_', "-")));
             }
@@ -267,13 +283,6 @@ impl Take<'_> {
 
     fn truth(&mut self, key: &str, default: bool) -> Result<bool, ConfigError> {
         self.read(key, default, |text| text.parse().map_err(|_other| "is true or false"))
-    }
-
-    fn sockets(&mut self) -> Result<Vec<PathBuf>, ConfigError> {
-        let default = default_socket(self.env, self.host.uid);
-        self.read("listen", vec![default], |text| {
-            text.split(',').map(|uri| socket_path(uri.trim())).collect()
-        })
     }
 
     fn cache_dir(&mut self) -> Option<PathBuf> {
@@ -352,14 +361,6 @@ impl Take<'_> {
         }
         let parsed = written.value.parse().map(Some);
         parsed.map_err(|_other| bad("metrics", written.place, "is ADDR:PORT or off"))
-    }
-
-    fn log(&mut self) -> Result<LogForm, ConfigError> {
-        self.read("log", LogForm::Human, |text| match text {
-            "human" => Ok(LogForm::Human),
-            "json" => Ok(LogForm::Json),
-            _ => Err("is human or json"),
-        })
     }
 
     fn allow_uids(&mut self) -> Result<Vec<u32>, ConfigError> {
@@ -454,7 +455,8 @@ fn host_of(authority: &str) -> &str {
 /// A prefix begins with a scheme that there is; it may end there.
 fn known_scheme(prefix: &str) -> Result<(), String> {
     let Some((scheme, _)) = prefix.split_once("://") else {
-        return Err(format!("{prefix:?} has no scheme"));
+        // What it is instead may have a secret in it.
+        return Err("has no scheme, such as s3://".to_owned());
     };
     match scheme {
         "s3" | "gs" | "az" | "http" | "https" | "file" => Ok(()),
@@ -470,14 +472,6 @@ fn default_socket(env: &BTreeMap<String, String>, uid: u32) -> PathBuf {
     }
 }
 
-fn socket_path(uri: &str) -> Result<PathBuf, String> {
-    if uri.starts_with("tcp://") {
-        return Err(format!("{uri}: this build serves unix:///PATH only; TCP needs TLS"));
-    }
-    let path = uri.strip_prefix("unix://").filter(|path| path.starts_with('/'));
-    path.map(PathBuf::from).ok_or_else(|| format!("{uri:?} is not unix:///PATH"))
-}
-
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -487,12 +481,7 @@ impl fmt::Debug for Settings {
 impl fmt::Display for Settings {
     /// The resolved settings as TOML; secrets as `***`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sockets: Vec<_> = self
-            .sockets
-            .iter()
-            .map(|path| quoted(format!("unix://{}", path.display())).to_string())
-            .collect();
-        writeln!(f, "listen = [{}]", sockets.join(", "))?;
+        self.listen.show(f)?;
         if let Some(dir) = &self.cache_dir {
             writeln!(f, "cache_dir = {}", quoted(dir.display().to_string()))?;
         }
@@ -508,8 +497,12 @@ impl fmt::Display for Settings {
         writeln!(f, "scrub_bytes_per_second = \"{scrub}\"")?;
         let metrics = self.metrics.map_or_else(|| "off".to_owned(), |addr| addr.to_string());
         writeln!(f, "metrics = \"{metrics}\"")?;
-        writeln!(f, "log = \"{}\"", if self.log == LogForm::Json { "json" } else { "human" })?;
-        writeln!(f, "allow_uids = {:?}", self.allow_uids)?;
+        let (form, level) = (self.log.as_str(), log::level_name(self.log_level));
+        writeln!(f, "log = \"{form}\"\nlog_level = \"{level}\"")?;
+        writeln!(f, "core_dumps = {}", self.core_dumps)?;
+        if self.domains.iter().all(|domain| &*domain.name == DEFAULT) {
+            writeln!(f, "allow_uids = {:?}", self.allow_uids)?;
+        }
         writeln!(f, "chunk = \"{}\"", show_bytes(self.chunk_bytes))?;
         writeln!(f, "lock_memory = {}", self.lock_memory)?;
         writeln!(f, "evidence = {}", self.evidence)?;
@@ -552,6 +545,7 @@ impl fmt::Display for Settings {
                 writeln!(f, "trace = {trace}")?;
             }
         }
+        domains::show(&self.domains, f)?;
         for name in self.origins.env.keys() {
             writeln!(f, "# {name} = ***")?;
         }
@@ -562,6 +556,12 @@ impl fmt::Display for Settings {
 /// A text as TOML writes it.
 fn quoted(text: String) -> toml::Value {
     toml::Value::String(text)
+}
+
+/// A list of texts as TOML writes it.
+fn quoted_list(texts: &[String]) -> String {
+    let quoted: Vec<_> = texts.iter().map(|text| quoted(text.clone()).to_string()).collect();
+    format!("[{}]", quoted.join(", "))
 }
 
 /// A URL without the user name, password and query someone may have put into it.
@@ -599,7 +599,7 @@ mod tests {
     fn defaults_are_those_of_the_interface() {
         let settings =
             resolve("", &[("XDG_RUNTIME_DIR", "/run/user/1000"), ("HOME", "/h")]).unwrap();
-        assert_eq!(settings.sockets, [PathBuf::from("/run/user/1000/forebay/forebay.sock")]);
+        assert_eq!(settings.listen.sockets, [PathBuf::from("/run/user/1000/forebay/forebay.sock")]);
         assert_eq!(settings.ram_bytes, (16 << 30) / 100 * 25);
         assert_eq!(settings.metrics, Some("127.0.0.1:9464".parse().unwrap()));
         assert_eq!(settings.allow_uids, [0, 1000]);
@@ -654,7 +654,7 @@ mod tests {
         assert!(problem("ram = \"0\"").contains("at least 16MiB"));
         assert!(problem("ram = \"32GiB\"").contains("more than the 16GiB"));
         assert!(problem("chunk = \"3MiB\"").contains("power of two"));
-        assert!(problem("listen = \"tcp://0.0.0.0:1\"").contains("TLS"));
+        assert!(problem("listen = \"unix:///a,tcp://0.0.0.0:1\"").contains("TLS"));
         assert!(problem("listen = \"/run/x.sock\"").contains("unix:///PATH"));
         assert!(problem("nvme = \"lots\"").contains("nvme"));
         assert!(problem("nvme_engine = \"spdk\"").contains("auto or threads"));
@@ -662,6 +662,7 @@ mod tests {
         assert!(problem("drain = \"0s\"").contains("more than zero"));
         assert!(problem("connections = 0").contains("from 1"));
         assert!(problem("allow_uids = [\"root\"]").contains("numeric"));
+        assert!(problem("log_level = \"loud\"").contains("debug or trace"));
         assert!(problem("metrics = \"9464\"").contains("ADDR:PORT"));
         assert!(problem("[[origin]]\nprefix = \"b\"").contains("no scheme"));
         assert!(problem("[[origin]]\nprefix = \"foo://b\"").contains("none of s3"));
@@ -672,14 +673,15 @@ mod tests {
 
     #[test]
     fn every_key_is_taken_and_what_is_shown_reads_back() {
-        let file = "listen = [\"unix:///a/b.sock\"]\ncache_dir = \"/c\"\nram = \"1GiB\"\nnvme = \"70%\"\n\
+        let file = "listen = [\"unix:///a/b.sock\", \"tcp://0.0.0.0:1\"]\ncache_dir = \"/c\"\nram = \"1GiB\"\nnvme = \"70%\"\n\
             nvme_engine = \"threads\"\nscrub_bytes_per_second = \"1MiB\"\n\
-            metrics = \"off\"\nlog = \"json\"\nallow_uids = [5]\nchunk = \"1MiB\"\nlock_memory = false\nevidence = false\n\
+            metrics = \"off\"\nlog = \"json\"\nlog_level = \"trace\"\ncore_dumps = true\nallow_uids = [5]\nchunk = \"1MiB\"\nlock_memory = false\nevidence = false\n\
             max_loads = 2\nmax_queue = 3\nconnections = 4\ndeadline = \"5s\"\ndeadline_max = \"6s\"\n\
             no_progress = \"7s\"\ndrain = \"8s\"\nfirst_byte_timeout = \"9s\"\nbody_idle_timeout = \"10s\"\n\
             trace_origins = true\notlp_endpoint = \"off\"\nworkloads = [\"serving\", \"training\"]\n\
+            tls_cert = \"/t/c.pem\"\ntls_key = \"/t/k.pem\"\ntls_client_ca = \"/t/ca.pem\"\ntls_client_auth = \"require\"\n\
             [[origin]]\nprefix = \"s3://b\"\nendpoint = \"http://user:p@pw@h:1/x?sig=pw\"\nmax_bytes_per_second = \"1MiB\"\ntrace = false\n";
-        for key in &raw::KEYS[..raw::KEYS.len() - 1] {
+        for key in raw::plain_keys() {
             assert!(file.contains(&format!("{key} = ")), "{key} is not in this test");
         }
         let shown = resolve(file, &[("AWS_SECRET_ACCESS_KEY", "canary")]).unwrap().to_string();
@@ -688,5 +690,35 @@ mod tests {
         let again = resolve(&shown, &[]).unwrap().to_string();
         let without_env = shown.lines().filter(|line| !line.starts_with('#'));
         assert_eq!(again.lines().collect::<Vec<_>>(), without_env.collect::<Vec<_>>());
+    }
+
+    /// Whatever is wrong with them, settings are refused without what may be secret in them.
+    #[test]
+    fn no_refusal_and_no_form_of_the_settings_shows_a_secret() {
+        let domain = "[[domain]]\nname = \"d\"\n";
+        let origin = "[[origin]]\nprefix = \"s3://b\"\n";
+        for file in [
+            "[[origin]]\nprefix = \"https:/u:canary@h/x\"".to_owned(),
+            "[[origin]]\nprefix = \"h/x?sig=canary\"".to_owned(),
+            "[[origin]]\nprefix = \"ftp://u:canary@h/x?sig=canary\"".to_owned(),
+            format!("{origin}endpoint = \"http://u:canary@h:1/?sig=canary\"\nallow_http = \"x\""),
+            format!("{domain}token_sha256 = \"canary\""),
+            format!("{domain}token_sha256 = [\"canary\", \"canary\"]"),
+            format!("{domain}token_sha256 = \"{}\"", "canary".repeat(11)),
+            format!("{domain}uids = [1]\nuri_prefixes = [\"https://h/x?sig=canary\"]"),
+            format!("{domain}uids = [1]\nuri_prefixes = [\"h/x?sig=canary\"]"),
+            "otlp_endpoint = \"http://u:canary@h:1\"".to_owned(),
+            "log = \"canary".to_owned(),
+            "tls_key = \"-----BEGIN PRIVATE KEY-----\ncanary".to_owned(),
+        ] {
+            let error = problem(&file);
+            assert!(!error.contains("canary"), "{file}\n{error}");
+        }
+        let env = ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_ACCOUNT_KEY"]
+            .map(|name| (name, "canary"));
+        let file = "[[origin]]\nprefix = \"https://u:canary@h/x?sig=canary\"\n";
+        let settings = resolve(file, &env).unwrap();
+        let shown = format!("{settings} {settings:?} {settings:#?} {:?}", settings.origins);
+        assert!(!shown.contains("canary"), "{shown}");
     }
 }

@@ -12,8 +12,10 @@ mod nodes;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use forebay_proto::{Failure, Reason};
+use forebay_proto::Failure;
 use tokio::sync::{mpsc, oneshot};
+
+use crate::error::stopping;
 
 pub(crate) use nodes::{NodeWorkers, WorkerState, distance};
 
@@ -43,7 +45,7 @@ pub(crate) struct Stopped;
 
 impl From<Stopped> for Failure {
     fn from(stopped: Stopped) -> Self {
-        Self::new(Reason::Draining, stopped.to_string())
+        stopping(stopped.to_string())
     }
 }
 

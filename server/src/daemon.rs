@@ -10,6 +10,7 @@
 //! Threads are joined, but for those that a disk may hold up: the ones that call it, the NVMe
 //! tier's background and its recovery. They end by themselves, or with the process.
 
+mod cells;
 mod lag;
 mod place;
 mod tiers;
@@ -33,42 +34,25 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 
-use crate::admission::Admission;
-use crate::admission::queue::Limits;
-use crate::capacity::meter::LoadMeters;
-use crate::config::{self, ConfigError, Flags, Settings};
-use crate::cpu::{NodeWorkers, Workers};
-use crate::decode::Decoder;
-use crate::evidence::{CachePlace, Evidence, KernelEvidence, Lateness, ProcEvidence, Roots};
-use crate::fetch::Fetcher;
-use crate::flight::Flights;
-use crate::handoff::Sessions;
-use crate::history::History;
+use crate::alias::{AliasFiles, Aliases};
+use crate::config::{ConfigError, Flags, Settings};
+use crate::cpu::NodeWorkers;
+use crate::domain::Domains;
+use crate::evidence::{CachePlace, Evidence, KernelEvidence, ProcEvidence, Roots};
 use crate::load::Stages;
-use crate::loads::Loads;
-use crate::metrics::{self, Metrics, PartMeters};
+use crate::metrics::{self, Metrics};
 use crate::numa::Numa;
-use crate::nvme::NvmeTier;
 use crate::otlp::Exporter;
 use crate::pack::Packer;
-use crate::ram::RamTier;
-use crate::resize::{Bounds, Resizer};
-use crate::resolve::{HeaderCache, KnownDigests, Resolver};
-use crate::rpc::serve::Face;
-use crate::rpc::{Service, Setup, Shared};
-use crate::staging::Staging;
-use crate::verify::Verifier;
-use crate::verify::record::Records;
+use crate::rpc::serve::{self, Door, Face};
+use crate::rpc::tls::Tls;
+use crate::rpc::{Service, Shared};
+use cells::{Common, Parts};
 use place::{CacheDir, Places, notify_ready};
 use vitals::DaemonVitals;
 
 /// What a client message may have at most: releases and opens are small.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
-
-/// Chunks whose stored form there is memory for, at least...
-const STAGED_CHUNKS_MIN: u64 = 4;
-/// ... and at most: 256 requests are what an endpoint gets.
-const STAGED_CHUNKS_MAX: u64 = 256;
 
 /// The health name beside the empty one.
 const SERVICE_NAME: &str = "forebay.v1.Forebay";
@@ -158,7 +142,8 @@ fn run(flags: &Flags) -> Result<(), DaemonError> {
         print!("{settings}");
         return Ok(());
     }
-    crate::log::start(settings.log());
+    crate::log::start(settings.log(), settings.log_level);
+    crate::remains::limit(settings.core_dumps);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("forebay-io")
@@ -173,7 +158,8 @@ fn run(flags: &Flags) -> Result<(), DaemonError> {
 /// A daemon that serves.
 struct Daemon {
     settings: Settings,
-    stages: Arc<Stages>,
+    /// One per domain.
+    stages: Vec<Arc<Stages>>,
     origins: Arc<Origins>,
     places: Places,
     _cache: Option<CacheDir>,
@@ -196,54 +182,50 @@ impl Daemon {
         let signals = Signals::listen()?;
         let mut degraded = Vec::new();
         let descriptors = place::raise_descriptor_limit();
-        let mut places = Places::take(&settings.sockets, &settings.allow_uids)?;
+        let domains = Domains::new(&settings.domains);
+        let mut places = Places::take(&settings.listen.sockets, &domains)?;
         let recorder = Metrics::install()
             .map_err(|error| DaemonError::Internal(format!("the metrics recorder: {error}")))?;
         let (records, cache) = tiers::open_cache(&settings, &mut degraded)?;
         let (numa, workers) = survey(&mut degraded)?;
-        let pool = tiers::make_pool(&settings, descriptors, numa.plan())?;
-        let ram = Arc::new(RamTier::new(pool, metrics::ram()));
+        let rams = tiers::make_rams(&settings, &domains, descriptors, numa.plan())?;
         let (resolver, origins) = open_origins(&settings)?;
         let (flights, nvme_tasks) = (TaskTracker::new(), TaskTracker::new());
-        let under = (cache.as_ref(), &ram, &workers, &nvme_tasks);
-        let nvme = tiers::open_nvme(&settings, under, &mut degraded);
+        let under = (cache.as_ref(), rams.as_slice(), &workers, &nvme_tasks);
+        let (nvme, named) = tiers::open_nvme(&settings, under, &mut degraded);
         let parts =
-            Parts { origins: &origins, records, flights: &flights, ram, nvme, numa, workers };
-        let stages = build_stages(&settings, parts, open_evidence(&settings, cache.as_ref()))?;
-        let sessions = Arc::<Sessions>::default();
-        let resizer = resizer(&settings, &stages, &sessions)?;
-        let packer = packer(&origins)?;
+            Parts { origins: &origins, records, flights: &flights, rams, nvme, numa, workers };
+        let evidence = open_evidence(&settings, cache.as_ref());
+        crate::remains::close(settings.core_dumps);
+        let stages = cells::build_stages(&settings, &domains, parts, evidence)?;
         let closing = CancellationToken::new();
         let mut listeners = JoinSet::new();
         let exporter = exporter(&settings, &mut listeners, &closing)?;
-        let shared = Arc::new(Shared {
-            stages: Arc::clone(&stages),
-            sessions,
+        let common = Common {
+            aliases: open_aliases(named, &stages)?,
             origins: Arc::clone(&origins),
-            packer,
-            exporter,
-            resizer: Arc::new(resizer),
+            packer: Arc::new(packer(&origins)?),
+            exporter: exporter.map(Arc::new),
             resolver,
+            degraded: Arc::new(degraded),
             tasks: TaskTracker::new(),
             handoffs: TaskTracker::new(),
             stop: CancellationToken::new(),
             draining: CancellationToken::new(),
-            setup: set_up(&settings),
-            degraded: Arc::new(degraded),
-            started: Instant::now(),
-            deadline: settings.deadline,
-            deadline_max: settings.deadline_max,
-            workloads: settings.workloads.clone(),
-        });
-        shared.degraded.iter().for_each(|what| tracing::warn!("degraded: {what}"));
+        };
+        common.degraded.iter().for_each(|what| tracing::warn!("degraded: {what}"));
+        let shared = cells::share(&settings, &domains, &stages, &common)?;
         let (health, health_service) = health_reporter();
-        let routes = routes(&shared, health_service)?;
-        let face = Face { routes, allow_uids: Arc::new(settings.allow_uids.clone()) };
-        watch(&mut listeners, &shared, &closing);
+        let routes: Result<Arc<[Routes]>, DaemonError> =
+            shared.iter().map(|shared| routes(shared, health_service.clone())).collect();
+        let face = Face { routes: routes?, domains };
+        watch(&mut listeners, &shared, &recorder, &closing);
         places.serve(&mut listeners, &shared, &face, &closing)?;
+        let tcp_at = serve_tcp(&settings, &mut listeners, &face, &closing).await?;
         let metrics_at = serve_metrics(&settings, &mut listeners, &shared, recorder).await?;
         set_health(&health, ServingStatus::Serving).await;
-        tell_ready(&settings, &places.shown().to_string(), metrics_at.as_deref());
+        let listen = [places.shown()].into_iter().chain(tcp_at).collect::<Vec<_>>().join(",");
+        tell_ready(&settings, &listen, metrics_at.as_deref());
         Ok(Self {
             stages,
             origins,
@@ -251,12 +233,12 @@ impl Daemon {
             _cache: cache,
             nvme_tasks,
             health,
-            streams: shared.tasks.clone(),
+            streams: common.tasks,
             flights,
             listeners,
-            draining: shared.draining.clone(),
+            draining: common.draining,
             closing,
-            stop: shared.stop.clone(),
+            stop: common.stop,
             signals,
             settings,
         })
@@ -268,7 +250,7 @@ impl Daemon {
         tracing::info!(drain = ?self.settings.drain, "stopping");
         self.draining.cancel();
         set_health(&self.health, ServingStatus::NotServing).await;
-        self.stages.admission.drain();
+        self.stages.iter().for_each(|stages| stages.admission.drain());
         self.streams.close();
         let limit = Instant::now() + self.settings.drain;
         tokio::select! {
@@ -300,7 +282,7 @@ impl Daemon {
         if tokio::time::timeout(place::FAREWELL, self.origins.cleared()).await.is_err() {
             tracing::warn!("parts of uploads that were given up are left to their stores");
         }
-        if let Some(nvme) = &self.stages.nvme {
+        if let Some(nvme) = self.stages.iter().find_map(|stages| stages.nvme.as_ref()) {
             let hurry = async { self.signals.next().await };
             nvme.close(limit, hurry).await;
         }
@@ -333,6 +315,13 @@ fn open_evidence(settings: &Settings, cache: Option<&CacheDir>) -> Arc<Evidence>
     Arc::new(Evidence::new(Arc::new(host)))
 }
 
+/// The names that were kept.
+fn open_aliases(named: AliasFiles, stages: &[Arc<Stages>]) -> Result<Arc<Aliases>, DaemonError> {
+    let first = stages.first().ok_or_else(|| DaemonError::Internal("no domain".to_owned()))?;
+    Aliases::open(named, first.nvme.as_ref(), &first.resolver)
+        .map_err(DaemonError::system("start the thread that keeps aliases"))
+}
+
 /// What writes checkpoints anew.
 fn packer(origins: &Arc<Origins>) -> Result<Packer, DaemonError> {
     Packer::start(Arc::clone(origins)).map_err(DaemonError::system("start the pack workers"))
@@ -347,18 +336,6 @@ fn exporter(
     let exporter = settings.otlp_endpoint.as_deref();
     let exporter = exporter.map(|url| Exporter::start(url, tasks, closing));
     exporter.transpose().map_err(DaemonError::Internal)
-}
-
-/// What `doctor` says of the settings.
-fn set_up(settings: &Settings) -> Arc<Setup> {
-    Arc::new(Setup {
-        sockets: settings.sockets.clone(),
-        allow_uids: settings.allow_uids.clone(),
-        cache_dir: settings.cache_dir.clone(),
-        nvme: settings.nvme.is_some(),
-        lock_memory: settings.lock_memory,
-        lateness: Lateness::default(),
-    })
 }
 
 /// One line, and a message to who waits for it.
@@ -387,68 +364,6 @@ fn open_origins(settings: &Settings) -> Result<(Arc<AheadResolver>, Arc<Origins>
         .map_err(|error| DaemonError::Internal(error.to_string()))?
         .with_evidence(sockets);
     Ok((resolver, Arc::new(origins)))
-}
-
-/// What the stages are built over.
-struct Parts<'a> {
-    origins: &'a Arc<Origins>,
-    records: Records,
-    flights: &'a TaskTracker,
-    ram: Arc<RamTier>,
-    nvme: Option<Arc<NvmeTier>>,
-    numa: Arc<Numa>,
-    workers: Arc<NodeWorkers>,
-}
-
-fn build_stages(
-    settings: &Settings,
-    parts: Parts<'_>,
-    evidence: Arc<Evidence>,
-) -> Result<Arc<Stages>, DaemonError> {
-    let Parts { origins, records, flights, ram, nvme, numa, workers } = parts;
-    let limits = Limits { queued_max: settings.max_queue, active_max: settings.max_loads };
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    // Plans and headers: short work, and rarely two at a time.
-    let cpu = Workers::start("forebay-cpu", cores.div_ceil(2))
-        .map_err(DaemonError::system("start the worker threads"))?;
-    let cpu = Arc::new(cpu);
-    let coded = (Staging::new(staging_bytes(settings)), Arc::clone(&workers));
-    let digest_key = records.key();
-    let decoder = Decoder::new(Arc::clone(&workers), digest_key);
-    let verifier = Verifier::new(Arc::clone(&workers), records);
-    let stages = Stages {
-        admission: Admission::new(limits, settings.no_progress),
-        resolver: Resolver::new(
-            Arc::clone(origins),
-            Arc::clone(&cpu),
-            nvme.clone().map(|nvme| Arc::new(nvme) as Arc<dyn HeaderCache>),
-            Arc::clone(verifier.records()) as Arc<dyn KnownDigests>,
-        ),
-        fetcher: Fetcher::new(Arc::clone(origins), digest_key, PartMeters::new(), coded),
-        decoder,
-        verifier,
-        ram,
-        nvme,
-        numa,
-        flights: Flights::new(flights.clone()),
-        loads: Loads::default(),
-        history: History::default(),
-        cpu,
-        workers,
-        chunk_bytes: settings.chunk_bytes,
-        no_progress: settings.no_progress,
-        evidence,
-        rates: LoadMeters::default(),
-    };
-    stages.admission.grow(stages.ram.pool().slots());
-    Ok(Arc::new(stages))
-}
-
-/// Memory for what is to be decoded: a quarter of the RAM tier, for as many chunks as are on their
-/// way of a fast origin at most, and for a few at least.
-fn staging_bytes(settings: &Settings) -> u64 {
-    let chunk = settings.chunk_bytes;
-    (settings.ram_bytes / 4).clamp(STAGED_CHUNKS_MIN * chunk, STAGED_CHUNKS_MAX * chunk)
 }
 
 fn routes<H>(shared: &Arc<Shared>, health: H) -> Result<Routes, DaemonError>
@@ -483,7 +398,7 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
 async fn serve_metrics(
     settings: &Settings,
     listeners: &mut JoinSet<()>,
-    shared: &Arc<Shared>,
+    shared: &[Arc<Shared>],
     recorder: Metrics,
 ) -> Result<Option<String>, DaemonError> {
     let Some(address) = settings.metrics else { return Ok(None) };
@@ -491,7 +406,8 @@ async fn serve_metrics(
     let what = format!("serve metrics on {address}");
     let listener = TcpListener::bind(address).await.map_err(DaemonError::system(what))?;
     let bound = listener.local_addr().map_err(DaemonError::system("read the metrics address"))?;
-    let vitals = Arc::new(DaemonVitals::new(Arc::clone(shared), recorder));
+    let Some(vitals) = DaemonVitals::new(shared.to_vec(), recorder) else { return Ok(None) };
+    let vitals = Arc::new(vitals);
     listeners.spawn(async move {
         let closing = vitals.closing();
         tokio::select! {
@@ -502,34 +418,58 @@ async fn serve_metrics(
     Ok(Some(bound.to_string()))
 }
 
-/// What gives the RAM tier its size.
-fn resizer(
-    settings: &Settings,
-    stages: &Arc<Stages>,
-    sessions: &Arc<Sessions>,
-) -> Result<Resizer, DaemonError> {
-    let least = config::SLOTS_MIN * settings.chunk_bytes;
-    let bounds = Bounds { least, most: settings.ram_bytes_max };
-    Resizer::new(Arc::clone(stages), Arc::clone(sessions), bounds)
-        .map_err(DaemonError::system("start the thread that makes segments"))
-}
-
 /// The tasks that live until the end: they give the RAM tier its size, measure how late the runtime
-/// is, and look at the machine.
-fn watch(tasks: &mut JoinSet<()>, shared: &Arc<Shared>, closing: &CancellationToken) {
-    tasks.spawn(Arc::clone(&shared.resizer).run(shared.stop.clone()));
-    let (evidence, closing) = (Arc::clone(&shared.stages.evidence), closing.clone());
-    let setup = Arc::clone(&shared.setup);
+/// is, look at the machine, sort what was measured, and have the rules of aliases act.
+fn watch(
+    tasks: &mut JoinSet<()>,
+    shared: &[Arc<Shared>],
+    recorder: &Metrics,
+    closing: &CancellationToken,
+) {
+    for shared in shared {
+        tasks.spawn(Arc::clone(&shared.resizer).run(shared.stop.clone()));
+    }
+    let Some(first) = shared.first() else { return };
+    let (evidence, closing) = (Arc::clone(&first.stages.evidence), closing.clone());
+    let recorder = recorder.clone();
+    let (lateness, aliases) = (Arc::clone(&first.setup.lateness), Arc::clone(&first.aliases));
     tasks.spawn(async move {
         tokio::select! {
             () = lag::watch(|late| {
                 metrics::runtime_lag(late);
-                setup.lateness.saw(late);
+                lateness.saw(late);
             }) => {}
             () = evidence.watch() => {}
+            () = recorder.keep_up() => {}
+            () = aliases.watch() => {}
             () = closing.cancelled() => {}
         }
     });
+}
+
+/// Serves control over TCP; returns the addresses.
+async fn serve_tcp(
+    settings: &Settings,
+    listeners: &mut JoinSet<()>,
+    face: &Face,
+    closing: &CancellationToken,
+) -> Result<Vec<String>, DaemonError> {
+    let listen = &settings.listen;
+    if listen.is_plain() {
+        tracing::warn!("control over TCP is open to every user of this machine: it has no TLS");
+    }
+    let tls = listen.tls.as_ref().map(Tls::open).transpose();
+    let tls = tls.map_err(DaemonError::system("TLS"))?;
+    let mut bound = Vec::new();
+    for address in &listen.tcp {
+        let what = || format!("listen on tcp://{address}");
+        let listener = TcpListener::bind(address).await.map_err(DaemonError::system(what()))?;
+        let at = listener.local_addr().map_err(DaemonError::system(what()))?;
+        bound.push(format!("tcp://{at}"));
+        let door = Door::Tcp(listener, tls.clone());
+        listeners.spawn(serve::serve(door, face.clone(), closing.clone()));
+    }
+    Ok(bound)
 }
 
 /// SIGTERM and SIGINT.

@@ -3,8 +3,19 @@
 //! Each stage turns its own error into a [`Failure`] beside its definition; what several stages
 //! share is here. The gRPC side is `rpc`'s, through `forebay-proto`.
 
+use std::time::Duration;
+
 use forebay_origin::{OriginError, OriginErrorKind};
 use forebay_proto::{Failure, Reason};
+
+/// Hint to a caller that met a daemon which is stopping: it has loads to wait for before the next
+/// one starts.
+const STOPPING_RETRY: Duration = Duration::from_secs(5);
+
+/// The failure of whatever cannot go on because the daemon is stopping.
+pub(crate) fn stopping(message: impl Into<String>) -> Failure {
+    Failure::new(Reason::Draining, message).retry_in(STOPPING_RETRY)
+}
 
 /// The failure of a call to an origin.
 pub(crate) fn origin_failure(error: OriginError) -> Failure {

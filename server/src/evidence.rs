@@ -37,7 +37,9 @@ pub(crate) use block::CachePlace;
 pub(crate) use files::Roots;
 #[cfg(test)]
 pub(crate) use host::CpuDelta;
-pub(crate) use host::{DiskDelta, HostDelta, MemoryDelta, NetDelta, PressureDelta, SourceState};
+pub(crate) use host::{
+    DiskDelta, GroupIoDelta, HostDelta, MemoryDelta, NetDelta, PressureDelta, SourceState,
+};
 pub(crate) use lateness::Lateness;
 pub(crate) use machine::{Fact, Verdict, machine};
 pub(crate) use proc::ProcEvidence;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::attribution::{Attribution, Cause, CauseTotal, Charge};
 use crate::history::KeptLoad;
 use crate::report::{DeviceKind, Report};
-use crate::timeline::Kind;
+use crate::timeline::{Kind, LEASE_WAIT, Moment};
 
 /// Gaps that are told one by one: the longest.
 const GAPS_TOLD: usize = 20;
@@ -70,7 +70,7 @@ pub(crate) struct Explanation {
 /// Explains a load.
 pub(crate) fn explain(load: &KeptLoad) -> Explanation {
     let idle = &load.report.idle;
-    let opened = load.timeline.opened();
+    let opened = Moment::from(load.timeline.opened());
     let mut longest: Vec<&Charge> = idle.charges.iter().collect();
     longest.sort_by_key(|charge| std::cmp::Reverse(charge.to - charge.from));
     longest.truncate(GAPS_TOLD);
@@ -189,6 +189,12 @@ fn evidence(total: &CauseTotal, load: &KeptLoad) -> Vec<Fact> {
         Cause::LeaseMemory => {
             let window = load.report.tally.peak_window_bytes();
             add("leases", "the most it held at one time", count(window), "B");
+            let (decided, _) = load.timeline.decided();
+            let mut waits = decided.into_iter().filter(|event| event.name == LEASE_WAIT);
+            if let Some(first) = waits.next() {
+                let waits = waits.fold(1.0, |sum, _| sum + 1.0);
+                add("leases", &format!("while {}", first.detail), waits, "waits");
+            }
         }
         _ => {}
     }
@@ -206,7 +212,7 @@ fn clause(cause: Cause) -> &'static str {
         Cause::OriginSlow => "for the origin, or the network path, to send",
         Cause::PageCache => "for a file that was not in the page cache",
         Cause::NvmeQueue => "in the queue of the NVMe tier's disk",
-        Cause::NvmeService => "for reads of the NVMe tier's disk",
+        Cause::NvmeService => "for the NVMe tier's disk to read or write",
         Cause::DecompressQueue => "for a free decoder",
         Cause::DecompressCpu => "for decoding",
         Cause::NumaRemote => "because work ran on another NUMA node's memory",
@@ -300,7 +306,7 @@ mod tests {
             ],
         );
         let (history, samples) = (History::default(), Samples::default());
-        let opening = Opening { load_id: "l", uri: "s3://b/", lane: "interactive" };
+        let opening = Opening { load_id: "l", uri: "s3://b/", alias: "", lane: "interactive" };
         let keeper = history.keeper(opening, &timeline, &samples);
         tokio::time::advance(Duration::from_millis(700)).await;
         keeper.keep(Err(&Failure::new(Reason::Deadline, "late")));

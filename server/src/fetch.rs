@@ -15,6 +15,7 @@
 //! [`FetchedChunk`] has one constructor, here, and exists only when every byte of every extent was
 //! written.
 
+mod local;
 mod stream;
 
 use std::net::IpAddr;
@@ -27,14 +28,14 @@ use forebay_codec::decode::DecodeError;
 use forebay_io::NodeId;
 use forebay_origin::{
     AttemptOutcome, AttemptRecord, Destination, EndpointView, OriginError, OriginErrorKind,
-    OriginUri, Origins, ReadRequest, ReadTerms, Share, Sharing,
+    OriginUri, Origins, ReadRecord, ReadRequest, ReadTerms, Share, Sharing,
 };
 use forebay_proto::{Failure, Reason};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, TryStreamExt};
 use tokio::time::Instant;
 
-use crate::capacity::meter::{Meter, Meters};
+use crate::capacity::meter::{Meter, Meters, Working};
 use crate::cpu::{NodeWorkers, Stopped};
 use crate::digest::{DigestKey, ExtentDigest, Taken};
 use crate::error::origin_failure;
@@ -44,8 +45,9 @@ use crate::proof::ObjectDigest;
 use crate::ram::pool::ClaimedSlot;
 use crate::resolve::{Content, Manifest, Object};
 use crate::staging::{Staged, Staging, StagingError, StagingShare};
-use crate::timeline::{Kind, Span, Stage, attempt_spans};
+use crate::timeline::{Clue, Kind, Span, Stage, attempt_spans};
 
+pub(crate) use local::LocalFiles;
 use stream::{Piece, StreamError, Streams};
 
 /// Parts of one chunk at a time where there is no endpoint: files, which a few threads read.
@@ -189,6 +191,7 @@ pub(crate) struct Fetcher {
     staging: Arc<Staging>,
     streams: Streams,
     rates: Meters,
+    files: LocalFiles,
 }
 
 /// One part's result.
@@ -207,9 +210,11 @@ impl Fetcher {
         digest_key: DigestKey,
         meters: PartMeters,
         (staging, workers): (Arc<Staging>, Arc<NodeWorkers>),
+        files: LocalFiles,
     ) -> Self {
         let streams = Streams::new(workers);
-        Self { origins, digest_key, meters, staging, streams, rates: Meters::default() }
+        let rates = Meters::default();
+        Self { origins, digest_key, meters, staging, streams, rates, files }
     }
 
     /// What each origin has sent, and in which time.
@@ -241,6 +246,10 @@ impl Fetcher {
         terms: &ReadTerms,
         (mut slot, staging): (ClaimedSlot, Option<StagingShare>),
     ) -> Result<(FetchedChunk, Vec<Span>), FetchError> {
+        let slot_bytes = slot.as_slice().len();
+        if let Some(range) = self.file_range(manifest, spec, slot_bytes) {
+            return self.fetch_file((manifest, spec), range, terms, slot).await;
+        }
         let offered = Instant::now();
         let misfit = || FetchError::Plan { chunk: spec.index };
         let places = split(slot.as_mut_slice(), spec)?;
@@ -297,9 +306,13 @@ impl Fetcher {
                 (ExtentBytes::Stored { frames, bytes }, address, spans)
             }
             Lies::Streamed(range) => {
-                let bytes = self.piece(wanted, range, staging.ok_or_else(misfit)?).await?;
-                let span = Span::new(Stage::Fetch, Kind::Service, wanted.offered, Instant::now());
-                (ExtentBytes::Decoded(bytes), None, vec![span])
+                let staging = staging.ok_or_else(misfit)?;
+                let (bytes, turned) = self.piece(wanted, range, staging).await?;
+                let turn = Span::new(Stage::Decompress, Kind::Queue, wanted.offered, turned);
+                let turn = turn.with(Clue::Behind);
+                // What of the rest was reads, the journal knows.
+                let rest = Span::new(Stage::Fetch, Kind::Service, turned, Instant::now());
+                (ExtentBytes::Decoded(bytes), None, vec![turn, rest])
             }
         };
         let (coding, framed) = match &object.content {
@@ -317,7 +330,7 @@ impl Fetcher {
         wanted: Wanted<'_>,
         range: Range<u64>,
         staging: &StagingShare,
-    ) -> Result<Staged, FetchError> {
+    ) -> Result<(Staged, Instant), FetchError> {
         let object = wanted.object;
         let source = Mutex::new(None);
         let read = |range: Range<u64>| {
@@ -342,7 +355,7 @@ impl Fetcher {
                 staging,
             };
             let problem = match self.streams.piece(piece, &read).await {
-                Ok(bytes) => return Ok(bytes),
+                Ok(piece) => return Ok(piece),
                 Err(StreamError::Read(error)) => return Err(error),
                 Err(StreamError::Staging(error)) => return Err(error.into()),
                 Err(StreamError::Stopped(stopped)) => return Err(stopped.into()),
@@ -372,6 +385,16 @@ impl Fetcher {
         };
         let (bytes, working) = (request.range.end - request.range.start, rates.begin());
         let read = manifest.store().read_on(&request, terms.clone(), to).await;
+        self.ended((bytes, working), read, offered)
+    }
+
+    /// Counts a read that has ended; where its bytes came from, and where its time went.
+    fn ended(
+        &self,
+        (bytes, working): (u64, Working<'_>),
+        read: Result<ReadRecord, OriginError>,
+        offered: Instant,
+    ) -> Result<(Option<IpAddr>, Vec<Span>), FetchError> {
         match &read {
             Ok(_) => working.done(bytes),
             Err(_) => drop(working),
@@ -538,6 +561,7 @@ mod tests {
             silences: Vec::new(),
             cold_bytes: 0,
             copied: None,
+            not_copied: None,
             outcome,
         };
         let throttled = AttemptOutcome::Failed(OriginErrorKind::Throttled);

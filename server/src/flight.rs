@@ -29,7 +29,7 @@ use crate::deadline::Deadline;
 use crate::plan::ChunkKey;
 use crate::ram::PinnedChunk;
 use crate::report::{Tier, Why};
-use crate::timeline::{Event, Kind, Span, Stage, attempt_events};
+use crate::timeline::{Event, Kind, Moment, Span, Stage, attempt_events, call_spans};
 
 /// Who waits for a flight.
 #[derive(Debug, Clone, Copy)]
@@ -69,7 +69,7 @@ pub(crate) struct Landed {
 type Outcome = Result<Landed, Failure>;
 
 /// What a flight was at, and since when.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct FlightLog {
     spans: Mutex<Vec<Span>>,
     /// What was decided; a few, since a flight ends.
@@ -79,9 +79,16 @@ pub(crate) struct FlightLog {
 }
 
 impl FlightLog {
+    /// Of a flight that waits for the runtime to take it up.
+    fn begin() -> Self {
+        let now = Instant::now();
+        let spans = Mutex::new(vec![Span::new(Stage::Fetch, Kind::Queue, now, now)]);
+        Self { spans, decided: Mutex::default(), journal: Journal::default() }
+    }
+
     /// The flight is at `stage` from now on.
     pub(crate) fn at(&self, stage: Stage, kind: Kind) {
-        let now = Instant::now();
+        let now = Moment::from(Instant::now());
         let mut spans = self.lock();
         if let Some(last) = spans.last_mut() {
             last.end = now;
@@ -94,6 +101,18 @@ impl FlightLog {
         let mut spans = self.lock();
         spans.pop();
         spans.extend(details);
+    }
+
+    /// The same of a fetch. Of one that decoded as it read, the journal knows when it read.
+    pub(crate) fn fetched(&self, details: Vec<Span>) {
+        let cut = |span: Span| match span.stage {
+            Stage::Fetch => {
+                let entries = self.journal.entries();
+                call_spans(&entries, (span.start, span.end), Stage::Decompress)
+            }
+            _ => vec![span],
+        };
+        self.replace_last(details.into_iter().flat_map(cut).collect());
     }
 
     /// Something was decided about it, for a reason.
@@ -116,13 +135,17 @@ impl FlightLog {
     }
 
     /// Everything up to `now`. What has landed is not at anything any more: its last span keeps its
-    /// end.
+    /// end. Of a fetch that has not ended, or has failed, the journal knows what it was at.
     pub(crate) fn until(&self, now: Instant) -> Vec<Span> {
         let mut spans = self.lock().clone();
-        if let Some(last) = spans.last_mut()
-            && last.start == last.end
-        {
-            last.end = now.max(last.start);
+        let Some(last) = spans.pop_if(|last| last.start == last.end) else { return spans };
+        let until = Moment::from(now).max(last.start);
+        match (last.stage, last.kind) {
+            (Stage::Fetch, Kind::Service) => {
+                let entries = self.journal.entries();
+                spans.extend(call_spans(&entries, (last.start, until), Stage::Fetch));
+            }
+            _ => spans.push(Span { end: until, ..last }),
         }
         spans
     }
@@ -283,7 +306,7 @@ impl Flights {
             return Boarded::Hit(pinned);
         }
         let (sender, outcome) = watch::channel(None);
-        let log = Arc::new(FlightLog::default());
+        let log = Arc::new(FlightLog::begin());
         let terms = waiter.terms();
         let filling = fill(Arc::clone(&log), terms.clone());
         // Its requests and its lines in the log belong to the load that starts it.
@@ -386,6 +409,29 @@ mod tests {
         drop(second);
         dropped.await.unwrap_err();
         assert_eq!(flights.len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flight_accounts_for_all_of_its_time() {
+        let (flights, ms) = (flights(), Duration::from_millis);
+        let fill = |log: Arc<FlightLog>, _| async move {
+            log.at(Stage::VerifyPart, Kind::Service);
+            std::future::pending().await
+        };
+        let boarded = flights.board(ChunkKey([4; 32]), anyone(), || None, fill);
+        let Boarded::Flight(seat) = boarded else { panic!("nothing is cached here") };
+        let begun = Moment::from(Instant::now());
+        // The runtime is busy with others.
+        tokio::time::advance(ms(3)).await;
+        tokio::time::sleep(ms(4)).await;
+        let spans = seat.flight().log().until(Instant::now());
+        let seen: Vec<_> = spans.iter().map(|s| (s.stage, s.kind, s.start - begun)).collect();
+        let [waited, at] = &seen[..] else { panic!("{seen:?}") };
+        assert_eq!(*waited, (Stage::Fetch, Kind::Queue, Duration::ZERO));
+        assert_eq!(
+            (at.0, spans[0].end, spans[1].end),
+            (Stage::VerifyPart, spans[1].start, Instant::now().into())
+        );
     }
 
     #[tokio::test(start_paused = true)]

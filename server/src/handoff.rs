@@ -29,6 +29,7 @@ use forebay_proto::{Failure, Reason};
 use forebay_shm::{Segment, SegmentId};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::WindowSlot;
@@ -71,6 +72,16 @@ pub(crate) struct Peer {
     pub(crate) pid: u32,
 }
 
+impl Peer {
+    /// Someone over TCP. No process has this uid: the kernel means "as it is" by it.
+    pub(crate) const REMOTE: Self = Self { uid: u32::MAX, pid: 0 };
+
+    /// Whether it came over TCP.
+    pub(crate) fn is_remote(self) -> bool {
+        self.uid == Self::REMOTE.uid
+    }
+}
+
 /// One load, among all loads of the daemon's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct LoadKey(pub(crate) u64);
@@ -84,6 +95,7 @@ pub(crate) struct Lease {
     window: Arc<WindowSlot>,
     load: LoadKey,
     chunk: usize,
+    granted: Instant,
 }
 
 /// What a client needs to find a leased slot.
@@ -176,8 +188,9 @@ impl Session {
         };
         window.lend();
         let segment = Arc::clone(pinned.segment());
+        let lease = Lease { pinned, window, load, chunk, granted: Instant::now() };
         let mut state = self.lock();
-        state.leases.insert(lease_id, Lease { pinned, window, load, chunk });
+        state.leases.insert(lease_id, lease);
         // Before the client is connected this only queues: it is sent after its hello.
         if state.offer(segment) {
             self.outgoing.notify_one();
@@ -244,6 +257,11 @@ impl Session {
     pub(crate) fn held(&self) -> (usize, u64) {
         let state = self.lock();
         (state.leases.len(), state.leases.values().map(|lease| lease.pinned.bytes()).sum())
+    }
+
+    /// When its oldest lease was granted.
+    fn oldest_lease(&self) -> Option<Instant> {
+        self.lock().leases.values().map(|lease| lease.granted).min()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -334,7 +352,19 @@ pub(crate) struct Unmapping {
     pub(crate) untold: u64,
 }
 
-/// The sessions of one daemon.
+impl Unmapping {
+    /// Together with what those of another domain map.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes + other.bytes,
+            untold_bytes: self.untold_bytes + other.untold_bytes,
+            told: self.told + other.told,
+            untold: self.untold + other.untold,
+        }
+    }
+}
+
+/// The sessions of one domain.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     by_token: Mutex<HashMap<SessionToken, Arc<Session>>>,
@@ -431,6 +461,12 @@ impl Sessions {
         held.fold((by_token.len(), 0, 0), |(sessions, leases, bytes), (more, their)| {
             (sessions, leases + more, bytes + their)
         })
+    }
+
+    /// How old the oldest lease is; nothing where there is none.
+    pub(crate) fn oldest_lease(&self, now: Instant) -> Option<Duration> {
+        let granted = self.lock().values().filter_map(|session| session.oldest_lease()).min();
+        granted.map(|granted| now.saturating_duration_since(granted))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<SessionToken, Arc<Session>>> {

@@ -12,6 +12,7 @@ use forebay_proto::{Failure, Reason};
 use tokio::time::Instant;
 
 use crate::evidence::{HostDelta, Samples};
+use crate::metrics;
 use crate::report::{Report, Subject, Tally, close};
 use crate::timeline::Timeline;
 
@@ -47,6 +48,8 @@ pub(crate) struct Opening<'a> {
     pub(crate) load_id: &'a str,
     /// What is loaded, without a query.
     pub(crate) uri: &'a str,
+    /// By which alias; empty if by none.
+    pub(crate) alias: &'a str,
     /// In which lane.
     pub(crate) lane: &'static str,
 }
@@ -86,6 +89,11 @@ impl History {
         self.lock().iter().rev().find(|load| load.report.load_id == load_id).cloned()
     }
 
+    /// The last one that was opened by this alias.
+    pub(crate) fn find_alias(&self, name: &str) -> Option<Arc<KeptLoad>> {
+        self.lock().iter().rev().find(|load| load.report.alias == name).cloned()
+    }
+
     fn push(&self, load: KeptLoad) {
         let mut loads = self.lock();
         loads.push_back(Arc::new(load));
@@ -120,13 +128,16 @@ impl Keeper<'_> {
             _ => "failed",
         };
         self.timeline.event(name, failure.reason.as_str());
-        self.push(self.cut_off(), Some(failure));
+        let report = self.cut_off();
+        metrics::waited(&report);
+        self.push(report, Some(failure));
     }
 
     /// What is known of a load without an end of its own.
     fn cut_off(&self) -> Report {
-        let Opening { load_id, uri, lane } = self.opening;
-        let subject = Subject { load_id, uri, revision: "", lane, placed: None, device: None };
+        let Opening { load_id, uri, alias, lane } = self.opening;
+        let (revision, placed, device) = ("", None, None);
+        let subject = Subject { load_id, uri, alias, revision, lane, placed, device };
         let tally = Tally { cost: self.timeline.cost(), ..Tally::default() };
         close(subject, self.timeline, tally, (Instant::now(), self.host))
     }
@@ -159,7 +170,7 @@ mod tests {
     use crate::timeline::{Kind, Span, Stage};
 
     fn opening(load_id: &str) -> Opening<'_> {
-        Opening { load_id, uri: "s3://b/k", lane: "interactive" }
+        Opening { load_id, uri: "s3://b/k", alias: "", lane: "interactive" }
     }
 
     fn timeline(spans: u32) -> Arc<Timeline> {

@@ -14,6 +14,7 @@ pub mod measured;
 
 mod rpc;
 
+mod alias;
 mod deadline;
 mod load;
 mod loads;
@@ -36,9 +37,12 @@ mod capacity;
 mod cost;
 mod cpu;
 mod digest;
+mod domain;
 mod error;
 mod evidence;
 mod explain;
+#[cfg(test)]
+mod handbook;
 mod history;
 mod http;
 mod log;
@@ -46,7 +50,9 @@ mod metrics;
 mod numa;
 #[cfg_attr(not(feature = "otlp"), path = "no_otlp.rs")]
 mod otlp;
+mod places;
 mod proof;
+mod remains;
 mod report;
 mod residency;
 mod staging;

@@ -3,18 +3,22 @@
 //!
 //! This is the only module that calls stages. [`lend`] serves a client that reads the bytes,
 //! [`keep()`] fetches without lending. Both bring the plan's chunks into RAM with a [`filler`];
-//! `lend` holds a [`conversation`] about them. [`fill`] is one chunk's way, from the NVMe tier or
+//! `lend` holds a [`conversation`] about them. [`bring`] is one chunk's way, from the NVMe tier or
 //! the origin.
 //!
 //! Everything a load owns lives in these functions' frames: dropping the future, as a deadline or a
 //! vanished client does, gives back tokens, leases, flights and connections.
 
+pub(crate) mod across;
 pub(crate) mod conversation;
 mod feasible;
 mod filler;
+mod given;
 mod keep;
 mod proofs;
+mod slot;
 mod strict;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -34,6 +38,7 @@ use crate::capacity::meter::LoadMeters;
 use crate::cpu::{NodeWorkers, Workers};
 use crate::deadline::{Deadline, Expired};
 use crate::decode::{DecodeError, Decoder};
+use crate::domain::Domain;
 use crate::evidence::{Evidence, Sampling};
 use crate::fetch::{FetchedChunk, Fetcher, staged_bytes};
 use crate::flight::{FlightLog, Flights, Landed, Waiter};
@@ -45,15 +50,19 @@ use crate::numa::{Numa, Placed};
 use crate::nvme::{NvmeTier, TierUse};
 use crate::plan::{ChunkSpec, FetchPlan, PlanError, Selection, plan};
 use crate::ram::pool::ClaimedSlot;
-use crate::ram::{ClaimCost, PinnedChunk, RamTier, RevisionUse};
+use crate::ram::{PinnedChunk, RamTier, RevisionUse};
 use crate::report::{DeviceUse, Report, Subject, Tally, Tier, Why, close};
 use crate::resolve::{Manifest, Resolver, Revision};
-use crate::timeline::{Kind, Span, Stage, Timeline};
+use crate::timeline::{Kind, Stage, Timeline};
 use crate::verify::{Decayed, VerifiedChunk, Verifier, VerifyError};
 use crate::workload::Workload;
+use across::Across;
 use conversation::{ClientEvent, Conversation, LoadEvent};
 use filler::Filler;
+use slot::claim;
+use waiting::Waiting;
 
+pub(crate) use given::Given;
 pub(crate) use keep::{Keep, Progress, keep};
 
 /// How long a load that is opened again waits for a place before it ends its old stream for it. A
@@ -63,21 +72,25 @@ const ATTACH_PATIENCE: Duration = Duration::from_millis(50);
 /// How long the machine is looked at after the last grant, while the client holds leases.
 const LINGER_WATCHED: Duration = Duration::from_secs(60);
 
-/// The stages of one daemon.
+/// The stages of one domain.
 #[derive(Debug)]
 pub(crate) struct Stages {
+    /// Whose stages these are.
+    pub(crate) domain: Arc<Domain>,
     /// Who may start.
     pub(crate) admission: Admission,
     /// URI to manifest.
-    pub(crate) resolver: Resolver,
+    pub(crate) resolver: Arc<Resolver>,
     /// Bytes into slots.
-    pub(crate) fetcher: Fetcher,
+    pub(crate) fetcher: Arc<Fetcher>,
     /// From what a store has to what is served.
-    pub(crate) decoder: Decoder,
+    pub(crate) decoder: Arc<Decoder>,
     /// Digests.
-    pub(crate) verifier: Verifier,
+    pub(crate) verifier: Arc<Verifier>,
     /// Slots and what is in them.
     pub(crate) ram: Arc<RamTier>,
+    /// What other domains have of a chunk.
+    pub(crate) across: Arc<Across>,
     /// Chunks in files, if there is such a tier.
     pub(crate) nvme: Option<Arc<NvmeTier>>,
     /// The machine's nodes.
@@ -99,7 +112,7 @@ pub(crate) struct Stages {
     /// Looks at the machine while loads run.
     pub(crate) evidence: Arc<Evidence>,
     /// What loads themselves do, measured.
-    pub(crate) rates: LoadMeters,
+    pub(crate) rates: Arc<LoadMeters>,
 }
 
 /// What a client asks for.
@@ -108,6 +121,8 @@ pub(crate) struct LoadRequest {
     pub(crate) uri: String,
     /// Without a query, in canonical form: what others may see.
     pub(crate) shown_uri: String,
+    /// Which revision of it, if that is known: of a load by name.
+    pub(crate) given: Option<Given>,
     /// Valid and never empty.
     pub(crate) load_id: String,
     /// Which lane.
@@ -141,6 +156,22 @@ impl LoadRequest {
     /// As one who waits for reads.
     fn waiter(&self) -> Waiter {
         Waiter { lane: self.lane, deadline: self.deadline }
+    }
+
+    /// Until when somebody waits for it alone. One rank that made way would waste what the others
+    /// load, and who comes first among them is no guess about the last.
+    fn waited_for_until(&self) -> Option<Instant> {
+        let is_rank = self.selection.shard.as_ref().is_some_and(|shard| shard.ranks() > 1);
+        (self.lane == Lane::Interactive && !is_rank).then(|| self.deadline.at())
+    }
+
+    /// What was asked for, by whatever name.
+    fn asked(&self) -> &str {
+        self.given.as_ref().map_or(&self.shown_uri, |given| &given.name)
+    }
+
+    fn alias(&self) -> &str {
+        self.given.as_ref().map_or("", |given| &given.name)
     }
 }
 
@@ -181,7 +212,11 @@ pub(crate) async fn lend(
         drop(filler);
         drop(permit);
         head.handed_over();
+        request.given.iter().for_each(Given::handed_over);
+        // What the client does beyond its last release is its time too.
+        let lingering = timeline.begin(Stage::ClientAck, Kind::Service);
         linger(&mut conversation, sampling).await?;
+        drop(lingering);
         stages.evidence.look_after(timeline.opened());
         let report = Box::new(report(stages, request, &head, timeline, tally));
         let said = conversation.say(LoadEvent::Report(report.clone()));
@@ -217,7 +252,7 @@ fn keeper<'a>(
 ) -> Keeper<'a> {
     let LoadRequest { load_id, shown_uri: uri, lane, .. } = request;
     stages.history.keeper(
-        Opening { load_id, uri, lane: lane.as_str() },
+        Opening { load_id, uri, alias: request.alias(), lane: lane.as_str() },
         timeline,
         stages.evidence.samples(),
     )
@@ -256,33 +291,6 @@ impl Head<'_> {
     }
 }
 
-/// A load that waits to start: for a place first, then for slots that others hold. It is accounted
-/// for when this is dropped, whatever came of it.
-struct Waiting<'a> {
-    admission: &'a Admission,
-    timeline: &'a Timeline,
-    since: Instant,
-    short_before: Duration,
-}
-
-impl<'a> Waiting<'a> {
-    fn begin(admission: &'a Admission, timeline: &'a Timeline, since: Instant) -> Self {
-        Self { admission, timeline, since, short_before: admission.short_of_slots() }
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let now = Instant::now();
-        let short = self.admission.short_of_slots().saturating_sub(self.short_before);
-        let placed = now.checked_sub(short).unwrap_or(now).max(self.since);
-        self.timeline.load_span(Span::new(Stage::Admission, Kind::Queue, self.since, placed));
-        if placed < now {
-            self.timeline.load_span(Span::new(Stage::LeaseAlloc, Kind::Queue, placed, now));
-        }
-    }
-}
-
 async fn open<'a>(
     stages: &Arc<Stages>,
     request: &LoadRequest,
@@ -290,7 +298,12 @@ async fn open<'a>(
     entry: &'a Entry<'_>,
 ) -> Result<(Head<'a>, AdmissionPermit), Failure> {
     let (uid, load_id) = (request.peer.uid, &request.load_id);
-    let attached = stages.loads.attach(uid, load_id, &request.shown_uri)?;
+    let attached = stages.loads.attach(uid, load_id, request.asked())?;
+    if let (Some(manifest), Some(given)) = (&attached, &request.given) {
+        given.attached(manifest);
+    }
+    let given = request.given.as_ref().map(|given| Arc::clone(&given.manifest));
+    let attached = attached.or(given);
     feasible::check_queue(stages, request.deadline)?;
     let known = match &attached {
         Some(manifest) => {
@@ -305,7 +318,8 @@ async fn open<'a>(
     let holder = Holder { load_id: load_id.clone(), uid, pid: request.peer.pid };
     let since = if known.is_some() { Instant::now() } else { timeline.opened() };
     let waiting = Waiting::begin(&stages.admission, timeline, since);
-    let admission = stages.admission.admit(request.lane, holder);
+    let until = request.waited_for_until();
+    let admission = stages.admission.admit_until(request.lane, holder, until);
     tokio::pin!(admission);
     let permit = match tokio::time::timeout(ATTACH_PATIENCE, &mut admission).await {
         Ok(permit) => permit?,
@@ -340,7 +354,7 @@ async fn open<'a>(
 
     entry.state().planned(missing_bytes, stages.fetcher.endpoint(&manifest));
     entry.state().total_bytes.store(plan.bytes(), Ordering::Relaxed);
-    stages.loads.remember(uid, load_id, &manifest);
+    stages.loads.remember(uid, load_id, request.asked(), &manifest);
     entry.supersede_others();
     let in_use = stages.ram.use_revision(&manifest);
     let stored = stages.nvme.as_ref().map(|nvme| nvme.use_revision(&manifest, request.lane));
@@ -361,6 +375,7 @@ fn state_of(request: &LoadRequest, timeline: &Timeline) -> LoadState {
     LoadState {
         load_id: request.load_id.clone(),
         uri: request.shown_uri.clone(),
+        alias: request.alias().to_owned(),
         lane: request.lane,
         peer: request.peer,
         opened: timeline.opened(),
@@ -421,6 +436,7 @@ fn report(
     let subject = Subject {
         load_id: &request.load_id,
         uri: manifest.uri(),
+        alias: request.alias(),
         revision: &revision,
         lane: request.lane.as_str(),
         placed: request.placed.as_ref(),
@@ -433,7 +449,7 @@ fn report(
 /// One chunk's way into the cache, near a node if one is given: from the NVMe tier if it is there,
 /// else from the origin. Notes in `log` what it is at, for those who run out of time before it
 /// lands.
-async fn fill(
+async fn bring(
     stages: Arc<Stages>,
     manifest: Arc<Manifest>,
     (spec, near): (Arc<ChunkSpec>, Option<NodeId>),
@@ -469,7 +485,7 @@ async fn fill(
         let fetching = stages.fetcher.fetch(&manifest, &spec, &terms, into);
         let (fetched, spans) = log.journal().of(fetching).await?;
         // Now the phases are known.
-        log.replace_last(spans);
+        log.fetched(spans);
         match check(&stages, fetched, &log).await {
             Ok(verified) => {
                 let digest = verified.to_store();
@@ -490,25 +506,6 @@ async fn fill(
             Err(Bad { failure, .. }) => return Err(failure),
         }
     }
-}
-
-/// A slot to fill; what it took is told.
-async fn claim(
-    stages: &Stages,
-    near: Option<NodeId>,
-    log: &FlightLog,
-) -> Result<ClaimedSlot, Failure> {
-    log.at(Stage::LeaseAlloc, Kind::Service);
-    let mut cost = ClaimCost::default();
-    let slot = stages.ram.claim_at_cost(near, &mut cost).await?;
-    if cost.evicted > 0 {
-        log.decided("evict", format!("{} chunks of RAM made room", cost.evicted));
-    }
-    if cost.is_far {
-        fell_back(Fallback::FarSlot);
-        log.decided("fallback", format!("to a slot of {}: the node is full", slot.node()));
-    }
-    Ok(slot)
 }
 
 /// Why what was fetched may not be served.

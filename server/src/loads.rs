@@ -34,6 +34,8 @@ pub(crate) struct LoadState {
     pub(crate) load_id: String,
     /// What it loads, without a query.
     pub(crate) uri: String,
+    /// The alias that it was opened by; empty if it was a URI.
+    pub(crate) alias: String,
     /// In which lane.
     pub(crate) lane: Lane,
     /// For whom.
@@ -85,6 +87,8 @@ impl LoadState {
 struct Remembered {
     uid: u32,
     load_id: String,
+    /// The canonical URI, or the name of an alias.
+    asked: String,
     manifest: Arc<Manifest>,
 }
 
@@ -160,16 +164,17 @@ impl Loads {
     }
 
     /// The manifest that this id resolved to before. The same id with another URI is an error; the
-    /// URI is the canonical one, so that a presigned URL can be renewed.
+    /// URI is the canonical one, so that a presigned URL can be renewed. A name that was switched
+    /// since is the same name.
     pub(crate) fn attach(
         &self,
         uid: u32,
         load_id: &str,
-        uri: &str,
+        asked: &str,
     ) -> Result<Option<Arc<Manifest>>, Failure> {
         let inner = self.lock();
         match inner.remembered.iter().find(|known| known.is(uid, load_id)) {
-            Some(known) if known.manifest.uri() == uri => Ok(Some(Arc::clone(&known.manifest))),
+            Some(known) if known.asked == asked => Ok(Some(Arc::clone(&known.manifest))),
             Some(_) => Err(Failure::new(
                 Reason::BadRequest,
                 format!("load id {load_id} belongs to a load of another URI"),
@@ -179,12 +184,13 @@ impl Loads {
     }
 
     /// Remembers what an id resolved to.
-    pub(crate) fn remember(&self, uid: u32, load_id: &str, manifest: &Arc<Manifest>) {
+    pub(crate) fn remember(&self, uid: u32, load_id: &str, asked: &str, manifest: &Arc<Manifest>) {
         let mut inner = self.lock();
         inner.remembered.retain(|known| !known.is(uid, load_id));
         inner.remembered.push_back(Remembered {
             uid,
             load_id: load_id.to_owned(),
+            asked: asked.to_owned(),
             manifest: Arc::clone(manifest),
         });
         let mut items: usize = inner.remembered.iter().map(Remembered::items).sum();
@@ -235,6 +241,7 @@ mod tests {
         LoadState {
             load_id: load_id.into(),
             uri: "s3://b/k".into(),
+            alias: String::new(),
             lane: Lane::Interactive,
             peer: Peer { uid, pid: 1 },
             opened: Instant::now(),
@@ -270,13 +277,16 @@ mod tests {
         let loads = Loads::default();
         let manifest = manifest_for_tests(&[("k", 5)], &[]);
         let uri = manifest.uri();
-        loads.remember(7, "a", &manifest);
+        loads.remember(7, "a", uri, &manifest);
         let attached = loads.attach(7, "a", uri).unwrap().unwrap();
         assert!(Arc::ptr_eq(&attached, &manifest));
         assert!(loads.attach(8, "a", uri).unwrap().is_none());
         loads.attach(7, "a", "s3://b/other").unwrap_err();
+        loads.remember(7, "named", "prod", &manifest);
+        loads.attach(7, "named", uri).unwrap_err();
+        assert!(loads.attach(7, "named", "prod").unwrap().is_some());
         for n in 0..REMEMBERED_MAX {
-            loads.remember(9, &n.to_string(), &manifest);
+            loads.remember(9, &n.to_string(), uri, &manifest);
         }
         assert!(loads.attach(7, "a", uri).unwrap().is_none(), "memory is bounded");
         assert!(loads.attach(9, "3", uri).unwrap().is_some());

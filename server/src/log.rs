@@ -20,8 +20,7 @@ use tracing_subscriber::registry::{LookupSpan, Scope};
 use crate::config::LogForm;
 
 /// Begins to log. A subscriber that is there already (another daemon of a test) stays.
-pub(crate) fn start(form: LogForm) {
-    let level = LevelFilter::INFO;
+pub(crate) fn start(form: LogForm, level: LevelFilter) {
     let lines = layer().with_writer(std::io::stderr);
     let started = match form {
         LogForm::Human => {

@@ -80,6 +80,7 @@ pub fn timeline(chunks: usize) -> Duration {
     let subject = Subject {
         load_id: "made-up",
         uri: "s3://b/",
+        alias: "",
         revision: "",
         lane: "interactive",
         placed: None,

@@ -5,6 +5,8 @@
 //! scrapes, so that they cannot drift: see [`Metrics::render`]. Labels come from closed sets
 //! ([`labels`]): never a key, a URI, a uid or an address.
 
+#[cfg(test)]
+mod acts;
 mod decisions;
 #[cfg(test)]
 mod document;
@@ -28,10 +30,11 @@ use metrics::{
     histogram,
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::time::MissedTickBehavior;
 
 pub(crate) use decisions::{Fallback, chose, fell_back};
-pub(crate) use loads::{LoadMeter, expect};
-pub(crate) use numa::{runtime_lag, slots, unplaced, workers};
+pub(crate) use loads::{LoadMeter, expect, waited};
+pub(crate) use numa::{looked, runtime_lag, slots, unplaced, workers};
 pub(crate) use nvme::{DiskMeters, TierMeters, nvme};
 pub(crate) use origin::{addresses, dns_lookups, endpoints};
 pub(crate) use table::*;
@@ -49,7 +52,12 @@ const SECONDS_BOUNDS: [f64; 20] = [
 /// and fewer.
 const STAGE_BOUNDS: [f64; 10] = [1e-5, 1e-3, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0];
 
+/// How often observations are sorted into buckets: a busy daemon makes some ten thousand in this
+/// time, of eight bytes each.
+const UPKEEP: Duration = Duration::from_secs(5);
+
 /// The recorder of this process.
+
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
     handle: PrometheusHandle,
@@ -66,6 +74,18 @@ impl Metrics {
         describe();
         begin();
         Ok(Self { handle: HANDLE.get_or_init(|| handle).clone() })
+    }
+
+    /// Sorts what was observed into the buckets of histograms, for as long as it is polled. Until
+    /// then every observation is kept as it came: without this, whoever is never scraped would keep
+    /// them all.
+    pub(crate) async fn keep_up(self) {
+        let mut turns = tokio::time::interval(UPKEEP);
+        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            turns.tick().await;
+            self.handle.run_upkeep();
+        }
     }
 
     /// The exposition, after `set_gauges` has written the present state.
@@ -148,6 +168,18 @@ pub(crate) fn bad_trace_parent() {
     counter!(BAD_TRACE_PARENTS).increment(1);
 }
 
+/// A name was switched to another revision.
+pub(crate) fn alias_switched(by: &'static str) {
+    debug_assert!(labels::SWITCH.allows(by), "{by}");
+    counter!(ALIAS_SWITCHES, "by" => by).increment(1);
+}
+
+/// So many names there are, and so many rules watch.
+pub(crate) fn aliases((all, armed): (usize, usize)) {
+    set_of(ALIASES, "rule", "armed", as_f64(armed as u64));
+    set_of(ALIASES, "rule", "none", as_f64(all.saturating_sub(armed) as u64));
+}
+
 /// What became of spans that were to be exported.
 #[cfg_attr(not(feature = "otlp"), expect(dead_code, reason = "only exports have spans"))]
 pub(crate) fn spans(result: &'static str, count: u64) {
@@ -224,6 +256,34 @@ pub(crate) fn retired_chunks(chunks: u64) {
 pub(crate) fn segment(turn: &'static str) {
     debug_assert!(labels::TURN.allows(turn), "{turn}");
     counter!(SEGMENT_TURNS, "turn" => turn).increment(1);
+}
+
+/// Somebody called who may not, or not as often.
+pub(crate) fn caller_refused(reason: &'static str) {
+    debug_assert!(labels::CALLER.allows(reason), "{reason}");
+    counter!(CALLERS_REFUSED, "reason" => reason).increment(1);
+}
+
+/// How a domain's part is used: its slots by state, its loads, who waits, and its clients.
+pub(crate) fn domain(
+    name: &str,
+    (budget_bytes, slots): (u64, [(&'static str, u64); 4]),
+    (active, waiting): (usize, [(&'static str, usize); 2]),
+    sessions: usize,
+) {
+    debug_assert!(labels::DOMAIN.allows(name), "{name}");
+    let count = |count: usize| as_f64(count as u64);
+    gauge!(DOMAIN_BUDGET_BYTES, "domain" => name.to_owned()).set(as_f64(budget_bytes));
+    for (state, bytes) in slots {
+        let of_state = gauge!(DOMAIN_PINNED_BYTES, "domain" => name.to_owned(), "state" => state);
+        of_state.set(as_f64(bytes));
+    }
+    gauge!(DOMAIN_LOADS, "domain" => name.to_owned()).set(count(active));
+    for (lane, depth) in waiting {
+        let of_lane = gauge!(DOMAIN_QUEUE_DEPTH, "domain" => name.to_owned(), "lane" => lane);
+        of_lane.set(count(depth));
+    }
+    gauge!(DOMAIN_SESSIONS, "domain" => name.to_owned()).set(count(sessions));
 }
 
 /// A gauge without labels.

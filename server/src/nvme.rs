@@ -27,7 +27,9 @@ mod clock;
 mod disk;
 mod extent;
 mod fills;
+pub(crate) mod fuzzed;
 mod index;
+mod news;
 mod read;
 mod recover;
 mod room;
@@ -63,6 +65,7 @@ use catalog::{Catalog, Stored};
 use disk::Disk;
 use fills::Fills;
 use index::Index;
+use news::News;
 use store::{DiskRoom, Store};
 
 pub(crate) use catalog::StoredCheckpoint;
@@ -173,6 +176,7 @@ pub(crate) struct NvmeTier {
     room_changed: Notify,
     full_until: Mutex<Option<Instant>>,
     last_room: Mutex<DiskRoom>,
+    news: Arc<Mutex<News>>,
     /// Given up, and their files could not be removed yet.
     stuck: Mutex<Vec<Stored>>,
     registrations: Mutex<BTreeMap<SegmentId, Registration>>,
@@ -207,9 +211,9 @@ impl NvmeTier {
             fell_back(Fallback::BufferedIo);
             trouble.push(format!("nvme: {reason}"));
         }
-        let born = clock::nanos();
+        let (born, news) = (clock::nanos(), Arc::<Mutex<News>>::default());
         let tier = Arc::new(Self {
-            disk: Arc::new(Disk::new(store, engine.engine, PATIENCE)?),
+            disk: Arc::new(Disk::new(store, engine.engine, PATIENCE, Arc::clone(&news))?),
             settings,
             engine_reason,
             catalog: Mutex::new(Catalog::new()),
@@ -233,6 +237,7 @@ impl NvmeTier {
             room_changed: Notify::new(),
             full_until: Mutex::default(),
             last_room: Mutex::default(),
+            news,
             stuck: Mutex::default(),
             registrations: Mutex::default(),
             trouble: Mutex::new(trouble),
@@ -393,22 +398,32 @@ impl NvmeTier {
             return;
         }
         tracing::warn!(?key, %why, "a bad extent of the NVMe tier is put aside");
-        self.quarantined.fetch_add(1, Ordering::Relaxed);
-        self.meters.quarantined(why.label());
+        if forgotten.is_some() {
+            self.count_bad(why.label());
+        }
         let (tier, mark) = (Arc::clone(self), self.next_generation());
         let put_aside = move |store: &Store| store.quarantine(&key, mark);
         // A task of its own: whoever asked may be dropped.
         let moving = self.tasks.spawn(async move {
             if let Some(stored) = forgotten {
-                tier.take_away(stored, put_aside).await;
+                tier.take_away(stored, move |store| put_aside(store).map(drop)).await;
                 return;
             }
-            if let Err(error) = tier.disk.call(put_aside).await {
-                tracing::warn!(%error, ?key, "a bad extent cannot be put aside");
+            // Nobody knows of it yet, so the recovery may find the same one bad at this moment.
+            match tier.disk.call(put_aside).await {
+                Ok(true) => tier.count_bad(why.label()),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%error, ?key, "a bad extent cannot be put aside"),
             }
             tier.all_left(tier.forget_old(&key).as_slice());
         });
         drop(moving.await);
+    }
+
+    /// Once for each extent that was found to be bad, whoever found it.
+    fn count_bad(&self, reason: &'static str) {
+        self.quarantined.fetch_add(1, Ordering::Relaxed);
+        self.meters.quarantined(reason);
     }
 
     /// While the tier recovers, an extent may be put aside before it is known, and become known by

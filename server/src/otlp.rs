@@ -88,8 +88,8 @@ impl Exporter {
             context: trace.context(),
             facts: trace.facts(),
             failed,
-            opened: timeline.opened(),
-            end: now,
+            opened: timeline.opened().into(),
+            end: now.into(),
             clock: Clock::at(now),
         };
         let spans = timeline.spans(|steps, chunks| load.spans(steps, chunks));

@@ -122,6 +122,11 @@ impl PinnedChunk {
         self.0.slot.reader().bytes().get(start..start.checked_add(bytes)?)
     }
 
+    /// All of its slot.
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        self.0.slot.reader().bytes()
+    }
+
     /// The first bytes of its slot; none if the slot is smaller.
     pub(crate) fn payload(&self, bytes: usize) -> Option<&[u8]> {
         self.0.slot.reader().bytes().get(..bytes)

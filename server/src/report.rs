@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::attribution::{Attribution, HostTroubles, attribute};
 use crate::cost::FetchCost;
 use crate::numa::Placed;
-use crate::timeline::{Kind, Stage, Timeline};
+use crate::timeline::{Kind, Moment, Stage, Timeline};
 
 /// Where the bytes of a chunk came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub(crate) enum Why {
     Stored,
     /// It was on its way for another load.
     Joined,
+    /// Another domain of this node had it: it was copied from its slot.
+    Copied,
     /// There is no NVMe tier.
     NoNvme,
     /// The NVMe tier does not have it.
@@ -56,10 +58,11 @@ pub(crate) enum Why {
 impl Why {
     /// All of them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Cached,
         Self::Stored,
         Self::Joined,
+        Self::Copied,
         Self::NoNvme,
         Self::NotStored,
         Self::LeftAlone,
@@ -73,6 +76,7 @@ impl Why {
             Self::Cached => "cached",
             Self::Stored => "stored",
             Self::Joined => "joined",
+            Self::Copied => "copied",
             Self::NoNvme => "no_nvme",
             Self::NotStored => "not_stored",
             Self::LeftAlone => "left_alone",
@@ -166,6 +170,8 @@ pub(crate) struct Report {
     pub(crate) load_id: String,
     /// What was loaded, without a query.
     pub(crate) uri: String,
+    /// The alias that it was opened by; empty if it was a URI.
+    pub(crate) alias: String,
     /// Which revision.
     pub(crate) revision: String,
     /// In which lane.
@@ -232,6 +238,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) load_id: &'a str,
     /// What was loaded.
     pub(crate) uri: &'a str,
+    /// By which alias; empty if by none.
+    pub(crate) alias: &'a str,
     /// Which revision.
     pub(crate) revision: &'a str,
     /// In which lane.
@@ -249,17 +257,21 @@ pub(crate) fn close(
     tally: Tally,
     (end, host): (Instant, &dyn HostTroubles),
 ) -> Report {
-    let (opened, copies) = (timeline.opened(), timeline.copies());
-    let wall = end - opened;
+    let (opened, end) = (Moment::from(timeline.opened()), Moment::from(end));
+    let (copies, wall) = (timeline.copies(), end - opened);
     // A device that has its bytes does not wait for what the client still does.
     let last_copy = copies.iter().map(|(_, stop)| (*stop).min(end)).max();
     let idle_until = subject.device.and(last_copy).unwrap_or(end);
     let gaps = gaps(opened, idle_until, &copies);
-    let (path, idle) =
-        timeline.read(|paths| (paths.walk(opened, end), attribute(&gaps, paths, host)));
+    let (path, idle) = timeline.read(|paths| {
+        let path = paths.walk(opened, end);
+        let idle = attribute(&gaps, paths, (&path, (opened, end)), host);
+        (path, idle)
+    });
     Report {
         load_id: subject.load_id.to_owned(),
         uri: subject.uri.to_owned(),
+        alias: subject.alias.to_owned(),
         revision: subject.revision.to_owned(),
         lane: subject.lane,
         tally,
@@ -275,7 +287,7 @@ pub(crate) fn close(
 }
 
 /// The stretches of `opened..end` in which no copy ran. Copies come in the order of time.
-fn gaps(opened: Instant, end: Instant, copies: &[(Instant, Instant)]) -> Vec<(Instant, Instant)> {
+fn gaps(opened: Moment, end: Moment, copies: &[(Moment, Moment)]) -> Vec<(Moment, Moment)> {
     let mut gaps = Vec::new();
     let mut at = opened;
     for &(start, stop) in copies {
@@ -314,6 +326,7 @@ mod tests {
         let subject = Subject {
             load_id: "l",
             uri: "u",
+            alias: "",
             revision: "r",
             lane: "interactive",
             placed: None,
@@ -347,6 +360,7 @@ mod tests {
         let subject = Subject {
             load_id: "l",
             uri: "u",
+            alias: "",
             revision: "r",
             lane: "interactive",
             placed: None,
@@ -365,7 +379,7 @@ mod tests {
     #[test]
     fn copies_beyond_the_load_do_not_count() {
         let zero = Instant::now();
-        let at = |ms| zero + Duration::from_millis(ms);
+        let at = |ms| Moment::from(zero) + Duration::from_millis(ms);
         assert_eq!(gaps(at(0), at(10), &[(at(2), at(20))]), [(at(0), at(2))]);
         assert_eq!(gaps(at(0), at(10), &[]), [(at(0), at(10))]);
     }

@@ -253,7 +253,7 @@ impl Resizer {
     /// The disk's tier hears how many slots there are.
     fn tell_slots(&self) {
         if let Some(nvme) = &self.stages.nvme {
-            nvme.slots(self.pool().slots());
+            nvme.slots(self.stages.across.slots());
         }
     }
 
@@ -270,7 +270,7 @@ impl Resizer {
             let segment = stages.ram.pool().make(plan)?;
             if let Some(nvme) = &stages.nvme {
                 nvme.register(&segment);
-                nvme.slots(stages.ram.pool().slots());
+                nvme.slots(stages.across.slots());
             }
             stages.admission.grow(plan.slots as usize);
             Ok::<_, forebay_shm::ShmError>(segment.id())

@@ -18,6 +18,7 @@ mod index;
 mod known;
 mod manifest;
 mod packed;
+mod saved;
 mod zst;
 
 use std::collections::VecDeque;
@@ -48,6 +49,9 @@ use packed::Packed;
 pub(crate) use headers::HeaderCache;
 pub(crate) use known::KnownDigests;
 pub(crate) use manifest::{Content, Manifest, Object, Revision, Tensor};
+#[cfg(test)]
+pub(crate) use saved::manifest_at;
+pub(crate) use saved::saved;
 
 /// Objects of a checkpoint.
 const OBJECTS_MAX: usize = 100_000;

@@ -5,16 +5,19 @@
 //! response heads only. A stream runs as a task of the daemon's tree and ends with it: when the
 //! client drops its response stream, a guard in it cancels the task.
 
+mod aliasing;
 mod capacity;
 mod convert;
 mod doctor;
 mod explain;
+pub(crate) mod fuzzed;
 mod kept;
 mod packing;
 mod resizing;
 pub(crate) mod serve;
 mod status;
 mod stream;
+pub(crate) mod tls;
 mod traced;
 
 use std::sync::Arc;
@@ -29,7 +32,9 @@ use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::alias::Aliases;
 use crate::deadline::{Deadline, parse_grpc_timeout};
+use crate::error::stopping;
 use crate::handoff::{Peer, Sessions};
 use crate::load::Stages;
 use crate::metrics::{self, LoadMeter};
@@ -53,14 +58,16 @@ const LONG_DEADLINE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 pub(crate) struct Shared {
     /// The stages.
     pub(crate) stages: Arc<Stages>,
+    /// Names of revisions.
+    pub(crate) aliases: Arc<Aliases>,
     /// Client processes.
     pub(crate) sessions: Arc<Sessions>,
     /// Object stores, for their statistics.
     pub(crate) origins: Arc<Origins>,
     /// Writes checkpoints anew.
-    pub(crate) packer: Packer,
+    pub(crate) packer: Arc<Packer>,
     /// Where spans of finished loads go, if they are exported.
-    pub(crate) exporter: Option<Exporter>,
+    pub(crate) exporter: Option<Arc<Exporter>>,
     /// Gives the RAM tier its size.
     pub(crate) resizer: Arc<Resizer>,
     /// Names of origins, looked up ahead of time.
@@ -91,9 +98,17 @@ impl Shared {
     /// Why a stream was cut: by the daemon's end, or by its client's.
     fn ended(&self) -> Failure {
         if self.stop.is_cancelled() {
-            return Failure::new(Reason::Draining, "the daemon is stopping");
+            return stopping("the daemon is stopping");
         }
         client_gone()
+    }
+
+    /// A URI that the caller's domain may load, without a query and in its canonical form.
+    fn loadable(&self, uri: &str) -> Result<String, Failure> {
+        let (uri, domain) = (shown_uri(uri)?, &self.stages.domain);
+        domain.check_uri(&uri)?;
+        domain.uses(&uri);
+        Ok(uri)
     }
 
     /// What a load did, to whoever records traces. It was answered by then.
@@ -204,14 +219,6 @@ fn client_gone() -> Failure {
     Failure::new(Reason::DaemonUnreachable, "the client is gone")
 }
 
-/// A URI without a query, in its canonical form.
-fn canonical(uri: &str) -> Result<String, Failure> {
-    if uri.is_empty() {
-        return Ok(String::new());
-    }
-    shown_uri(uri)
-}
-
 /// A URI that names something, without a query, in its canonical form. What is none is refused
 /// before it waits for anything: waiting does not mend it.
 fn shown_uri(uri: &str) -> Result<String, Failure> {
@@ -229,6 +236,7 @@ impl Forebay for Service {
     type VerifyStream = GuardedStream<pb::VerifyResponse>;
     type PackStream = GuardedStream<pb::PackResponse>;
     type TraceStream = GuardedStream<pb::TraceResponse>;
+    type SetAliasStream = GuardedStream<pb::SetAliasResponse>;
     type ResizeRamStream = GuardedStream<pb::ResizeRamResponse>;
 
     async fn load(
@@ -236,6 +244,11 @@ impl Forebay for Service {
         request: Request<Streaming<pb::LoadRequest>>,
     ) -> Result<Response<Self::LoadStream>, Status> {
         let context = self.context("Load", &request)?;
+        if context.peer.is_remote() {
+            let message = "loads are lent as memory of this machine, and not over TCP";
+            let refused = Err(Failure::new(Reason::ControlOnly, message));
+            return Self::unary("Load", context, refused);
+        }
         let (out, stream, gone) = stream::open(stream::GRANT_QUEUE, &self.shared.stop);
         let shared = Arc::clone(&self.shared);
         let trace = traced::begin("Load", &context, request.metadata());
@@ -312,10 +325,14 @@ impl Forebay for Service {
         request: Request<pb::ListRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
         let context = self.context("List", &request)?;
-        let stages = Arc::clone(&self.shared.stages);
+        let shared = Arc::clone(&self.shared);
         let uri = request.into_inner().uri;
         let work = async move {
-            let checkpoints = kept::list(&stages, &canonical(&uri)?).await;
+            let under = match uri.is_empty() {
+                true => uri,
+                false => aliasing::named(&shared, &uri)?,
+            };
+            let checkpoints = kept::list(&shared.stages, &under).await;
             let page =
                 |page: &[pb::CachedCheckpoint]| pb::ListResponse { checkpoints: page.to_vec() };
             Ok(checkpoints.chunks(LIST_PAGE).map(page).collect())
@@ -328,7 +345,7 @@ impl Forebay for Service {
         request: Request<pb::PinRequest>,
     ) -> Result<Response<pb::PinResponse>, Status> {
         let context = self.context("Pin", &request)?;
-        let pinned = match shown_uri(&request.into_inner().uri) {
+        let pinned = match aliasing::named(&self.shared, &request.into_inner().uri) {
             Ok(uri) => kept::pin(&self.shared.stages, &uri).await,
             Err(failure) => Err(failure),
         };
@@ -340,7 +357,7 @@ impl Forebay for Service {
         request: Request<pb::UnpinRequest>,
     ) -> Result<Response<pb::UnpinResponse>, Status> {
         let context = self.context("Unpin", &request)?;
-        let unpinned = match shown_uri(&request.into_inner().uri) {
+        let unpinned = match aliasing::named(&self.shared, &request.into_inner().uri) {
             Ok(uri) => kept::unpin(&self.shared.stages, &uri).await,
             Err(failure) => Err(failure),
         };
@@ -352,9 +369,13 @@ impl Forebay for Service {
         request: Request<pb::EvictRequest>,
     ) -> Result<Response<pb::EvictResponse>, Status> {
         let context = self.context("Evict", &request)?;
-        let stages = Arc::clone(&self.shared.stages);
-        let evicting = context.deadline.cut(kept::evict(&stages, request.into_inner()));
-        let evicted = evicting.await.map_err(|_expired| deadline()).and_then(|done| done);
+        let pb::EvictRequest { uri, tier } = request.into_inner();
+        let evicting = async {
+            let uri = aliasing::named(&self.shared, &uri)?;
+            kept::evict(&self.shared.stages, &uri, tier).await
+        };
+        let evicted = context.deadline.cut(evicting).await;
+        let evicted = evicted.map_err(|_expired| deadline()).and_then(|done| done);
         Self::unary("Evict", context, evicted)
     }
 
@@ -368,7 +389,10 @@ impl Forebay for Service {
         let trace = traced::begin("Verify", &context, request.metadata());
         let uri = request.into_inner().uri;
         self.shared.tasks.spawn(trace.run(async move {
-            let checking = context.deadline.cut(kept::verify(&shared.stages, &uri, &out));
+            let checking = context.deadline.cut(async {
+                let uri = aliasing::named(&shared, &uri)?;
+                kept::verify(&shared.stages, &uri, &out).await
+            });
             let outcome = tokio::select! {
                 outcome = checking => outcome.map_err(|_expired| deadline()).and_then(|done| done),
                 () = gone.cancelled() => Err(shared.ended()),
@@ -405,8 +429,7 @@ impl Forebay for Service {
     ) -> Result<Response<pb::ExplainResponse>, Status> {
         let context = self.context("Explain", &request)?;
         let load = explain::find(&self.shared, &request.into_inner().load_id);
-        let sources = self.shared.stages.evidence.sources();
-        Self::unary("Explain", context, load.map(|load| explain::explained(&load, &sources)))
+        Self::unary("Explain", context, load.map(|load| explain::explained(&self.shared, &load)))
     }
 
     async fn trace(
@@ -436,6 +459,53 @@ impl Forebay for Service {
             Ending { method: "ResizeRam", context }.tell(outcome, &out, &gone).await;
         });
         Ok(Response::new(stream))
+    }
+
+    async fn set_alias(
+        &self,
+        request: Request<pb::SetAliasRequest>,
+    ) -> Result<Response<Self::SetAliasStream>, Status> {
+        let mut context = self.context("SetAlias", &request)?;
+        context.deadline = long_deadline(context.opened, request.metadata());
+        let (out, stream, gone) = stream::open(PAGE_QUEUE, &self.shared.stop);
+        let shared = Arc::clone(&self.shared);
+        let trace = traced::begin("SetAlias", &context, request.metadata());
+        let asked = request.into_inner();
+        self.shared.tasks.spawn(trace.run(async move {
+            let outcome = tokio::select! {
+                outcome = aliasing::set_alias(&shared, context, asked, &out) => outcome,
+                () = gone.cancelled() => Err(shared.ended()),
+            };
+            Ending { method: "SetAlias", context }.tell(outcome, &out, &gone).await;
+        }));
+        Ok(Response::new(stream))
+    }
+
+    async fn rollback(
+        &self,
+        request: Request<pb::RollbackRequest>,
+    ) -> Result<Response<pb::RollbackResponse>, Status> {
+        let context = self.context("Rollback", &request)?;
+        let rolling = aliasing::rollback(&self.shared, context, request.into_inner());
+        Self::unary("Rollback", context, rolling.await)
+    }
+
+    async fn list_aliases(
+        &self,
+        request: Request<pb::ListAliasesRequest>,
+    ) -> Result<Response<pb::ListAliasesResponse>, Status> {
+        let context = self.context("ListAliases", &request)?;
+        let listed = aliasing::list(&self.shared, &request.into_inner().name);
+        Self::unary("ListAliases", context, listed)
+    }
+
+    async fn remove_alias(
+        &self,
+        request: Request<pb::RemoveAliasRequest>,
+    ) -> Result<Response<pb::RemoveAliasResponse>, Status> {
+        let context = self.context("RemoveAlias", &request)?;
+        let removing = aliasing::remove(&self.shared, context, request.into_inner());
+        Self::unary("RemoveAlias", context, removing.await)
     }
 
     async fn status(

@@ -16,6 +16,7 @@
 //! limits.
 
 mod attempts;
+mod moment;
 pub(crate) mod path;
 
 use std::future::Future;
@@ -31,6 +32,7 @@ use crate::report::Tier;
 use crate::trace::TraceContext;
 
 pub(crate) use attempts::{attempt_events, attempt_spans, call_spans};
+pub(crate) use moment::Moment;
 
 /// Spans that a chunk has at least, for one allocation in place of two.
 const SPANS_USUAL: usize = 6;
@@ -76,11 +78,13 @@ pub(crate) enum Stage {
     Publish,
     /// Granted, not released yet: the client works.
     ClientAck,
+    /// Of what is to be kept on NVMe: not stored yet.
+    NvmeWrite,
 }
 
 impl Stage {
     /// Every stage, in the order of a load.
-    pub(crate) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::Admission,
         Self::Resolve,
         Self::Plan,
@@ -100,6 +104,7 @@ impl Stage {
         Self::VerifyObject,
         Self::Publish,
         Self::ClientAck,
+        Self::NvmeWrite,
     ];
 
     /// The name on the wire.
@@ -124,6 +129,7 @@ impl Stage {
             Self::VerifyObject => "verify_object",
             Self::Publish => "publish",
             Self::ClientAck => "client_ack",
+            Self::NvmeWrite => "nvme_write",
         }
     }
 }
@@ -171,6 +177,8 @@ pub(crate) enum Clue {
     Cold(u32),
     /// The work was for memory of another NUMA node than its CPU's.
     Far,
+    /// Earlier bytes of the same object come first.
+    Behind,
 }
 
 impl Clue {
@@ -187,6 +195,7 @@ impl Clue {
             Self::Busy => "bytes came as fast as they were read".to_owned(),
             Self::Cold(kib) => format!("{kib} KiB were not in the page cache"),
             Self::Far => "memory of another NUMA node".to_owned(),
+            Self::Behind => "behind earlier bytes of the object".to_owned(),
         }
     }
 }
@@ -199,16 +208,22 @@ pub(crate) struct Span {
     /// Queue or service.
     pub(crate) kind: Kind,
     /// Begin.
-    pub(crate) start: Instant,
+    pub(crate) start: Moment,
     /// End; never before `start`.
-    pub(crate) end: Instant,
+    pub(crate) end: Moment,
     /// Why.
     pub(crate) clue: Clue,
 }
 
 impl Span {
     /// A span; an end before the start is taken as the start.
-    pub(crate) fn new(stage: Stage, kind: Kind, start: Instant, end: Instant) -> Self {
+    pub(crate) fn new(
+        stage: Stage,
+        kind: Kind,
+        start: impl Into<Moment>,
+        end: impl Into<Moment>,
+    ) -> Self {
+        let (start, end) = (start.into(), end.into());
         Self { stage, kind, start, end: end.max(start), clue: Clue::None }
     }
 
@@ -223,7 +238,8 @@ impl Span {
     }
 
     /// The part of it after `from`, if any.
-    pub(crate) fn since(&self, from: Instant) -> Option<Self> {
+    pub(crate) fn since(&self, from: impl Into<Moment>) -> Option<Self> {
+        let from = from.into();
         (self.end > from).then(|| Self { start: self.start.max(from), ..*self })
     }
 }
@@ -237,27 +253,24 @@ pub(crate) struct ChunkTrace {
 
 impl ChunkTrace {
     /// When the last span of `stage` ended.
-    pub(crate) fn end_of(&self, stage: Stage) -> Option<Instant> {
+    pub(crate) fn end_of(&self, stage: Stage) -> Option<Moment> {
         self.spans.iter().rev().find(|span| span.stage == stage).map(|span| span.end)
-    }
-
-    /// When the last wait for `stage` ended.
-    pub(crate) fn end_of_queue(&self, stage: Stage) -> Option<Instant> {
-        let waited = |span: &&Span| span.stage == stage && span.kind == Kind::Queue;
-        self.spans.iter().rev().find(waited).map(|span| span.end)
     }
 }
 
 /// Events of one load that are kept; more are counted.
 const EVENTS_MAX: usize = 1024;
 
+/// The name of the event that says who held the slots that a load waited for.
+pub(crate) const LEASE_WAIT: &str = "lease_wait";
+
 /// Something that was decided on the way of a load.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Event {
     /// When.
     pub(crate) at: Instant,
-    /// What: `tier`, `retry`, `hedge`, `throttle`, `attempt_failed`, `evict`, `fallback`, `limit`,
-    /// `breaker`, `shed` or `failed`.
+    /// What: `tier`, `retry`, `no_retry`, `hedge`, `no_hedge`, `throttle`, `attempt_failed`, `evict`,
+    /// `fallback`, `limit`, `breaker`, `lease_wait`, `shed` or `failed`.
     pub(crate) name: &'static str,
     /// Why.
     pub(crate) detail: String,
@@ -271,10 +284,11 @@ pub(crate) struct Timeline {
     inner: Mutex<Inner>,
 }
 
-/// A load-wide span that has not ended.
+/// A span of the load, or of a chunk, that has not ended.
 #[derive(Debug)]
 pub(crate) struct OpenSpan<'a> {
     timeline: &'a Timeline,
+    chunk: Option<usize>,
     stage: Stage,
     kind: Kind,
     start: Instant,
@@ -283,7 +297,10 @@ pub(crate) struct OpenSpan<'a> {
 impl Drop for OpenSpan<'_> {
     fn drop(&mut self) {
         let span = Span::new(self.stage, self.kind, self.start, Instant::now());
-        self.timeline.load_span(span);
+        match self.chunk {
+            Some(chunk) => self.timeline.chunk_spans(chunk, [span]),
+            None => self.timeline.load_span(span),
+        }
     }
 }
 
@@ -331,7 +348,8 @@ impl OpenCalls<'_> {
 
 impl Drop for OpenCalls<'_> {
     fn drop(&mut self) {
-        let (time, entries) = ((self.start, Instant::now()), self.journal.entries());
+        let time = (self.start.into(), Instant::now().into());
+        let entries = self.journal.entries();
         for span in call_spans(&entries, time, self.stage) {
             self.timeline.load_span(span);
         }
@@ -378,7 +396,7 @@ impl Timeline {
     /// Begins a load-wide span. It ends when the guard drops: at the end of the step, or when the
     /// step is cut off.
     pub(crate) fn begin(&self, stage: Stage, kind: Kind) -> OpenSpan<'_> {
-        OpenSpan { timeline: self, stage, kind, start: Instant::now() }
+        OpenSpan { timeline: self, chunk: None, stage, kind, start: Instant::now() }
     }
 
     /// Begins a step whose calls to an origin are spans of their own; what lies between them is the
@@ -389,7 +407,13 @@ impl Timeline {
 
     /// Begins the first span: the time since the load was opened is part of it.
     pub(crate) fn begin_first(&self, stage: Stage, kind: Kind) -> OpenSpan<'_> {
-        OpenSpan { timeline: self, stage, kind, start: self.opened }
+        OpenSpan { timeline: self, chunk: None, stage, kind, start: self.opened }
+    }
+
+    /// Begins work on a chunk: from when its last span ended.
+    pub(crate) fn begin_of(&self, chunk: usize, stage: Stage) -> OpenSpan<'_> {
+        let start = self.last_end(chunk).map_or_else(Instant::now, Instant::from);
+        OpenSpan { timeline: self, chunk: Some(chunk), stage, kind: Kind::Service, start }
     }
 
     /// The reads on these terms are for this load to pay.
@@ -425,6 +449,11 @@ impl Timeline {
         self.lock().event(Event { at: Instant::now(), name, detail: detail.into() });
     }
 
+    /// Something was decided then.
+    pub(crate) fn event_at(&self, event: Event) {
+        self.lock().event(event);
+    }
+
     /// Adds events of a part of the load, which is said with each.
     pub(crate) fn events(&self, events: impl IntoIterator<Item = Event>, part: &str) {
         let mut inner = self.lock();
@@ -457,9 +486,9 @@ impl Timeline {
     }
 
     /// The busy stretches of the client's copy engine, in the order of time.
-    pub(crate) fn copies(&self) -> Vec<(Instant, Instant)> {
+    pub(crate) fn copies(&self) -> Vec<(Moment, Moment)> {
         let inner = self.lock();
-        let since = inner.copies_since.unwrap_or(self.opened);
+        let since = Moment::from(inner.copies_since.unwrap_or(self.opened));
         let mut copies: Vec<_> =
             inner.copies.iter().map(|(start, end)| (since + *start, since + *end)).collect();
         copies.sort_unstable();
@@ -467,7 +496,7 @@ impl Timeline {
     }
 
     /// When the last span of a chunk ended.
-    pub(crate) fn last_end(&self, chunk: usize) -> Option<Instant> {
+    pub(crate) fn last_end(&self, chunk: usize) -> Option<Moment> {
         self.lock().chunks.get(chunk).and_then(|trace| trace.spans.last()).map(|span| span.end)
     }
 
@@ -497,7 +526,10 @@ impl Timeline {
     /// Shows the tier of each chunk that was on its way, by what it was at.
     pub(crate) fn tiers(&self, mut show: impl FnMut(Tier)) {
         for trace in &self.lock().chunks {
-            let was_at = |stages: &[Stage]| trace.spans.iter().any(|s| stages.contains(&s.stage));
+            // Waiting to be taken up is no tier's.
+            let at = |s: &Span| (s.stage, s.kind) != (Stage::Fetch, Kind::Queue);
+            let was_at =
+                |stages: &[Stage]| trace.spans.iter().any(|s| stages.contains(&s.stage) && at(s));
             let of_origin = [Stage::Fetch, Stage::ConnAcquire, Stage::Ttfb, Stage::Body];
             if was_at(&of_origin) {
                 show(Tier::Origin);
@@ -538,7 +570,7 @@ impl Timeline {
     }
 
     /// When the first chunk was readable by the client.
-    pub(crate) fn first_chunk_at(&self) -> Option<Instant> {
+    pub(crate) fn first_chunk_at(&self) -> Option<Moment> {
         let inner = self.lock();
         inner.chunks.iter().filter_map(|trace| trace.end_of(Stage::Publish)).min()
     }

@@ -22,6 +22,7 @@ use crate::capacity::meter::Meter;
 use crate::cpu::{NodeWorkers, Stopped, distance};
 use crate::decode::RawChunk;
 use crate::digest::{ChunkDigest, DigestKey, ExtentDigest};
+use crate::error::stopping;
 use crate::metrics;
 use crate::nvme::{BadExtent, StoredChunk};
 use crate::plan::{ChunkKey, ChunkSpec};
@@ -64,7 +65,7 @@ impl From<VerifyError> for Failure {
             VerifyError::Mismatch { object, .. } => {
                 Self::new(Reason::DigestMismatch, message).for_object(&object)
             }
-            VerifyError::Stopped(_) => Self::new(Reason::Draining, message),
+            VerifyError::Stopped(_) => stopping(message),
         }
         .at_stage("verify_part")
     }
@@ -196,6 +197,33 @@ impl Verifier {
         }
     }
 
+    /// A copy of a chunk that another domain has, in a slot of this one: of its objects' bytes, and
+    /// of nothing that may lie between them. None if they are not as they were verified.
+    pub(crate) async fn copied(
+        &self,
+        theirs: PinnedChunk,
+        mut slot: ClaimedSlot,
+        spec: Arc<ChunkSpec>,
+    ) -> Result<Option<VerifiedChunk>, Stopped> {
+        let records = Arc::clone(&self.records);
+        let copying = self.workers.run(Some(slot.node()), move || {
+            for extent in &spec.extents {
+                let start = usize::try_from(extent.slot_offset).ok()?;
+                let end = start.checked_add(usize::try_from(extent.bytes).ok()?)?;
+                slot.as_mut_slice().get_mut(start..end)?.copy_from_slice(theirs.extent(extent)?);
+            }
+            let digest = digest_of(records.key(), &spec, slot.as_slice())?;
+            if digest != theirs.digest() {
+                metrics::digest_mismatch();
+                return None;
+            }
+            let crcs = (0..spec.extents.len()).map(|extent| theirs.sum(extent)).collect();
+            let pinned = records.known(&spec.key) == Some(digest);
+            Some(VerifiedChunk { slot, spec, digest, crcs, pinned })
+        });
+        copying.await
+    }
+
     /// Where it is recorded which objects were held to a digest of all their bytes.
     pub(crate) fn records(&self) -> &Arc<Records> {
         &self.records
@@ -212,21 +240,21 @@ impl Verifier {
         let records = Arc::clone(&self.records);
         let checking = self.workers.run(Some(chunk.node()), move || {
             let known = records.known(&chunk.spec().key)?;
-            let found = digest_of(records.key(), &chunk)?;
+            let found = digest_of(records.key(), chunk.spec(), chunk.as_slice())?;
             Some(found == known)
         });
         checking.await
     }
 }
 
-/// The digest of a chunk in RAM; none if it does not fit its slot.
-fn digest_of(key: DigestKey, chunk: &PinnedChunk) -> Option<ChunkDigest> {
-    let mut extents = Vec::with_capacity(chunk.spec().extents.len());
-    for extent in &chunk.spec().extents {
+/// The digest of a chunk in a slot; none if it does not fit that.
+fn digest_of(key: DigestKey, spec: &ChunkSpec, slot: &[u8]) -> Option<ChunkDigest> {
+    let mut extents = Vec::with_capacity(spec.extents.len());
+    for extent in &spec.extents {
         let start = usize::try_from(extent.slot_offset).ok()?;
         let bytes = usize::try_from(extent.bytes).ok()?;
         let mut digest = ExtentDigest::new(key);
-        digest.landed(chunk.payload(start.checked_add(bytes)?)?.get(start..)?);
+        digest.landed(slot.get(start..start.checked_add(bytes)?)?);
         extents.push((extent.bytes, digest.finish().digest));
     }
     Some(key.of_chunk(extents))

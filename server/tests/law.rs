@@ -160,8 +160,8 @@ fn no_stage_names_a_later_one() {
             let allowed = ALLOWED_BACKWARD.iter().any(|(by, of, _)| *by == module && *of == used);
             let later = position(&used).is_some_and(|other| other > own) && !allowed;
             assert!(!later, "{} names the later stage {used}", path.display());
-            let outside =
-                ["load", "pack", "daemon", "rpc", "config", "http"].contains(&used.as_str());
+            let outside = ["load", "alias", "pack", "daemon", "rpc", "config", "http"]
+                .contains(&used.as_str());
             assert!(!outside, "{} names {used}, which is above the stages", path.display());
         }
     }
@@ -195,7 +195,7 @@ fn edges_stay_at_the_edges() {
             "metrics::",
             &[
                 "metrics", "daemon", "rpc", "ram", "fetch", "decode", "nvme", "verify", "load",
-                "resolve", "numa", "otlp",
+                "resolve", "numa", "otlp", "alias", "evidence", "history",
             ],
         ),
     ];

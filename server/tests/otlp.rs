@@ -17,7 +17,7 @@ use forebay_proto::otlp::trace_service_server::{TraceService, TraceServiceServer
 use forebay_proto::otlp::{
     ExportTraceServiceRequest, ExportTraceServiceResponse, KeyValue, Span, SpanKind, StatusCode,
 };
-use forebay_testkit::{BlackHole, Content, HttpOptions, HttpOrigin, temp_dir};
+use forebay_testkit::{BlackHole, CANARY, Content, HttpOptions, HttpOrigin, canary_in, temp_dir};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -30,7 +30,7 @@ use tonic::{Request, Response, Status};
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: u64 = 0x00f0_67aa_0ba9_02b7;
 const CHUNK: u64 = 64 << 10;
-const QUERY: &str = "X-Amz-Signature=canary-sig";
+const QUERY: &str = "X-Amz-Signature=canary-Kanarienvogel-sig";
 
 /// Looks at a condition, at most, and the time between two.
 const LOOKS: usize = 1500;
@@ -133,6 +133,9 @@ impl Daemon {
             .arg(dir.path().join("cache"))
             .env_clear()
             .env("FOREBAY_CHUNK", "64KiB")
+            .env("FOREBAY_LOG_LEVEL", "trace")
+            .env("AWS_ACCESS_KEY_ID", "AKIA")
+            .env("AWS_SECRET_ACCESS_KEY", CANARY)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -154,7 +157,8 @@ impl Daemon {
     async fn load(&self, uri: &str, load_id: &str, flags: &str) -> Result<(), Reason> {
         let parent = format!("00-{TRACE}-{PARENT:016x}-{flags}");
         let trace_parent = Some(TraceParent::parse(&parent).unwrap());
-        let client = self.client.with_options(CallOptions { deadline: None, trace_parent });
+        let client =
+            self.client.with_options(CallOptions { trace_parent, ..CallOptions::default() });
         let load = client.load(LoadRequest::new(uri).load_id(load_id)).await;
         let load = load.map_err(|error| error.reason())?;
         load.finish().await.map(drop).map_err(|error| error.reason())
@@ -263,8 +267,13 @@ async fn a_load_is_one_tree_of_spans_under_its_caller() {
     assert_eq!(text(&failed.attributes, "forebay.reason"), Some("OBJECT_NOT_FOUND"));
     let resource = collector.requests.lock().unwrap()[0].resource_spans[0].resource.clone();
     assert_eq!(text(&resource.unwrap().attributes, "service.name"), Some("forebayd"));
-    assert!(!format!("{:?}", collector.spans()).contains("canary"));
-    assert!(!daemon.log().contains("canary"));
+    let exported = format!("{:?}", collector.requests.lock().unwrap());
+    let log = daemon.log();
+    assert!(exported.contains("forebay.load_id") && log.contains("TRACE"), "{log}");
+    for told in [exported, log] {
+        assert!(!told.contains("canary"), "{told}");
+        assert_eq!(canary_in(told.as_bytes(), &[]), None);
+    }
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ pub(super) const RANKS: u32 = 8;
 
 /// Along which dimension tensors are cut whose names end so; the first that fits counts. Others,
 /// the norms, are whole on every rank. As servers cut a Llama.
-pub(super) const CUTS: [(&str, u32); 5] = [
+pub(crate) const CUTS: [(&str, u32); 5] = [
     ("o_proj.weight", 1),
     ("down_proj.weight", 1),
     ("proj.weight", 0),

@@ -13,13 +13,13 @@ use crate::measure::Measurement;
 
 /// How many reads at a time, and how large each is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Shape {
+pub(crate) struct Shape {
     depth: u32,
     mebibytes: u32,
 }
 
 /// What it may be best at.
-pub(super) const SHAPES: [Shape; 4] = [
+pub(crate) const SHAPES: [Shape; 4] = [
     Shape { depth: 32, mebibytes: 1 },
     Shape { depth: 8, mebibytes: 4 },
     Shape { depth: 16, mebibytes: 8 },
@@ -28,14 +28,14 @@ pub(super) const SHAPES: [Shape; 4] = [
 
 impl Shape {
     /// Its name in the table.
-    pub(super) fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         let Self { depth, mebibytes } = self;
         format!("fio, {depth} of {mebibytes} MiB")
     }
 }
 
 /// Whether it is there, and how to get it.
-pub(super) fn check() -> Outcome<()> {
+pub(crate) fn check() -> Outcome<()> {
     let told = Command::new("fio").arg("--version").output();
     match told {
         Ok(told) if told.status.success() => Ok(()),
@@ -45,7 +45,7 @@ pub(super) fn check() -> Outcome<()> {
 
 /// Reads all files below a directory once, whole blocks of them. The time is fio's own, from its
 /// first read to its last.
-pub(super) fn read(dir: &Path, shape: Shape) -> Outcome<Measurement> {
+pub(crate) fn read(dir: &Path, shape: Shape) -> Outcome<Measurement> {
     let Shape { depth, mebibytes } = shape;
     let mut command = Command::new("fio");
     command.args(["--name=read", "--readonly", "--rw=read", "--direct=1", "--ioengine=io_uring"]);
@@ -59,6 +59,22 @@ pub(super) fn read(dir: &Path, shape: Shape) -> Outcome<Measurement> {
         return Err(format!("fio ended with {} ({hint}): {said}", output.status).into());
     }
     measured(&output.stdout)
+}
+
+/// What there is in whole blocks of this shape below a directory: what [`read`] reads.
+pub(crate) fn whole_blocks(dir: &Path, shape: Shape) -> Outcome<u64> {
+    let block = u64::from(shape.mebibytes) << 20;
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        bytes += match kind.is_dir() {
+            true => whole_blocks(&entry.path(), shape)?,
+            false if kind.is_file() => entry.metadata()?.len() / block * block,
+            false => 0,
+        };
+    }
+    Ok(bytes)
 }
 
 fn measured(output: &[u8]) -> Outcome<Measurement> {
@@ -81,6 +97,18 @@ fn measured(output: &[u8]) -> Outcome<Measurement> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_left_of_a_file_is_no_block() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("below")).unwrap();
+        for (name, bytes) in [("a", (9 << 20) + 5), ("below/b", 8 << 20), ("below/c", 7)] {
+            std::fs::File::create(dir.path().join(name)).unwrap().set_len(bytes).unwrap();
+        }
+        let shape = |mebibytes| Shape { depth: 1, mebibytes };
+        assert_eq!(whole_blocks(dir.path(), shape(1)).unwrap(), 17 << 20);
+        assert_eq!(whole_blocks(dir.path(), shape(8)).unwrap(), 16 << 20);
+    }
 
     #[test]
     fn what_fio_says_is_understood_or_an_error() {

@@ -31,8 +31,6 @@ const PAUSE: Duration = Duration::from_secs(3);
 const KNOWN_WITHIN: Duration = Duration::from_secs(60);
 /// Room for the headers of the extents.
 const HEADERS_BYTES: u64 = 256 << 20;
-/// What fio has to read: the last chunks of shards are shorter than its larger blocks.
-const FIO_PERCENT_MIN: u64 = 95;
 /// Of fio's rate, at least.
 const URING_RATE_MIN: f64 = 0.95;
 const THREADS_RATE_MIN: f64 = 0.85;
@@ -196,8 +194,9 @@ impl Site {
         let paused = self.pace.wait().await;
         let run = fio::read(&extents(node), shape)?;
         self.pace.ended();
-        if run.bytes < self.made.bytes() / 100 * FIO_PERCENT_MIN {
-            let (read, all) = (run.bytes, self.made.bytes());
+        // The last chunks of shards are shorter than its larger blocks.
+        let (read, all) = (run.bytes, fio::whole_blocks(&extents(node), shape)?);
+        if read < all {
             return Err(format!("fio read {read} of {all} bytes").into());
         }
         Ok(Ran { run, threads: ThreadTimes::default(), paused })

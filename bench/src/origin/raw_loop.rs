@@ -1,8 +1,9 @@
 //! What a cold load is compared with: ranged reads in a loop, with nothing around them.
 //!
 //! So many threads with a connection each take part after part, send one request, and `read` the
-//! body into its place in one buffer that was allocated and touched before. Nothing is retried,
-//! checked or handed over; what this takes is the kernel's copy and the wire.
+//! body into its place in one buffer that was allocated and touched before, or, where bodies are
+//! dropped, into a small buffer of their own, again and again. Nothing is retried, checked or handed
+//! over; what this takes is the kernel's copy and the wire.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -16,6 +17,8 @@ use crate::measure::{Counted, Measurement, Stopwatch};
 const HEAD_BYTES_MAX: usize = 4096;
 /// What memory is filled with when it is touched.
 const TOUCH: u8 = 0xa5;
+/// What a body that is dropped is read into.
+const DROPPED_BYTES: usize = 1 << 20;
 
 /// One ranged read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +28,7 @@ struct Part {
     bytes: usize,
 }
 
-/// The reads and their memory.
+/// The reads and their memory, which is empty if bodies are dropped.
 pub(crate) struct RawLoop {
     address: SocketAddr,
     parts: Vec<Part>,
@@ -40,14 +43,25 @@ impl RawLoop {
         checkpoint: &Checkpoint,
         part_bytes: u32,
     ) -> Self {
+        let mut raw = Self::dropping(address, prefix, checkpoint, part_bytes);
+        raw.buffer = vec![TOUCH; raw.parts.iter().map(|part| part.bytes).sum()];
+        raw
+    }
+
+    /// The same, of which nothing is kept.
+    pub(crate) fn dropping(
+        address: SocketAddr,
+        prefix: &str,
+        checkpoint: &Checkpoint,
+        part_bytes: u32,
+    ) -> Self {
         let files = checkpoint.files().iter();
         let parts: Vec<Part> = files
             .flat_map(|(name, content)| {
                 parts(&format!("/{prefix}{name}"), content.len(), part_bytes)
             })
             .collect();
-        let buffer = vec![TOUCH; parts.iter().map(|part| part.bytes).sum()];
-        Self { address, parts, buffer }
+        Self { address, parts, buffer: Vec::new() }
     }
 
     /// All bytes, as they lie in the buffer: file after file.
@@ -57,15 +71,15 @@ impl RawLoop {
 
     /// Reads everything over so many connections.
     pub(crate) fn run(&mut self, connections: usize) -> io::Result<Measurement> {
-        let bytes = u64::try_from(self.buffer.len()).unwrap_or(u64::MAX);
+        let bytes = self.parts.iter().map(|part| part.bytes).sum::<usize>();
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         let own = Counted { name: "raw loop", pid: std::process::id() };
         let watch = Stopwatch::start(&[own])?;
         let mut rest = self.buffer.as_mut_slice();
         let mut places = Vec::with_capacity(self.parts.len());
         for part in &self.parts {
-            let (place, after) = rest.split_at_mut(part.bytes);
+            let place = rest.split_off_mut(..part.bytes);
             places.push((part, place));
-            rest = after;
         }
         let queue = Mutex::new(places.into_iter());
         let address = self.address;
@@ -92,20 +106,25 @@ fn parts(path: &str, bytes: u64, part_bytes: u32) -> Vec<Part> {
     firsts.map(part).collect()
 }
 
-/// One connection: takes the next part until there is none.
+/// One connection: takes the next part until there is none. A part without a place is dropped.
 fn read_parts<'a>(
     address: SocketAddr,
-    queue: &Mutex<impl Iterator<Item = (&'a Part, &'a mut [u8])>>,
+    queue: &Mutex<impl Iterator<Item = (&'a Part, Option<&'a mut [u8]>)>>,
 ) -> io::Result<()> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
+    let mut dropped = Vec::new();
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
         let Some((part, place)) = next else { return Ok(()) };
-        read_part(&mut stream, part, place)?;
+        if place.is_none() {
+            dropped.resize(DROPPED_BYTES.min(part.bytes), TOUCH);
+        }
+        read_part(&mut stream, part, place.unwrap_or(&mut dropped))?;
     }
 }
 
+/// Reads a part into a place of its length, or over and over into a shorter one.
 fn read_part(stream: &mut TcpStream, part: &Part, place: &mut [u8]) -> io::Result<()> {
     let Part { path, first, bytes } = part;
     let last = first + u64::try_from(*bytes).unwrap_or(u64::MAX) - 1;
@@ -113,8 +132,10 @@ fn read_part(stream: &mut TcpStream, part: &Part, place: &mut [u8]) -> io::Resul
         format!("GET {path} HTTP/1.1\r\nHost: raw\r\nRange: bytes={first}-{last}\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut filled = read_head(stream, *bytes, place)?;
-    while filled < place.len() {
-        match stream.read(&mut place[filled..]) {
+    while filled < *bytes {
+        let at = filled % place.len();
+        let end = place.len().min(at + bytes - filled);
+        match stream.read(&mut place[at..end]) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(more) => filled += more,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -184,6 +205,11 @@ mod tests {
             at = end;
         }
         assert_eq!(at, raw.bytes().len());
+
+        let mut none = RawLoop::dropping(origin.address(), "p/", &made, 3_000_000);
+        let (before, run) = (origin.counts().body_bytes, none.run(2).unwrap());
+        assert_eq!((run.bytes, origin.counts().body_bytes - before), (made.bytes(), made.bytes()));
+        assert!(none.bytes().is_empty());
         drop(origin);
         raw.run(3).unwrap_err();
     }

@@ -80,10 +80,10 @@ impl AzureOrigin {
             ("AZURE_STORAGE_ACCOUNT_NAME", ACCOUNT.to_owned()),
             ("AZURE_STORAGE_ENDPOINT", self.endpoint()),
             ("AZURE_ALLOW_HTTP", "true".to_owned()),
-            // "testkit key that protects nothing"
+            // "testkit key Kanarienvogel, protects nothing!"
             (
                 "AZURE_STORAGE_ACCOUNT_KEY",
-                "dGVzdGtpdCBrZXkgdGhhdCBwcm90ZWN0cyBub3RoaW5n".to_owned(),
+                "dGVzdGtpdCBrZXkgS2FuYXJpZW52b2dlbCwgcHJvdGVjdHMgbm90aGluZyE=".to_owned(),
             ),
         ])
     }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use tempfile::TempDir;
@@ -38,6 +39,12 @@ pub fn write_checkpoint(directory: &Path, checkpoint: &Checkpoint) -> io::Result
         write_content(&directory.join(name), content)?;
     }
     Ok(())
+}
+
+/// How many pages of a file are in the page cache, if the kernel tells. Asking brings none in.
+pub fn cached_pages(file: &File) -> Option<u64> {
+    let length = file.metadata().ok()?.len();
+    forebay_io::cache_state(file.as_fd(), 0..length).ok().map(|state| state.cached_pages)
 }
 
 #[cfg(test)]

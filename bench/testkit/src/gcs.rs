@@ -14,6 +14,7 @@ use http::request::Parts;
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
 
+use crate::canary::CANARY;
 use crate::claims;
 use crate::contents::{Contents, Page};
 use crate::flow::Payload;
@@ -72,7 +73,7 @@ impl GcsOrigin {
         variables([
             ("GOOGLE_BASE_URL", self.endpoint()),
             ("GOOGLE_ALLOW_HTTP", "true".to_owned()),
-            ("GOOGLE_BEARER_TOKEN", "testkit-token".to_owned()),
+            ("GOOGLE_BEARER_TOKEN", format!("testkit-{CANARY}-token")),
         ])
     }
 }

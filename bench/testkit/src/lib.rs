@@ -13,6 +13,8 @@
 //! - [`contract`] says what every implementation of a seam must do.
 //! - [`FaultEngine`] is an io engine over a disk that lies.
 //! - [`WrittenMachine`] is a machine with NUMA nodes, as the files that sysfs would have.
+//! - [`CANARY`] marks every credential that is given out here, and [`canary_in`] finds it.
+//! - [`documented_calls`] finds the commands that documents tell people to run.
 //! - [`Prng`] is the seeded randomness of fixtures and fault schedules; a [`Seed`] is printed by the
 //!   test that fails with it.
 //!
@@ -22,6 +24,7 @@
 
 mod azure;
 mod black_hole;
+mod canary;
 mod chaos;
 mod checkpoint;
 mod claims;
@@ -53,6 +56,7 @@ mod raw_serve;
 mod s3;
 mod s3_backend;
 mod serve;
+mod shell;
 mod site;
 mod text;
 mod topology;
@@ -60,13 +64,14 @@ mod uploads;
 
 pub use azure::{AzureOptions, AzureOrigin};
 pub use black_hole::BlackHole;
+pub use canary::{CANARY, canary_in};
 pub use chaos::{Chaos, chaos};
 pub use checkpoint::{CHECKPOINT_BYTES_MIN, Checkpoint, CheckpointSpec, Tensor, checkpoint};
 pub use claims::checksums;
 pub use content::{Concat, Content, sha256, sha256_of};
 pub use contents::Contents;
 pub use cuda_driver::{CudaDriver, is_child, run_again_with_libraries};
-pub use disk::{temp_dir, write_checkpoint, write_content};
+pub use disk::{cached_pages, temp_dir, write_checkpoint, write_content};
 pub use dns::FakeDns;
 pub use dns_server::{DnsAnswer, DnsQueries, DnsServer};
 pub use fault::{Fault, FaultHandle, FaultRule, When};
@@ -81,5 +86,6 @@ pub use raw_files::RawFiles;
 pub use raw_origin::{RawCounts, RawOptions, RawOrigin, RawStalls};
 pub use s3::{S3Options, S3Origin};
 pub use serve::{Connections, LinkOptions};
+pub use shell::documented_calls;
 pub use site::{Site, SiteOptions};
 pub use topology::{WrittenMachine, WrittenNode};

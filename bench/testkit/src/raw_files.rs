@@ -21,7 +21,7 @@ const TAG_DIGITS: usize = 32;
 
 /// Files by key.
 #[derive(Clone, Debug, Default)]
-pub struct RawFiles(Arc<BTreeMap<String, RawFile>>);
+pub struct RawFiles(Arc<BTreeMap<String, Arc<RawFile>>>);
 
 /// One file, its size and its entity tag with quotes.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl RawFiles {
     /// # Errors
     /// If the memory cannot be had.
     pub fn make<'a>(contents: impl IntoIterator<Item = (String, &'a Content)>) -> io::Result<Self> {
-        let make = |(key, content)| Ok((key, RawFile::make(content)?));
+        let make = |(key, content)| Ok((key, Arc::new(RawFile::make(content)?)));
         Ok(Self(Arc::new(contents.into_iter().map(make).collect::<io::Result<_>>()?)))
     }
 
@@ -50,8 +50,19 @@ impl RawFiles {
         Self::make(files.map(|(name, content)| (format!("{prefix}{name}"), content)))
     }
 
+    /// The same files once below each prefix; they lie in memory once. To a client they are as many
+    /// objects.
+    #[must_use]
+    pub fn below(&self, prefixes: impl IntoIterator<Item = String>) -> Self {
+        let below = |prefix: String| {
+            let files = self.0.iter();
+            files.map(move |(key, file)| (format!("{prefix}{key}"), Arc::clone(file)))
+        };
+        Self(Arc::new(prefixes.into_iter().flat_map(below).collect()))
+    }
+
     pub(crate) fn get(&self, key: &str) -> Option<&RawFile> {
-        self.0.get(key)
+        self.0.get(key).map(Arc::as_ref)
     }
 }
 

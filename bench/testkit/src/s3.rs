@@ -26,7 +26,7 @@ use crate::serve::{Backend, LinkOptions};
 use crate::text;
 
 const ACCESS_KEY: &str = "AKIAFOREBAYTESTKIT";
-const SECRET_KEY: &str = "testkit/secret+key/that/protects/nothing";
+const SECRET_KEY: &str = "testkit/Kanarienvogel+key/that/protects/nothing";
 const REGION: &str = "us-east-1";
 /// The most keys that S3 puts on one page.
 const PAGE_KEYS: usize = 1000;

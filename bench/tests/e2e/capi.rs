@@ -4,10 +4,14 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use forebay_testkit::{Checkpoint, CheckpointSpec, checkpoint, temp_dir};
+use forebay_testkit::{Checkpoint, CheckpointSpec, Content, checkpoint, temp_dir};
 
 use crate::binaries::libforebay;
-use crate::harness::{BUCKET, Node, NodeSpec, s3, s3_uri};
+use crate::canary;
+use crate::command::text;
+use crate::harness::{BUCKET, CHUNK, Node, NodeSpec, s3, s3_uri};
+use crate::remote::{Authority, listening, mutual};
+use crate::tenants::block;
 
 /// The C library's folder in the tree.
 fn home() -> PathBuf {
@@ -150,4 +154,66 @@ fn the_library_exports_its_interface_and_nothing_else() {
     for name in names {
         assert!(header.contains(&format!("{name}(")), "{name} is exported and not in forebay.h");
     }
+}
+
+/// Who may not call, may; over the socket by a token, over TCP by a certificate and a token.
+#[tokio::test]
+async fn a_c_program_is_known_by_its_token_and_its_certificate() {
+    const TOKEN: &str = "c-program-5f3a9c";
+    let dir = temp_dir();
+    let program = match compiled("connect", dir.path(), &["-fsanitize=address,undefined"]) {
+        Ok(program) => program,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let Some(authority) = Authority::new() else { return };
+    let settings = mutual(&authority) + "\n" + &block("blue", TOKEN, "");
+    let origin = s3().await;
+    origin.put(BUCKET, "m", Content::synthetic(1, 4 * CHUNK));
+    let spec = NodeSpec::of(&origin).ram("8MiB");
+    let (node, tcp, _settings) = listening(spec, &settings).await;
+    let (cert, key) = authority.certify("client", 2);
+    let file = |name: &str, text: &str| {
+        std::fs::write(dir.path().join(name), text).unwrap();
+        dir.path().join(name).display().to_string()
+    };
+    let (token, wrong) = (file("token", &format!(" {TOKEN}\n")), file("wrong", "c-wrong-5f3a9d"));
+    let (two, long) = (file("two", "two words"), file("long", &"x".repeat((1 << 20) + 1)));
+    let [ca, cert, key] = [authority.ca(), cert, key].map(|path| path.display().to_string());
+    let (unix, tcp, uri) = (endpoint(&node), tcp.to_string(), s3_uri("m"));
+    let tls = ["--tls-ca", &ca, "--tls-cert", &cert, "--tls-key", &key];
+    // What is called, the statuses that its calls have, and what is said.
+    let cases: [(Vec<&str>, &str, &str); 15] = [
+        (vec![&unix, "--token", TOKEN, "--load", &uri], "0 0 0", ""),
+        (vec![&unix, "--token-file", &token, "--load", &uri], "0 0 0", ""),
+        ([&[&*tcp, "--token-file", &token][..], &tls].concat(), "0 0", ""),
+        (vec![&unix], "0 -16", "TOKEN_UNKNOWN"),
+        (vec![&unix, "--token-file", &wrong], "0 -16", "TOKEN_UNKNOWN"),
+        ([&[&*tcp, "--token-file", &wrong][..], &tls].concat(), "0 -16", "TOKEN_UNKNOWN"),
+        (vec![&tcp, "--tls-ca", &ca, "--token-file", &token], "0 -14", "DAEMON_UNREACHABLE"),
+        (vec![&unix, "--token", TOKEN, "--token-file", &token], "-3", "both given"),
+        (vec![&unix, "--token-file", "/no/such/file"], "-3", "/no/such/file: No such file"),
+        (vec![&unix, "--token-file", &two], "-3", "visible ASCII"),
+        (vec![&unix, "--token-file", &long], "-3", "longer than 1 MiB"),
+        (vec![&tcp, "--tls-ca", &ca, "--tls-cert", &cert], "-3", "need each other"),
+        (vec![&tcp, "--tls-cert", &cert, "--tls-key", &key], "-3", "needs tls_ca_file"),
+        (vec![&tcp, "--tls-ca", &token], "-14", ""),
+        (vec!["tcp://192.0.2.1:7000", "--token", TOKEN], "-3", "in the clear"),
+    ];
+    for (args, statuses, said) in cases {
+        let output = Command::new(&program).args(&args).output().unwrap();
+        let [stdout, stderr] = [&output.stdout, &output.stderr].map(|of| text(of));
+        let found: Vec<_> = stdout
+            .lines()
+            .filter(|line| !line.starts_with("bytes"))
+            .map(|line| line.split(' ').nth(1).unwrap())
+            .collect();
+        assert_eq!(found.join(" "), statuses, "{args:?} {output:?}");
+        assert!(stderr.contains(said), "{args:?} {stderr}");
+        assert_eq!(stderr.is_empty(), output.status.success(), "{output:?}");
+        canary::check("a C program", [&output.stdout[..], &output.stderr].concat());
+        for secret in ["c-wrong", "two words", "xxxx"] {
+            assert!(!stderr.contains(secret), "{stderr}");
+        }
+    }
+    node.settled().await;
 }

@@ -1,7 +1,7 @@
 //! Clients that share, hoard, vanish and come back.
 
 use std::io::{BufRead, BufReader, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -13,8 +13,10 @@ use forebay_proto::pb::handoff_message::Event as Answer;
 use forebay_shm::{recv_descriptor, send_descriptor};
 use forebay_testkit::{Content, Fault, FaultRule, When, temp_dir};
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept, bind, listen, socket_with,
+    AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, accept, bind,
+    getpeername, listen, socket_with,
 };
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use crate::harness::{
     BUCKET, CHUNK, Node, NodeSpec, assert_ends, connect, digests, expected_digests, failure, read,
@@ -43,6 +45,25 @@ impl Holder {
             .map(|line| line.expect("the child speaks UTF-8"))
             .find_map(|line| line.split_once("holding ")?.1.parse().ok());
         Self { child, held: held.expect("the child holds something") }
+    }
+
+    /// Its handoff socket, by a descriptor of this process's own, as one has that it shares it
+    /// with; none if the kernel does not allow that.
+    fn handoff(&self, node: &Node) -> rustix::io::Result<OwnedFd> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).unwrap();
+        let process = pidfd_open(pid, PidfdFlags::empty())?;
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name());
+        let numbers = names.filter_map(|name| name.to_str()?.parse().ok());
+        let handoff = SocketAddrUnix::new(node.daemon.socket().with_file_name(SOCKET_NAME));
+        let handoff = SocketAddrAny::from(handoff.unwrap());
+        for number in numbers {
+            let descriptor = pidfd_getfd(&process, number, PidfdGetfdFlags::empty())?;
+            if getpeername(&descriptor).ok().flatten() == Some(handoff.clone()) {
+                return Ok(descriptor);
+            }
+        }
+        panic!("it has no handoff socket")
     }
 
     /// kill -9.
@@ -97,6 +118,70 @@ async fn a_client_that_is_killed_gives_everything_back() {
         drop(load);
         node.loads(&s3_uri("blob"), &[("blob".to_owned(), content)]).await;
     }
+}
+
+/// A pool of two hundred slots, and a client process that holds a hundred of them.
+async fn a_hundred_leases() -> (forebay_testkit::S3Origin, Node, Content, Holder) {
+    let origin = s3().await;
+    let content = Content::synthetic(15, 100 * CHUNK);
+    origin.put(BUCKET, "blob", content.clone());
+    origin.put(BUCKET, "other", Content::synthetic(16, 300 * CHUNK));
+    let node = NodeSpec::of(&origin).ram("12800KiB").start().await;
+    let holder = Holder::start(&node, &s3_uri("blob"));
+    assert_eq!(holder.held, 100);
+    assert_eq!(node.metric("forebay_leases").await, Some(100.0));
+    (origin, node, content, holder)
+}
+
+#[tokio::test]
+async fn a_hundred_leases_of_a_killed_client_are_free_within_a_second() {
+    let mut fastest = Duration::MAX;
+    // This machine may have other things to do, but not each time.
+    for _ in 0..3 {
+        let (_origin, node, _, holder) = a_hundred_leases().await;
+        let killed = tokio::time::Instant::now();
+        holder.kill();
+        until("nothing is lent", async || {
+            (node.metric("forebay_leases").await? == 0.0).then_some(())
+        })
+        .await;
+        fastest = fastest.min(killed.elapsed());
+        node.settled().await;
+        // Every slot can be used again.
+        let mut load = RawLoad::open(&node.daemon, opening(&s3_uri("other"))).await;
+        assert_eq!(load.hold(200).await.len(), 200);
+        drop(load);
+        node.settled().await;
+    }
+    assert!(fastest <= Duration::from_secs(1), "{fastest:?}");
+}
+
+#[tokio::test]
+async fn memory_of_a_killed_client_is_not_reused_while_a_descriptor_of_it_lives() {
+    let (_origin, node, content, holder) = a_hundred_leases().await;
+    let shared = match holder.handoff(&node) {
+        Ok(socket) => socket,
+        Err(errno) => {
+            println!("skipped: descriptors of another process cannot be had: {errno}");
+            return;
+        }
+    };
+    holder.kill();
+    until("its stream has ended", async || {
+        (node.metric("forebay_loads_active").await? == 0.0).then_some(())
+    })
+    .await;
+    // Three hundred chunks go through the other hundred slots, twice.
+    for _ in 0..2 {
+        let load = LoadRequest::new(s3_uri("other"));
+        assert_eq!(digests(&node.client, load).await.unwrap().1.bytes, 300 * CHUNK);
+        assert_eq!(node.metric("forebay_leases").await, Some(100.0));
+    }
+    let (mapped, report) = digests(&node.client, LoadRequest::new(s3_uri("blob"))).await.unwrap();
+    assert_eq!(mapped, expected_digests(&[("blob".to_owned(), content)]));
+    assert_eq!(report.bytes_by_tier.ram, 100 * CHUNK, "every slot holds what it held");
+    drop(shared);
+    node.settled().await;
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use forebay_testkit::{CheckpointSpec, Content, Fault, FaultRule, checkpoint, sha
 use serde_json::Value;
 
 use crate::binaries::forebay;
+use crate::canary;
 use crate::harness::{BUCKET, CHUNK, Node, NodeSpec, s3, s3_uri, until};
 use crate::raw::{RawLoad, opening};
 
@@ -19,7 +20,9 @@ pub(crate) fn command(node: &Node) -> Command {
 
 /// Runs the command to its end.
 pub(crate) fn run(node: &Node, args: &[&str]) -> Output {
-    command(node).args(args).output().unwrap()
+    let output = command(node).args(args).output().unwrap();
+    canary::check("the command", [&output.stdout[..], &output.stderr].concat());
+    output
 }
 
 pub(crate) fn text(bytes: &[u8]) -> &str {

@@ -42,7 +42,7 @@ async fn a_deadline_of_a_millisecond_ends_every_call() {
     let millisecond = Duration::from_millis(1);
     let request = LoadRequest::new(&uri).deadline(millisecond);
     assert_ends(&failure(&node.client, request).await, Reason::Deadline, 4);
-    let options = CallOptions { deadline: Some(millisecond), trace_parent: None };
+    let options = CallOptions { deadline: Some(millisecond), ..CallOptions::default() };
     let error = node.client.with_options(options).stat(&uri).await.unwrap_err();
     assert_ends(&error, Reason::Deadline, 4);
     let load = RawLoad::open_with(&node.daemon, opening(&uri), |s| within(s, "1m")).await;
@@ -93,8 +93,8 @@ async fn a_deadline_in_the_middle_says_where_the_time_went() {
     let resolve = stages.iter().find(|stage| stage.stage == "resolve");
     assert!(resolve.is_some_and(|stage| !stage.service.is_zero()), "{stages:?}");
     // What was cut off on its way is in the account: at 16 KiB/s no part ended within the second.
-    let fetch = stages.iter().find(|stage| stage.stage == "fetch");
-    assert!(fetch.is_some_and(|stage| !stage.service.is_zero()), "{stages:?}");
+    let body = stages.iter().find(|stage| stage.stage == "body");
+    assert!(body.is_some_and(|stage| !stage.service.is_zero()), "{stages:?}");
     node.settled().await;
     until("no part goes on", async || (origin.connections().open == 0).then_some(())).await;
     let sent = origin.counts("blob").body_bytes;

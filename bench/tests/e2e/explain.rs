@@ -5,19 +5,21 @@
 use std::process::Command;
 use std::time::Duration;
 
-use forebay_client::model::{Explanation, TraceTrack};
-use forebay_client::{Endpoint, LoadRequest, Reason};
+use forebay_client::model::{Explanation, Report, TraceTrack};
+use forebay_client::{Endpoint, KeepTier, LoadRequest, PrefetchRequest, Reason};
 use forebay_testkit::{Content, Fault, FaultRule, Op, S3Origin, When};
 use serde_json::Value;
 
+use crate::chrome;
 use crate::command::{object, run, text};
-use crate::harness::{BUCKET, CHUNK, Node, NodeSpec, digests, failure, s3, s3_uri};
+use crate::harness::{BUCKET, CHUNK, Node, NodeSpec, digests, failure, s3, s3_uri, until};
 
 /// A checkpoint of one object, and a node to load it with.
 async fn with_object(chunks: u64) -> (S3Origin, Node) {
     let origin = s3().await;
     origin.put(BUCKET, "blob", Content::synthetic(1, chunks * CHUNK));
-    let node = NodeSpec::of(&origin).start().await;
+    // What these tests hold is where time goes: none of it should go into lines of a log.
+    let node = NodeSpec::of(&origin).set("log_level", "info").start().await;
     (origin, node)
 }
 
@@ -115,10 +117,87 @@ async fn a_load_that_fails_is_explained_and_one_that_nobody_knows_is_not_found()
     let told = node.client.explain(Some("it")).await.unwrap();
     assert!(told.verdict.starts_with("It failed with DEADLINE after"), "{}", told.verdict);
     assert!(told.failure.is_some() && told.report.is_none());
+    assert_first(&told, "origin_slow", "for the origin");
     let unknown = node.client.trace(Some("other")).await.unwrap_err();
     assert_eq!((unknown.reason(), unknown.kind().exit_code()), (Reason::LoadNotKept, 3));
     let endpoint = Endpoint::unix(&node.daemon.socket()).unwrap();
     drop(forebay_client::Client::connect(endpoint).await.unwrap());
+}
+
+/// Decisions of these kinds are on the timeline, each with its reason.
+async fn assert_decided(node: &Node, load_id: &str, kinds: &[&str]) {
+    let trace = node.client.trace(Some(load_id)).await.expect("it is kept");
+    let events = trace.spans.iter().filter(|span| span.track == TraceTrack::Event);
+    let told: Vec<(&str, &str)> = events.map(|of| (of.name.as_str(), of.clue.as_str())).collect();
+    for kind in kinds {
+        let there = told.iter().any(|(name, why)| name == kind && !why.is_empty());
+        assert!(there, "no {kind} among {told:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_load_waited_for_when_it_was_cut_off_or_gave_up_is_told() {
+    let (origin, node) = with_object(4).await;
+    let slow_down = |seconds| {
+        let retry_after = Some(Duration::from_secs(seconds));
+        FaultRule::new("blob", Fault::Status { code: 503, retry_after })
+    };
+    // In the middle of the wait that the origin asked for.
+    origin.fault(slow_down(3).on(Op::Get));
+    let load = |id: &str| LoadRequest::new(s3_uri("blob")).load_id(id);
+    let mut cut = node.client.load(load("left")).await.unwrap();
+    let next = tokio::time::timeout(Duration::from_millis(600), cut.next_chunk()).await;
+    assert!(next.is_err(), "no chunk comes");
+    drop(cut);
+    let told = until("it is kept", async || node.client.explain(Some("left")).await.ok()).await;
+    assert_first(&told, "origin_throttle", "throttles");
+    assert_decided(&node, "left", &["throttle", "limit"]).await;
+
+    // Until there are no attempts left.
+    origin.clear_faults();
+    origin.fault(slow_down(0).on(Op::Get));
+    let error = failure(&node.client, load("gave-up")).await;
+    assert_eq!(error.reason(), Reason::OriginThrottled, "{error}");
+    let told = node.client.explain(Some("gave-up")).await.unwrap();
+    assert_first(&told, "origin_throttle", "throttles");
+    assert_decided(&node, "gave-up", &["throttle", "retry", "no_retry", "failed"]).await;
+
+    // While the first answer is waited for.
+    let (origin, node) = with_object(4).await;
+    origin.fault(FaultRule::new("blob", Fault::Delay(Duration::from_secs(9))).on(Op::Head));
+    let request = load("head").deadline(Duration::from_millis(600));
+    assert_eq!(failure(&node.client, request).await.reason(), Reason::Deadline);
+    let told = node.client.explain(Some("head")).await.unwrap();
+    assert_first(&told, "origin_slow", "for the origin");
+}
+
+/// Every moment of a load is somebody's: at most a hundredth of it is nobody's.
+#[track_caller]
+fn assert_attributed(report: &Report) {
+    assert!(report.unattributed * 100 <= report.wall, "{report:?}");
+}
+
+#[tokio::test]
+async fn nothing_is_left_unattributed_of_a_load_of_many_chunks_or_of_a_prefetch() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes: Vec<u8> = (0..96_u32 << 20).step_by(4).flat_map(u32::to_le_bytes).collect();
+    std::fs::write(dir.path().join("blob"), bytes).unwrap();
+    let uri = format!("file://{}", dir.path().join("blob").display());
+    let node = NodeSpec::new().ram("256MiB").nvme("512MiB").start().await;
+    let (_, cold) = digests(&node.client, LoadRequest::new(&uri)).await.unwrap();
+    assert_attributed(&cold);
+    node.client.evict(&uri).await.unwrap();
+    let request = PrefetchRequest::new(&uri).tier(KeepTier::Nvme);
+    let mut prefetch = node.client.prefetch(request).await.unwrap();
+    let mut kept = None;
+    while let Some(event) = prefetch.next().await.unwrap() {
+        kept = event.into_report();
+    }
+    let kept = kept.expect("a report");
+    assert_attributed(&kept);
+    assert!(kept.stages.iter().any(|stage| stage.stage == "nvme_write"), "{kept:?}");
+    let (_, stored) = digests(&node.client, LoadRequest::new(&uri)).await.unwrap();
+    assert_attributed(&stored);
 }
 
 #[tokio::test]
@@ -136,14 +215,11 @@ async fn the_command_explains_and_writes_a_trace_that_perfetto_takes() {
     let trace = run(&node, &["trace", "last", "-o", "-"]);
     let trace: Value = serde_json::from_str(text(&trace.stdout)).unwrap();
     let events = trace["traceEvents"].as_array().unwrap();
-    let wall = trace["otherData"]["wall_seconds"].as_f64().unwrap() * 1e6;
-    // What the format asks of complete events, and that none lies outside of the load.
-    for event in events.iter().filter(|event| event["ph"] == "X") {
-        let number = |field: &str| event[field].as_f64().unwrap_or(-1.0);
-        assert!(event["name"].is_string() && event["cat"].is_string(), "{event}");
-        assert!(event["pid"].is_u64() && event["tid"].is_u64(), "{event}");
-        let (start, length) = (number("ts"), number("dur"));
-        assert!(start >= 0.0 && length >= 0.0 && start + length <= wall + 1.0, "{event}");
+    assert_eq!(chrome::problem(&trace), None);
+    let told = node.client.explain(None).await.unwrap();
+    let known: Vec<&str> = told.causes.iter().map(|cause| cause.cause.as_str()).collect();
+    for gap in events.iter().filter(|event| event["cat"] == "gap") {
+        assert!(known.contains(&gap["name"].as_str().unwrap()), "{gap}: {known:?}");
     }
     let has = |category: &str| events.iter().any(|event| event["cat"] == category);
     assert!(has("load") && has("chunk") && has("copy") && has("gap"));
@@ -157,36 +233,55 @@ async fn the_command_explains_and_writes_a_trace_that_perfetto_takes() {
 const CHARGED_MIN: f64 = 0.6;
 
 /// Has the bench measure rows once; each has to charge most of its stall, or say why it cannot be
-/// put there.
+/// put there. Whether all could be.
 #[expect(clippy::print_stderr, reason = "why a row is skipped")]
-fn assert_charged(rows: &[&str]) {
+fn assert_charged(rows: &[&str], more: &[&str]) -> bool {
     let only = rows.iter().flat_map(|row| ["--only", row]);
     let bench = Command::new(env!("CARGO_BIN_EXE_forebay-bench"))
         .args(["accuracy", "--mib", "16", "--runs", "1", "--format", "json"])
         .args(only)
+        .args(more)
         .output()
         .expect("the bench runs");
     let table = object(&bench);
     let found = table["rows"].as_array().expect("rows");
     let names: Vec<&str> = found.iter().map(|row| row["row"].as_str().expect("a name")).collect();
     assert_eq!(names, rows);
+    let mut was_put = true;
     for row in found {
         let what = row["what"].as_str().expect("a sentence");
         if what.starts_with("skipped: ") {
             eprintln!("{}: {what}", row["row"]);
+            was_put = false;
             continue;
         }
         let charged = row["bounds"][0]["value"].as_f64().expect("a share");
         assert!(charged >= CHARGED_MIN, "{row}\n{}", text(&bench.stderr));
     }
+    was_put
 }
 
 #[test]
 fn stalls_of_the_network_and_the_machine_are_charged_to_their_causes() {
-    assert_charged(&["dns", "tcp_connect", "page_cache", "disk", "cpu_throttle"]);
+    assert_charged(&["dns", "tcp_connect", "page_cache", "cpu_throttle"], &[]);
 }
 
 #[test]
 fn waits_for_what_others_have_are_charged_to_their_causes() {
-    assert_charged(&["configured_rate", "decompress", "admission_queue", "lease_memory"]);
+    assert_charged(&["configured_rate", "admission_queue", "lease_memory"], &[]);
+}
+
+#[test]
+fn the_first_sentence_names_a_slow_disk_and_a_starved_decoder() {
+    for (row, words) in [("disk", "for the NVMe tier's disk"), ("decompress", "decod")] {
+        let dir = tempfile::tempdir().unwrap();
+        if !assert_charged(&[row], &["--traces", dir.path().to_str().unwrap()]) {
+            continue;
+        }
+        // Named after when the load began: the last one had the stall.
+        let files = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+        let told = std::fs::read_to_string(files.max().expect("a trace")).unwrap();
+        let first = told.lines().next().unwrap();
+        assert!(first.contains(words), "{row}: {first}");
+    }
 }

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::binaries::forebayd;
+use crate::canary;
 
 /// The bucket of every S3 origin here.
 pub(crate) const BUCKET: &str = "models";
@@ -29,8 +30,9 @@ const LOOKS: usize = 1500;
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Gauges that are zero when no client holds anything.
-const GAUGES: [&str; 9] = [
+const GAUGES: [&str; 10] = [
     "forebay_leases",
+    "forebay_leases_oldest_seconds",
     "forebay_leased_bytes",
     "forebay_loads_active",
     "forebay_flights",
@@ -58,6 +60,7 @@ pub(crate) struct NodeSpec {
     ram: String,
     nvme: String,
     wrapper: Vec<String>,
+    listen: Vec<String>,
     cache: Option<PathBuf>,
     env: Vec<(String, String)>,
     config: Option<PathBuf>,
@@ -68,14 +71,16 @@ impl NodeSpec {
     /// A daemon without credentials.
     pub(crate) fn new() -> Self {
         let (ram, nvme) = ("4MiB".into(), "0".into());
-        let (wrapper, env) = (Vec::new(), Vec::new());
-        let plain = Self { ram, nvme, wrapper, cache: None, env, config: None, dir: None };
-        plain.set("chunk", "64KiB")
+        let (wrapper, listen, env) = (Vec::new(), Vec::new(), Vec::new());
+        let (cache, config, dir) = (None, None, None);
+        let plain = Self { ram, nvme, wrapper, listen, cache, env, config, dir };
+        plain.set("chunk", "64KiB").set("log_level", "trace")
     }
 
     /// A daemon that can read from `origin`.
     pub(crate) fn of(origin: &S3Origin) -> Self {
-        Self::new().env(origin.env())
+        origin.accept(canary::key());
+        Self::new().env(origin.env()).env(canary::env_of(&canary::key()))
     }
 
     pub(crate) fn ram(self, ram: &str) -> Self {
@@ -90,6 +95,12 @@ impl NodeSpec {
     /// Started by another program, which gets the daemon's command line behind its own.
     pub(crate) fn under(self, wrapper: &[&str]) -> Self {
         Self { wrapper: wrapper.iter().map(|word| (*word).to_owned()).collect(), ..self }
+    }
+
+    /// Listening there as well.
+    pub(crate) fn listen(mut self, uri: &str) -> Self {
+        self.listen.push(uri.to_owned());
+        self
     }
 
     /// With its cache in this directory, instead of one in its own.
@@ -131,13 +142,16 @@ impl NodeSpec {
             spec = spec.arg(flag);
         }
         spec = spec.arg("--ram").arg(self.ram).arg("--nvme").arg(self.nvme);
+        for uri in self.listen {
+            spec = spec.arg("--listen").arg(uri);
+        }
         if let Some(config) = self.config {
             spec = spec.arg("--config").arg(config);
         }
         if let Some(cache) = self.cache {
             spec = spec.cache(cache);
         }
-        let spec = spec.env(self.env);
+        let spec = spec.env(canary::env(&self.env)).env(self.env).watched(canary::WATCH);
         let daemon = match self.dir {
             Some(dir) => spec.start_in(dir),
             None => spec.start(),
@@ -151,7 +165,8 @@ impl NodeSpec {
 
 /// The address in the line that says the daemon is ready.
 fn metrics_address(log: &str) -> SocketAddr {
-    let ready = log.lines().filter_map(|line| {
+    let lines = log.lines().filter(|line| line.contains("\"ready\""));
+    let ready = lines.filter_map(|line| {
         let line: serde_json::Value = serde_json::from_str(line).expect("a log line is JSON");
         let fields = &line["fields"];
         (fields["message"] == "ready").then(|| fields["metrics"].as_str().map(str::to_owned))
@@ -284,6 +299,7 @@ pub(crate) async fn digests(
     let mapped = read(&mut load).await?;
     let report = load.finish().await?;
     assert_adds_up(&report);
+    canary::check("a report", format!("{report:?}"));
     Ok((mapped, report))
 }
 
@@ -317,13 +333,17 @@ fn hex(bytes: &[u8]) -> String {
 pub(crate) async fn failure(client: &Client, request: LoadRequest) -> ClientError {
     match digests(client, request).await {
         Ok((_, report)) => panic!("the load succeeded: {report:?}"),
-        Err(error) => error,
+        Err(error) => {
+            canary::check("an error of a client", format!("{error} {error:?}"));
+            error
+        }
     }
 }
 
 /// Checks the reason and the exit code that the command would end with.
 #[track_caller]
 pub(crate) fn assert_ends(error: &ClientError, reason: Reason, exit_code: u8) {
+    canary::check("an error of a client", format!("{error} {error:?}"));
     assert_eq!(error.reason(), reason, "{error}");
     assert_eq!(error.kind().exit_code(), exit_code, "{error}");
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Output};
 
 use forebay_bench::process::DaemonProcess;
-use forebay_client::{LoadRequest, Reason};
+use forebay_client::{ErrorKind, LoadRequest, Reason};
 use forebay_testkit::{CheckpointSpec, Content, Fault, FaultRule, checkpoint, temp_dir};
 use rustix::process::Signal;
 use tonic_health::pb::HealthCheckRequest;
@@ -164,9 +164,15 @@ async fn a_second_sigterm_ends_at_once() {
     // What the client holds is its own.
     let run = held.extents().next().unwrap();
     assert!(Content::synthetic(4, 32 * CHUNK).matches(run.offset(), run.bytes()));
-    while let Ok(Some(chunk)) = load.next_chunk().await {
-        chunk.release();
-    }
+    let error = loop {
+        match load.next_chunk().await {
+            Ok(chunk) => chunk.expect("the pool is smaller than the load").release(),
+            Err(error) => break error,
+        }
+    };
+    // Whether the daemon still said why, or was gone.
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.failure().retry_after.is_some(), "{error}");
 }
 
 #[tokio::test]

@@ -7,13 +7,21 @@
 //! holds, a bounded number of times.
 
 #[cfg(test)]
+mod abuse;
+#[cfg(test)]
+mod aliases;
+#[cfg(test)]
 mod binaries;
 #[cfg(test)]
 mod bits;
+#[cfg(test)]
+mod canary;
 mod capacity;
 #[cfg(test)]
 mod capi;
 mod capi_device;
+#[cfg(test)]
+mod chrome;
 #[cfg(test)]
 mod clients;
 #[cfg(test)]
@@ -34,7 +42,11 @@ mod flips;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod hoard;
+#[cfg(test)]
 mod lifecycle;
+#[cfg(test)]
+mod manifests;
 #[cfg(test)]
 mod memory;
 #[cfg(test)]
@@ -54,18 +66,31 @@ mod nvme_places;
 #[cfg(test)]
 mod origin;
 #[cfg(test)]
+mod overload;
+#[cfg(test)]
 mod pack;
 mod packed;
 #[cfg(test)]
 mod raw;
 #[cfg(test)]
 mod real;
+mod regimes;
+#[cfg(test)]
+mod remote;
 #[cfg(test)]
 mod resize;
+#[cfg(test)]
+mod restarts;
 #[cfg(test)]
 mod secrets;
 #[cfg(test)]
 mod shapes;
+#[cfg(test)]
+mod shipping;
+#[cfg(test)]
+mod soak;
+#[cfg(test)]
+mod tenants;
 #[cfg(test)]
 mod traces;
 #[cfg(test)]

@@ -114,9 +114,13 @@ impl RawLoad {
     /// Gives leases back.
     pub(crate) async fn release(&self, grants: &[pb::Grant]) {
         let lease_ids = grants.iter().map(|grant| grant.lease_id).collect();
-        let release = Said::Release(pb::Release { lease_ids });
+        self.say(Said::Release(pb::Release { lease_ids })).await;
+    }
+
+    /// Says whatever it is.
+    pub(crate) async fn say(&self, event: Said) {
         let said = self.said.as_ref().expect("the request stream is open");
-        said.send(pb::LoadRequest { event: Some(release) }).await.unwrap();
+        said.send(pb::LoadRequest { event: Some(event) }).await.unwrap();
     }
 
     /// Closes the request stream and waits for the report.

@@ -91,7 +91,8 @@ async fn it_shrinks_behind_leases_gives_memory_back_and_grows_again() {
     }
     let status = node.client.status().await.unwrap();
     assert_eq!(status.ram.budget_bytes, 16 * MIB);
-    let options = CallOptions { deadline: Some(Duration::from_millis(300)), trace_parent: None };
+    let options =
+        CallOptions { deadline: Some(Duration::from_millis(300)), ..CallOptions::default() };
     let error = try_resized(&other.with_options(options), 15 * MIB).await.unwrap_err();
     assert_eq!(error.reason(), Reason::Deadline, "{error}");
     let superseded = loop {
@@ -182,7 +183,8 @@ async fn clients_that_do_not_answer_delay_nobody_and_are_counted() {
         origin.put(BUCKET, "m", content.clone());
         let node = NodeSpec::of(&origin).start().await;
         let (socket, segment) = silent(&node, retires).await;
-        let options = CallOptions { deadline: Some(Duration::from_secs(1)), trace_parent: None };
+        let options =
+            CallOptions { deadline: Some(Duration::from_secs(1)), ..CallOptions::default() };
         let client = node.client.with_options(options);
         let ended = try_resized(&client, MIB).await;
         match (retires, ended) {

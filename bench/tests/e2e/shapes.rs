@@ -1,9 +1,13 @@
 //! Checkpoints of every shape: ten thousand objects, none with bytes, strange keys, hostile
 //! headers.
 
+use std::fs::File;
+use std::path::Path;
+
 use forebay_client::{LoadRequest, Reason};
 use forebay_testkit::{
-    CheckpointSpec, Content, HttpOptions, HttpOrigin, checkpoint, temp_dir, write_checkpoint,
+    CheckpointSpec, Content, HttpOptions, HttpOrigin, cached_pages, checkpoint, temp_dir,
+    write_checkpoint,
 };
 
 use crate::harness::{
@@ -273,6 +277,33 @@ async fn files_are_an_origin_too() {
         digests(&node.client, LoadRequest::new(format!("{uri}config.json"))).await.unwrap();
     let config = made.file("config.json").unwrap().clone();
     assert_eq!(index, expected_digests(&[("config.json".to_owned(), config)]));
+}
+
+/// A file of 1 MiB of which nothing is in the page cache.
+fn cold_file(path: &Path, content: &Content) -> File {
+    std::fs::write(path, content.to_bytes()).unwrap();
+    let file = File::open(path).unwrap();
+    rustix::fs::fdatasync(&file).unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    file
+}
+
+#[tokio::test]
+async fn files_that_are_cold_are_read_past_the_page_cache() {
+    let dir = temp_dir();
+    let content = Content::synthetic(9, 1 << 20);
+    let path = dir.path().join("blob");
+    let file = cold_file(&path, &content);
+    let direct = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECT;
+    if cached_pages(&file) != Some(0)
+        || rustix::fs::open(&path, direct, rustix::fs::Mode::empty()).is_err()
+    {
+        return println!("skipped: no O_DIRECT here, or no page cache that is empty and tells so");
+    }
+    let node = NodeSpec::new().start().await;
+    let uri = format!("file://{}", path.display());
+    node.loads(&uri, &[("blob".to_owned(), content)]).await;
+    assert_eq!(cached_pages(&file), Some(0), "it came through the page cache");
 }
 
 #[tokio::test]

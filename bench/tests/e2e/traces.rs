@@ -56,7 +56,7 @@ async fn a_trace_goes_through_report_error_and_log() {
     assert_eq!((&said["trace_id"], &said["level"]), (&TRACE.into(), &"WARN".into()));
 
     let trace_parent = Some(TraceParent::parse(PARENT).unwrap());
-    let client = node.client.with_options(CallOptions { deadline: None, trace_parent });
+    let client = node.client.with_options(CallOptions { trace_parent, ..CallOptions::default() });
     let mut prefetch = client.prefetch(PrefetchRequest::new(&uri).load_id("kept")).await.unwrap();
     let mut report = None;
     while let Some(event) = prefetch.next().await.unwrap() {
@@ -138,7 +138,7 @@ async fn origins_are_told_where_that_is_wanted() {
     std::fs::write(&config, block).unwrap();
     let node = NodeSpec::of(&origin).config(&config).set("trace_origins", "true").start().await;
     let trace_parent = Some(TraceParent::parse(PARENT).unwrap());
-    let client = node.client.with_options(CallOptions { deadline: None, trace_parent });
+    let client = node.client.with_options(CallOptions { trace_parent, ..CallOptions::default() });
 
     // The origin checks every signature: what is not signed does not break one.
     digests(&client, LoadRequest::new(s3_uri("m/"))).await.unwrap();

@@ -6,7 +6,11 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use forebay_client::{DeviceSpec, Endpoint, KeepTier, PciAddress, Placement, TraceParent};
 
+use crate::access::AccessArgs;
+use crate::alias::{AliasVerb, RollbackArgs};
 use crate::device::ShardArgs;
+use crate::health::HealthArgs;
+use crate::resize::ResizeArgs;
 
 /// Load model checkpoints through the Forebay daemon of this node
 #[derive(Debug, Parser)]
@@ -68,6 +72,9 @@ pub(crate) struct Global {
     /// W3C traceparent of the trace this command belongs to
     #[arg(long, global = true, value_name = "TP", value_parser = TraceParent::parse)]
     pub(crate) trace_parent: Option<TraceParent>,
+
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
 }
 
 /// For whom output is.
@@ -109,6 +116,11 @@ pub(crate) enum Verb {
     Explain(ExplainArgs),
     /// Write the timeline of a load as Chrome trace JSON, which Perfetto opens
     Trace(TraceArgs),
+    /// Give revisions names on this node, which stand for them wherever a URI can
+    #[command(subcommand)]
+    Alias(AliasVerb),
+    /// Switch an alias back to the revision that it stood for before; nothing is fetched
+    Rollback(RollbackArgs),
     /// Give the RAM tier another size, until the daemon ends
     Resize(ResizeArgs),
     /// Show the daemon at a glance: tiers, queues, loads, origins
@@ -119,10 +131,15 @@ pub(crate) enum Verb {
     /// Check limits, mounts, io_uring, memory, NUMA, sockets, DNS, credentials and GPUs
     #[command(after_help = DOCTOR)]
     Doctor,
+    /// Say whether the daemon takes loads, for probes: exit code 0, or 7
+    #[command(after_help = crate::health::HELP)]
+    Health(HealthArgs),
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
+The name of an alias stands for its last load.
+
 Examples:
   forebay explain
   forebay explain my-load --format json | jq -r '.causes[] | [.cause, .seconds] | @tsv'")]
@@ -154,7 +171,7 @@ Examples:
   forebay prefetch --tier nvme s3://models/llama-3-8b/
   forebay prefetch --format json s3://models/llama-3-8b/ | jq -c '[.done_bytes, .total_bytes]'")]
 pub(crate) struct PrefetchArgs {
-    /// Checkpoints: one object, or all under a prefix that ends in a slash
+    /// Checkpoints: one object, or all under a prefix that ends in a slash; or aliases
     #[arg(required = true, value_name = "URI")]
     pub(crate) uris: Vec<String>,
 
@@ -228,7 +245,7 @@ Examples:
   forebay load s3://models/llama-3-8b/ --verify strict --sha256 SHA256SUMS
   forebay load file:///data/ckpt/ --digest | grep safetensors")]
 pub(crate) struct LoadArgs {
-    /// Checkpoint: one object, or all under a prefix that ends in a slash
+    /// Checkpoint: one object, or all under a prefix that ends in a slash; or an alias
     pub(crate) uri: String,
 
     /// Where the bytes go: host (they stay in shared memory), cuda:N (device N as the driver
@@ -296,7 +313,7 @@ Examples:
   forebay get s3://models/llama-3-8b/ ./llama
   forebay get s3://models/llama-3-8b/ ./llama --only '*.json' --only tokenizer.model")]
 pub(crate) struct GetArgs {
-    /// Checkpoint: one object, or all under a prefix that ends in a slash
+    /// Checkpoint: one object, or all under a prefix that ends in a slash; or an alias
     pub(crate) uri: String,
 
     /// Directory to write to; made if it is not there
@@ -309,7 +326,7 @@ pub(crate) struct GetArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct LsArgs {
-    /// Only checkpoints at or under this URI
+    /// Only checkpoints at or under this URI, or that of this alias
     pub(crate) uri: Option<String>,
 }
 
@@ -321,7 +338,7 @@ Examples:
   forebay evict s3://models/llama-3-8b/
   forebay evict s3://models/ --tier ram")]
 pub(crate) struct EvictArgs {
-    /// Checkpoints at or under this URI
+    /// Checkpoints at or under this URI, or that of this alias
     pub(crate) uri: String,
 
     /// Only from this tier
@@ -331,7 +348,7 @@ pub(crate) struct EvictArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-SRC and DST: s3://, gs://, az://, file:///, or a local path; SRC also http(s)://. The daemon reads and
+SRC and DST: s3://, gs://, az://, file:///, or a local path; SRC also http(s)://; no aliases. The daemon reads and
 writes, with its own credentials; local folders it writes for its own user and for root only.
 A pack that was cut off goes on where it was when it is run again.
 
@@ -359,30 +376,14 @@ pub(crate) struct PackArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "\
-The size holds at once, and this waits until memory was had or given back. Loads that run go on, and
-nothing that is lent is taken away: what is in use goes when it is released. A deadline ends the
-waiting only.
-
-Examples:
-  forebay resize --ram 4GiB
-  forebay resize --ram 64GiB --deadline 1m
-  forebay resize --ram 4GiB --format json | jq -c '[.held_bytes, .busy_bytes]'")]
-pub(crate) struct ResizeArgs {
-    /// Size of the RAM tier: 512MiB, 4GiB; two chunks at least
-    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
-    pub(crate) ram: u64,
-}
-
-#[derive(Debug, Args)]
 pub(crate) struct CachedArg {
-    /// Checkpoints at or under this URI
+    /// Checkpoints at or under this URI, or that of this alias
     pub(crate) uri: String,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct UriArg {
-    /// Checkpoint: one object, or all under a prefix that ends in a slash
+    /// Checkpoint: one object, or all under a prefix that ends in a slash; or an alias
     pub(crate) uri: String,
 }
 
@@ -439,7 +440,7 @@ fn frame_size(text: &str) -> Result<u64, String> {
 }
 
 /// `512MiB`, `4GiB`, as `forebayd --ram` takes them, but for shares of the host.
-fn memory_size(text: &str) -> Result<u64, String> {
+pub(crate) fn memory_size(text: &str) -> Result<u64, String> {
     size(text).ok_or_else(|| "give a size such as 512MiB or 4GiB".to_owned())
 }
 

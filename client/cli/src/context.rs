@@ -26,14 +26,22 @@ pub(crate) struct Context {
 impl Context {
     /// Connects; the deadline starts now.
     pub(crate) async fn connect(global: &Global) -> Result<Self, CliError> {
-        let Budget(budget) = global.deadline;
+        Self::connect_within(global, global.deadline).await
+    }
+
+    /// Connects, with another deadline than the one that was given.
+    pub(crate) async fn connect_within(
+        global: &Global,
+        Budget(budget): Budget,
+    ) -> Result<Self, CliError> {
         let ends = budget.and_then(|budget| Instant::now().checked_add(budget));
-        let connecting = Client::connect(endpoint(global)?);
+        let connecting = Client::connect_with(endpoint(global)?, global.access.read()?);
         let client = match ends {
             Some(at) => tokio::time::timeout_at(at, connecting).await.map_err(|_| expired())??,
             None => connecting.await?,
         };
-        let options = CallOptions { deadline: None, trace_parent: global.trace_parent.clone() };
+        let options =
+            CallOptions { trace_parent: global.trace_parent.clone(), ..CallOptions::default() };
         Ok(Self { client, options, ends })
     }
 

@@ -2,9 +2,10 @@
 
 use forebay_client::Stat;
 use forebay_client::model::{
-    AddressStatus, BytesByTier, CachedCheckpoint, DaemonStatus, EndpointStatus, Evicted,
-    NameStatus, NumaStatus, NvmeStatus, ObjectEntry, PackEvent, Pinned, PrefetchProgress, Report,
-    ResizeEvent, TensorEntry, Unpinned, VerifyEvent,
+    AddressStatus, Alias, AliasRevision, BytesByTier, CachedCheckpoint, DaemonStatus, DomainStatus,
+    EndpointStatus, Evicted, NameStatus, NumaStatus, NvmeStatus, ObjectEntry, PackEvent, Pinned,
+    PrefetchProgress, Report, ResizeEvent, Revision, SetAliasEvent, TensorEntry, Unpinned,
+    VerifyEvent,
 };
 use serde_json::{Value, json};
 
@@ -202,6 +203,70 @@ pub(crate) fn evicted(uri: &str, evicted: Evicted) -> Value {
     })
 }
 
+/// What an alias stands for.
+pub(crate) fn alias(alias: &Alias) -> Value {
+    let revision = |of: &AliasRevision| {
+        json!({
+            "uri": of.uri,
+            "revision": of.revision.as_str(),
+            "bytes": of.bytes,
+            "object_count": of.object_count,
+            "nvme_bytes": of.nvme_bytes,
+            "missing_bytes": of.missing_bytes(),
+            "damaged": of.damaged,
+        })
+    };
+    json!({
+        "name": alias.name,
+        "uri": alias.current.uri,
+        "revision": alias.current.revision.as_str(),
+        "current": revision(&alias.current),
+        "previous": alias.previous.as_ref().map(revision),
+        "since_unix_seconds": alias.since.as_secs_f64(),
+        "rule": alias.rule.as_ref().map(|rule| json!({
+            "metric": rule.rule.metric.as_str(),
+            "bound": rule.rule.bound,
+            "window_seconds": rule.rule.window.as_secs_f64(),
+            "min_loads": rule.rule.min_loads,
+            "state": rule.state,
+            "loads": rule.loads,
+            "value": rule.value,
+        })),
+        "history": array(&alias.history, |event| json!({
+            "unix_seconds": event.at.as_secs_f64(),
+            "kind": event.kind,
+            "uri": event.uri,
+            "revision": event.revision.as_str(),
+            "from_revision": event.from.as_ref().map(Revision::as_str),
+            "why": event.why,
+        })),
+        "setting": alias.setting,
+    })
+}
+
+/// How an alias is set.
+pub(crate) fn setting(event: &SetAliasEvent) -> Value {
+    match event {
+        SetAliasEvent::Progress(progress) => json!({
+            "event": "progress",
+            "step": progress.step,
+            "revision": progress.revision.as_str(),
+            "done_bytes": progress.done_bytes,
+            "total_bytes": progress.total_bytes,
+        }),
+        SetAliasEvent::Report(report) => {
+            let mut object = alias(&report.alias);
+            object["event"] = json!("report");
+            object["switched"] = json!(report.switched);
+            object["bytes_by_tier"] = by_tier(report.bytes_by_tier);
+            object["origin_bytes"] = json!(report.origin_bytes);
+            object["checked_bytes"] = json!(report.checked_bytes);
+            object["wall_seconds"] = json!(report.wall.as_secs_f64());
+            object
+        }
+    }
+}
+
 /// The daemon at a glance.
 pub(crate) fn status(status: &DaemonStatus) -> Value {
     let ram = &status.ram;
@@ -209,6 +274,7 @@ pub(crate) fn status(status: &DaemonStatus) -> Value {
         "version": status.version,
         "uptime_seconds": status.uptime.as_secs_f64(),
         "draining": status.draining,
+        "domain": domain(&status.domain),
         "ram": {
             "budget_bytes": ram.budget_bytes,
             "populated_bytes": ram.populated_bytes,
@@ -233,6 +299,7 @@ pub(crate) fn status(status: &DaemonStatus) -> Value {
         "loads": array(&status.loads, |load| json!({
             "load_id": load.load_id,
             "uri": load.uri,
+            "alias": load.alias,
             "lane": load.lane,
             "uid": load.uid,
             "pid": load.pid,
@@ -251,7 +318,23 @@ pub(crate) fn status(status: &DaemonStatus) -> Value {
         "endpoints": array(&status.endpoints, endpoint),
         "addresses": array(&status.addresses, address),
         "names": array(&status.names, name),
+        "aliases": array(&status.aliases, alias),
         "degraded": status.degraded,
+    })
+}
+
+fn domain(domain: &DomainStatus) -> Value {
+    json!({
+        "name": domain.name,
+        "ram_budget_bytes": domain.ram_budget_bytes,
+        "ram_used_bytes": domain.ram_used_bytes,
+        "loads": domain.loads,
+        "loads_max": domain.loads_max,
+        "queued_max": domain.queued_max,
+        "sessions": domain.sessions,
+        "share": domain.share,
+        "lanes": domain.lanes,
+        "uri_prefixes": domain.uri_prefixes,
     })
 }
 

@@ -5,24 +5,29 @@
 //! channel. A verb is one future: an interrupt drops it, which cancels the load, ends the thread
 //! and removes what it had not finished.
 //!
-//! * `args`: what can be said on the command line. `context`: the connection and the deadline.
+//! * `args`, `access`: what can be said on the command line. `context`: the connection and the deadline.
 //! * `prefetch`, `load`, `get`, `inspect`, `keep`, `verify`, `pack`, `resize`, `status`, `explain`,
-//!   `trace`, `capacity`, `doctor`: the verbs.
+//!   `trace`, `alias`, `capacity`, `doctor`, `health`: the verbs.
 //! * `sums`: files of digests. `digest`, `files`, `worker`: the threads' work. `output`, `json`, `text`, `progress`: how
 //!   results look. `error`: how failures do.
 
 #![forbid(unsafe_code)]
 
+mod access;
+mod alias;
 mod args;
 mod capacity;
 mod context;
 mod device;
 mod digest;
 mod doctor;
+#[cfg(test)]
+mod documented;
 mod error;
 mod explain;
 mod files;
 mod get;
+mod health;
 mod inspect;
 mod json;
 mod keep;
@@ -101,6 +106,9 @@ async fn run(cli: Cli) -> Result<(), CliError> {
     if let Verb::Doctor = cli.verb {
         return doctor::run(&cli.global, &mut output).await;
     }
+    if let Verb::Health(args) = &cli.verb {
+        return health::run(&cli.global, args, &mut output).await;
+    }
     let context = Context::connect(&cli.global).await?;
     match cli.verb {
         Verb::Prefetch(args) => prefetch::run(&context, &args, &mut output).await,
@@ -121,11 +129,13 @@ async fn run(cli: Cli) -> Result<(), CliError> {
             let load_id = explain::which(Some(&args.load_id));
             trace::run(&context, load_id, args.output.as_deref(), &mut output).await
         }
+        Verb::Alias(verb) => alias::run(&context, verb, &mut output).await,
+        Verb::Rollback(args) => alias::rollback(&context, &args, &mut output).await,
         Verb::Resize(args) => resize::run(&context, &args, &mut output).await,
         Verb::Status => status::status(&context, &mut output).await,
         Verb::Capacity => capacity::run(&context, &mut output).await,
-        // Works without a daemon, so it was served before the connection.
-        Verb::Doctor => Ok(()),
+        // These make their own connection, and were served before this one.
+        Verb::Doctor | Verb::Health(_) => Ok(()),
     }
 }
 

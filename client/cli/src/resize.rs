@@ -2,14 +2,31 @@
 
 use std::io::{self, Write};
 
+use clap::Args;
 use forebay_client::model::{ResizeEvent, ResizeProgress, ResizeReport};
 
-use crate::args::ResizeArgs;
+use crate::args::memory_size;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::json;
 use crate::output::Output;
 use crate::text::{count, duration, size};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The size holds at once, and this waits until memory was had or given back. Loads that run go on, and
+nothing that is lent is taken away: what is in use goes when it is released. A deadline ends the
+waiting only.
+
+Examples:
+  forebay resize --ram 4GiB
+  forebay resize --ram 64GiB --deadline 1m
+  forebay resize --ram 4GiB --format json | jq -c '[.held_bytes, .busy_bytes]'")]
+pub(crate) struct ResizeArgs {
+    /// Size of the RAM tier: 512MiB, 4GiB; two chunks at least
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    pub(crate) ram: u64,
+}
 
 pub(crate) async fn run(
     context: &Context,

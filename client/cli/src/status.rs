@@ -1,7 +1,8 @@
 //! `forebay status`: the daemon on one screen.
 
-use forebay_client::model::{DaemonStatus, NvmeStatus};
+use forebay_client::model::{DaemonStatus, DomainStatus, NvmeStatus};
 
+use crate::alias;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::json;
@@ -20,11 +21,13 @@ fn glance(status: &DaemonStatus) -> String {
     let ram = &status.ram;
     let mut text = format!(
         "forebayd {}, up {}{}\n\
+         {}\
          RAM  {} budget, {} populated in {} segments of {} chunks, {} locked\n     \
          {} cached, {} leased, {} filling, {} free\n",
         status.version,
         duration(status.uptime),
         if status.draining { ", draining" } else { "" },
+        domain(&status.domain),
         size(ram.budget_bytes),
         size(ram.populated_bytes),
         ram.segments,
@@ -47,6 +50,7 @@ fn glance(status: &DaemonStatus) -> String {
         nodes(status),
         queues(status),
         loads(status),
+        alias::table(&status.aliases),
         origins(status),
         endpoints(status),
         addresses(status),
@@ -64,6 +68,29 @@ fn glance(status: &DaemonStatus) -> String {
         text.push_str(&format!("  {}\n", printable(sentence)));
     }
     text
+}
+
+/// Whose view this is, and how much of its quotas is used; nothing of a daemon that does not tell.
+fn domain(domain: &DomainStatus) -> String {
+    if domain.name.is_empty() {
+        return String::new();
+    }
+    let prefixes: Vec<_> = domain.uri_prefixes.iter().map(|prefix| printable(prefix)).collect();
+    let may = match prefixes.as_slice() {
+        [] => String::new(),
+        prefixes => format!("\n       may load {}", prefixes.join(", ")),
+    };
+    format!(
+        "Domain {}, {} of {} RAM used, {} of {} loads, {} sessions, share {}, lanes {}{may}\n",
+        printable(&domain.name),
+        size(domain.ram_used_bytes),
+        size(domain.ram_budget_bytes),
+        domain.loads,
+        domain.loads_max,
+        domain.sessions,
+        domain.share,
+        printable(&domain.lanes.join(", ")),
+    )
 }
 
 fn nvme(nvme: &NvmeStatus) -> String {
@@ -267,6 +294,27 @@ mod tests {
             fills_given_up: 1,
             recovery: Some(Duration::from_millis(1250)),
         }
+    }
+
+    #[test]
+    fn a_domain_is_told_with_what_it_uses() {
+        let mut found = DomainStatus {
+            name: "serving".into(),
+            ram_budget_bytes: 40 << 30,
+            ram_used_bytes: 3 << 30,
+            loads: 2,
+            loads_max: 48,
+            sessions: 3,
+            share: 3,
+            lanes: vec!["interactive".into(), "prefetch".into()],
+            ..Default::default()
+        };
+        let line = "Domain serving, 3.0 GiB of 40.0 GiB RAM used, 2 of 48 loads, 3 sessions, \
+                    share 3, lanes interactive, prefetch\n";
+        assert_eq!(domain(&found), line);
+        found.uri_prefixes = vec!["s3://m/a".into(), "s3://m/b\n".into()];
+        assert!(domain(&found).ends_with("\n       may load s3://m/a, s3://m/b\\n\n"));
+        assert_eq!(domain(&DomainStatus::default()), "");
     }
 
     #[test]

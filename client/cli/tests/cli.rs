@@ -93,6 +93,12 @@ fn mistakes_on_the_command_line_exit_with_2() {
         "pack s3://b/k s3://b/l --chunk 3MiB",
         "pack s3://b/k s3://b/l --level 20",
         "resize",
+        "alias",
+        "alias set prod",
+        "alias set s3://b/k s3://b/k",
+        "alias set last s3://b/k",
+        "rollback",
+        "rollback a/b",
         "resize --ram 25%",
         "resize --ram 4",
         "evict",
@@ -101,6 +107,8 @@ fn mistakes_on_the_command_line_exit_with_2() {
         "verify",
         "trace",
         "explain a b",
+        "health now",
+        "health --alive",
     ] {
         let args: Vec<&str> = line.split_whitespace().collect();
         let output = forebay("unix:///nowhere", &args).output().unwrap();
@@ -383,6 +391,9 @@ fn control_verbs_print_tables_and_objects() {
         (&["status"], &["8-15", "64.0 GiB", "321", "4321", "77"], "numa"),
         (&["status"], &["s3://models", "2500.0 MB/s", "open 3.00s", "486"], "endpoints"),
         (&["status"], &["192.0.2.2", "for 30.00s"], "addresses"),
+        (&["alias", "ls", "prod"], &["b3:010101010101", "2023-11-14 22:13:20", "set"], "aliases"),
+        (&["rollback", "prod"], &["prod is again s3://b/k", "before: s3://b/k"], "wall_seconds"),
+        (&["alias", "rm", "prod"], &["2 revisions may be evicted"], "revisions"),
         (&["status"], &["store.example", "12.00s", "192.0.2.1, 192.0.2.2"], "names"),
     ] {
         let human = run(&fake, args);
@@ -583,6 +594,24 @@ fn pack_tells_progress_and_result_in_either_form() {
     assert!(said.starts_with(begin), "{said}");
     assert!(said.contains("; 2 stored as they are; 1 skipped: they were packed already"), "{said}");
     assert!(stderr(&human).contains("50%"), "{}", stderr(&human));
+}
+
+#[test]
+fn alias_set_tells_what_it_stands_for_and_when_it_is_rolled_back() {
+    let fake = Fake::start(checkpoint());
+    let rule = ["--rollback-if", "data_losses > 0 over 1h"];
+    let args = [&["alias", "set", "prod", "s3://b/k"][..], &rule].concat();
+    let lines = run(&fake, &[&args[..], &["--format", "json"]].concat());
+    let lines: Vec<_> = stdout(&lines).lines().map(object).collect();
+    assert_eq!((&lines[0]["event"], &lines[1]["event"]), (&json!("progress"), &json!("report")));
+    assert_eq!((&lines[0]["step"], &lines[0]["total_bytes"]), (&json!("store"), &json!(3)));
+    assert_eq!((&lines[1]["name"], &lines[1]["switched"]), (&json!("prod"), &json!(true)));
+    assert_eq!(lines[1]["rule"]["window_seconds"], 3600.0);
+    let human = run(&fake, &args);
+    assert_eq!(code(&human), 0, "{}", stderr(&human));
+    for word in ["prod is now s3://b/k", "before: s3://b/k", "min 1 (armed)"] {
+        assert!(stdout(&human).contains(word), "{word}: {}", stdout(&human));
+    }
 }
 
 #[test]

@@ -678,6 +678,53 @@ impl Forebay for Service {
 
     type ResizeRamStream = Responses<pb::ResizeRamResponse>;
 
+    type SetAliasStream = Responses<pb::SetAliasResponse>;
+
+    async fn set_alias(
+        &self,
+        request: Request<pb::SetAliasRequest>,
+    ) -> Result<Response<Self::SetAliasStream>, Status> {
+        use pb::set_alias_response::Event;
+        let pb::SetAliasRequest { name, uri, rule } = request.into_inner();
+        let progress = Event::Progress(pb::SetAliasProgress {
+            step: "store".into(),
+            revision: revision(1),
+            done_bytes: 1,
+            total_bytes: 3,
+        });
+        let report = Event::Report(pb::SetAliasReport {
+            alias: Some(pb::Alias { rule, rule_state: "armed".into(), ..alias(name, uri) }),
+            switched: true,
+            ..Default::default()
+        });
+        let events = [progress, report];
+        let events = events.map(|event| pb::SetAliasResponse { event: Some(event) });
+        self.0.stream(events.into()).await
+    }
+
+    async fn rollback(
+        &self,
+        request: Request<pb::RollbackRequest>,
+    ) -> Result<Response<pb::RollbackResponse>, Status> {
+        let alias = Some(alias(request.into_inner().name, "s3://b/k".into()));
+        self.0.answer(pb::RollbackResponse { alias, wall_seconds: 0.002 }).await
+    }
+
+    async fn list_aliases(
+        &self,
+        request: Request<pb::ListAliasesRequest>,
+    ) -> Result<Response<pb::ListAliasesResponse>, Status> {
+        let aliases = vec![alias(request.into_inner().name, "s3://b/k".into())];
+        self.0.answer(pb::ListAliasesResponse { aliases }).await
+    }
+
+    async fn remove_alias(
+        &self,
+        _request: Request<pb::RemoveAliasRequest>,
+    ) -> Result<Response<pb::RemoveAliasResponse>, Status> {
+        self.0.answer(pb::RemoveAliasResponse { revisions: 2 }).await
+    }
+
     async fn resize_ram(
         &self,
         request: Request<pb::ResizeRamRequest>,
@@ -881,6 +928,38 @@ impl Forebay for Service {
             })
             .await
     }
+}
+
+/// What the alias that is called so stands for.
+fn alias(name: String, uri: String) -> pb::Alias {
+    let of = |n| pb::AliasRevision {
+        uri: uri.clone(),
+        revision: revision(n),
+        bytes: 3 << 20,
+        object_count: 2,
+        nvme_bytes: 3 << 20,
+        damaged: String::new(),
+    };
+    let event = pb::AliasEvent {
+        unix_seconds: 1_700_000_000.0,
+        kind: "set".into(),
+        uri: uri.clone(),
+        revision: revision(1),
+        from_revision: revision(2),
+        why: String::new(),
+    };
+    pb::Alias {
+        name,
+        current: Some(of(1)),
+        previous: Some(of(2)),
+        since_unix_seconds: 1_700_000_000.0,
+        history: vec![event],
+        ..Default::default()
+    }
+}
+
+fn revision(n: u8) -> String {
+    format!("b3:{}", format!("{n:02x}").repeat(32))
 }
 
 fn report(daemon: &Daemon, bytes: u64) -> pb::LoadReport {

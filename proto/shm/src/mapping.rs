@@ -12,6 +12,8 @@ use std::sync::atomic::AtomicU64;
 use rustix::io::{Errno, Result as SysResult};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
+use crate::layout::HUGE_PAGE_BYTES;
+
 /// What a mapping lets this process do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
@@ -33,20 +35,47 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps the first `bytes` of a file. The file must not become shorter while this lives: the
-    /// callers see to that with F_SEAL_SHRINK.
+    /// Maps the first `bytes` of a file, at an address that huge pages fit: the kernel maps one
+    /// only where file and address are aligned alike. The file must not become shorter while this
+    /// lives: the callers see to that with F_SEAL_SHRINK.
     pub(crate) fn new(file: BorrowedFd<'_>, bytes: usize, access: Access) -> SysResult<Self> {
         let protection = match access {
             Access::Read => ProtFlags::READ,
             Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
         };
+        let room = Self::room(bytes)?;
+        let start = room.base.as_ptr().cast::<c_void>();
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: MAP_FIXED replaces the whole of `room`, which is ours and refers to nothing; the
+        // value that comes of it unmaps the same range once.
+        unsafe { rustix::mm::mmap(start, bytes, protection, flags, file, 0) }?;
+        Ok(room)
+    }
+
+    /// A range without any access.
+    fn room(bytes: usize) -> SysResult<Self> {
+        let slack = if bytes < HUGE_PAGE_BYTES { 0 } else { HUGE_PAGE_BYTES };
+        let whole = bytes.checked_add(slack).ok_or(Errno::NOMEM)?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: with a null hint and without MAP_FIXED the kernel picks a range that is free,
         // so no memory that anybody else uses changes.
         let base = unsafe {
-            rustix::mm::mmap(ptr::null_mut(), bytes, protection, MapFlags::SHARED, file, 0)
+            rustix::mm::mmap_anonymous(ptr::null_mut(), whole, ProtFlags::empty(), flags)
         }?;
-        let base = NonNull::new(base.cast()).ok_or(Errno::NOMEM)?;
-        Ok(Self { base, bytes })
+        let lead = if slack == 0 { 0 } else { base.addr().wrapping_neg() % HUGE_PAGE_BYTES };
+        // What is not used is given back. A part that cannot be is address space, and no more.
+        let start = base.wrapping_byte_add(lead);
+        let end = start.wrapping_byte_add(bytes.next_multiple_of(rustix::param::page_size()));
+        let tail = base.wrapping_byte_add(whole).addr().saturating_sub(end.addr());
+        for (unused, len) in [(base, lead), (end, tail)] {
+            if len > 0 {
+                // SAFETY: the part was mapped above, lies outside what is kept, and is used by
+                // nobody.
+                let ended = unsafe { rustix::mm::munmap(unused, len) };
+                debug_assert_eq!(ended, Ok(()), "a part of an empty mapping can be unmapped");
+            }
+        }
+        Ok(Self { base: NonNull::new(start.cast()).ok_or(Errno::NOMEM)?, bytes })
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -112,6 +141,24 @@ impl Mapping {
         let start = self.at(offset, len).cast::<c_void>();
         // SAFETY: the range is ours, and the advice changes no byte of it, as asserted.
         rustix::io::retry_on_intr(|| unsafe { rustix::mm::madvise(start, len, advice) })
+    }
+
+    /// Moves a range onto huge pages at once, whatever the system's settings say of when that is
+    /// done by itself. The range is aligned to them, and each has a page of it already. Linux 6.1
+    /// and later; without an error all of it lies on huge pages.
+    pub(crate) fn collapse(&self, offset: usize, len: usize) -> SysResult<()> {
+        let start = self.at(offset, len).cast::<c_void>();
+        rustix::io::retry_on_intr(|| {
+            // SAFETY: the range is ours, and its bytes stay what they are: the kernel copies them
+            // while nobody can reach them.
+            match unsafe { libc::madvise(start, len, libc::MADV_COLLAPSE) } {
+                0 => Ok(()),
+                _ => {
+                    Err(Errno::from_io_error(&std::io::Error::last_os_error())
+                        .unwrap_or(Errno::INVAL))
+                }
+            }
+        })
     }
 
     /// Keeps a range from being swapped out.

@@ -17,7 +17,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::error::ShmError;
 use crate::ids::{Generation, SegmentId, SlotIndex};
-use crate::layout::{Geometry, Header};
+use crate::layout::{Geometry, HUGE_PAGE_BYTES, Header};
 use crate::mapping::{Access, Mapping};
 use crate::slot::SlotWriter;
 use crate::states::{SlotState, SlotStates};
@@ -60,6 +60,8 @@ pub struct Placement {
     pub locked: bool,
     /// Why they are not, although that was asked for: one sentence with what to do.
     pub lock_error: Option<String>,
+    /// How many bytes of the slots are known to lie on huge pages.
+    pub huge_bytes: usize,
 }
 
 /// A region of memory that this process writes and clients read.
@@ -93,12 +95,10 @@ impl Segment {
         let mapping = Mapping::new(file.as_fd(), geometry.file_bytes(), Access::ReadWrite)
             .map_err(|errno| ShmError::mapping("map a segment", geometry.file_bytes(), errno))?;
         place(slot_memory(&mapping, &geometry));
-        populate(&mapping, &geometry)?;
-        let placement = if spec.lock {
-            lock(&mapping, &geometry)
-        } else {
-            Placement { locked: false, lock_error: None }
-        };
+        let huge_bytes = populate(&mapping, &geometry)?;
+        let lock_error = spec.lock.then(|| lock(&mapping, &geometry)).and_then(Result::err);
+        let locked = spec.lock && lock_error.is_none();
+        let placement = Placement { locked, lock_error, huge_bytes };
         let descriptor = seal(&file)?;
         let states = SlotStates::new(geometry.slots());
         Ok(Arc::new(Self { header, mapping, descriptor, placement, states }))
@@ -258,35 +258,61 @@ fn populated(geometry: &Geometry) -> [(usize, usize); 2] {
     [(0, table_pages.min(data)), (data, geometry.file_bytes() - data)]
 }
 
-fn populate(mapping: &Mapping, geometry: &Geometry) -> Result<(), ShmError> {
-    // Huge pages are a gift of the system's settings, and a kernel without them refuses the advice:
-    // the segment works the same. Only for slots: a huge page would fill the hole before them.
-    let data = geometry.data_offset();
-    mapping.advise(data, mapping.bytes() - data, Advice::LinuxHugepage).ok();
+/// Gives the segment its memory; how many bytes of it are told to lie on huge pages.
+fn populate(mapping: &Mapping, geometry: &Geometry) -> Result<usize, ShmError> {
     // Weights do not belong into core dumps, but may end there.
     mapping.advise(0, mapping.bytes(), Advice::LinuxDontDump).ok();
+    let huge_bytes = populate_huge(mapping, geometry);
+    // What has memory keeps it; what could not be had as huge pages comes as small ones.
     for (offset, len) in populated(geometry) {
         mapping
             .advise(offset, len, Advice::LinuxPopulateWrite)
             .map_err(|errno| ShmError::memory("populate a segment", len, errno))?;
     }
-    Ok(())
+    Ok(huge_bytes)
 }
 
-fn lock(mapping: &Mapping, geometry: &Geometry) -> Placement {
+/// Puts the slots on huge pages, as far as the kernel has some. A reader that maps the segment
+/// then takes one page fault for 2 MiB, a device that reads into it gets one piece of memory
+/// instead of 512, and a driver that registers it has as many fewer pages to pin.
+///
+/// The kernel does it by itself where shmem_enabled says so, which hardly any system's does. To
+/// collapse is allowed wherever that is not `deny`. Only slots: a huge page would fill the hole
+/// before them.
+fn populate_huge(mapping: &Mapping, geometry: &Geometry) -> usize {
+    let data = geometry.data_offset();
+    let len = mapping.bytes() - data;
+    mapping.advise(data, len, Advice::LinuxHugepage).ok();
+    if !data.is_multiple_of(HUGE_PAGE_BYTES) {
+        return 0;
+    }
+    // The end of the last slot may lie inside a huge page.
+    let len = len - len % HUGE_PAGE_BYTES;
+    let page = rustix::param::page_size();
+    // In steps: a signal, or memory that is short, ends one of them.
+    (data..data + len)
+        .step_by(HUGE_PAGE_BYTES)
+        .map_while(|offset| {
+            let seed = mapping.advise(offset, page, Advice::LinuxPopulateWrite);
+            let huge = seed.and_then(|()| mapping.collapse(offset, HUGE_PAGE_BYTES));
+            huge.is_ok().then_some(HUGE_PAGE_BYTES)
+        })
+        .sum()
+}
+
+/// Keeps the pages from being swapped out, or says why that is not to be had.
+fn lock(mapping: &Mapping, geometry: &Geometry) -> Result<(), String> {
     let refused = populated(geometry)
         .into_iter()
         .find_map(|(offset, len)| mapping.lock(offset, len).err().map(|errno| (len, errno)));
-    let lock_error = refused.map(|(len, errno)| {
-        let limit = getrlimit(Resource::Memlock)
-            .current
-            .map_or_else(|| "none".to_owned(), |bytes| format!("{bytes} bytes"));
-        format!(
-            "cannot lock {len} bytes of shared memory ({errno}; limit {limit}): raise \
-             LimitMEMLOCK of the service (ulimit -l) or give it CAP_IPC_LOCK"
-        )
-    });
-    Placement { locked: lock_error.is_none(), lock_error }
+    let Some((len, errno)) = refused else { return Ok(()) };
+    let limit = getrlimit(Resource::Memlock)
+        .current
+        .map_or_else(|| "none".to_owned(), |bytes| format!("{bytes} bytes"));
+    Err(format!(
+        "cannot lock {len} bytes of shared memory ({errno}; limit {limit}): raise \
+         LimitMEMLOCK of the service (ulimit -l) or give it CAP_IPC_LOCK"
+    ))
 }
 
 /// Ends all writing but that through mappings that exist, and gives a descriptor to hand out.

@@ -93,6 +93,8 @@ pub struct Report {
     pub device: Option<DeviceUse>,
     /// The trace it belongs to, 32 hex digits; empty from a daemon that does not say.
     pub trace_id: String,
+    /// The alias that was loaded; empty if it was a URI.
+    pub alias: String,
 }
 
 /// Objects of a load by what their bytes were held to, now or when they were first fetched.
@@ -205,6 +207,7 @@ impl Report {
             placement: report.placement.map(PlacementReport::receive),
             device: report.device.map(DeviceUse::receive),
             trace_id: report.trace_id,
+            alias: report.alias,
         })
     }
 }

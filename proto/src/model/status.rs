@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Malformed, NumaStatus, span};
+use super::{Alias, Malformed, NumaStatus, span};
 use crate::pb;
 
 /// The RAM tier.
@@ -122,6 +122,48 @@ impl NvmeStatus {
     }
 }
 
+/// The caller's security domain: its quotas, and what it uses of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DomainStatus {
+    /// Its name; empty if the daemon is too old to tell, and then nothing else is known.
+    pub name: String,
+    /// The most it may hold in RAM.
+    pub ram_budget_bytes: u64,
+    /// What it holds there.
+    pub ram_used_bytes: u64,
+    /// Its loads that run.
+    pub loads: u64,
+    /// How many may.
+    pub loads_max: u64,
+    /// How many may wait.
+    pub queued_max: u64,
+    /// Clients that are connected to its memory.
+    pub sessions: u64,
+    /// Its part of what domains have in common, beside those of others.
+    pub share: u32,
+    /// Lanes that it may use.
+    pub lanes: Vec<String>,
+    /// Prefixes of what it may load; none: everything.
+    pub uri_prefixes: Vec<String>,
+}
+
+impl DomainStatus {
+    fn receive(domain: pb::DomainStatus) -> Self {
+        Self {
+            name: domain.name,
+            ram_budget_bytes: domain.ram_budget_bytes,
+            ram_used_bytes: domain.ram_used_bytes,
+            loads: domain.loads,
+            loads_max: domain.loads_max,
+            queued_max: domain.queued_max,
+            sessions: domain.sessions,
+            share: domain.share,
+            lanes: domain.lanes,
+            uri_prefixes: domain.uri_prefixes,
+        }
+    }
+}
+
 /// One bounded queue of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueStatus {
@@ -142,6 +184,8 @@ pub struct LoadStatus {
     pub load_id: String,
     /// Its URI, without a query.
     pub uri: String,
+    /// The alias that it was opened by; empty if it was a URI.
+    pub alias: String,
     /// Its lane.
     pub lane: String,
     /// Uid of the client.
@@ -314,6 +358,8 @@ pub struct DaemonStatus {
     pub uptime: Duration,
     /// Whether it is shutting down.
     pub draining: bool,
+    /// The caller's domain; all else is as that domain sees it.
+    pub domain: DomainStatus,
     /// The RAM tier.
     pub ram: RamStatus,
     /// The NVMe tier.
@@ -332,6 +378,8 @@ pub struct DaemonStatus {
     pub addresses: Vec<AddressStatus>,
     /// Names of their hosts.
     pub names: Vec<NameStatus>,
+    /// Names of revisions, without their history.
+    pub aliases: Vec<Alias>,
     /// One sentence for each thing that could not be had.
     pub degraded: Vec<String>,
 }
@@ -352,6 +400,7 @@ impl DaemonStatus {
             Ok(LoadStatus {
                 load_id: load.load_id,
                 uri: load.uri,
+                alias: load.alias,
                 lane: load.lane,
                 uid: load.uid,
                 pid: load.pid,
@@ -372,6 +421,7 @@ impl DaemonStatus {
             version: status.version,
             uptime: span(MESSAGE, "uptime_seconds", status.uptime_seconds)?,
             draining: status.draining,
+            domain: DomainStatus::receive(status.domain.unwrap_or_default()),
             ram: RamStatus::receive(status.ram.unwrap_or_default()),
             nvme: NvmeStatus::receive(status.nvme.unwrap_or_default())?,
             numa: NumaStatus::receive(status.numa.unwrap_or_default()),
@@ -381,6 +431,7 @@ impl DaemonStatus {
             endpoints: all(status.endpoints, EndpointStatus::receive)?,
             addresses: all(status.addresses, AddressStatus::receive)?,
             names: all(status.names, NameStatus::receive)?,
+            aliases: all(status.aliases, Alias::receive)?,
             degraded: status.degraded,
         })
     }

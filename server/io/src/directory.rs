@@ -184,6 +184,15 @@ impl Directory {
         })
     }
 
+    /// Puts a file of this directory in the place of another one, or of none, in one step: whoever
+    /// looks finds the one or the other, whole.
+    pub fn replace(&self, from: &str, to: &str) -> Result<(), FileError> {
+        component(from)?;
+        component(to)?;
+        rustix::fs::renameat(&self.descriptor, from, &self.descriptor, to)
+            .map_err(|errno| FileError::of_name("replace a file", from, errno))
+    }
+
     /// How long a file is, without opening it: whatever lies there, and whoever made it.
     pub fn bytes_of(&self, name: &str) -> Result<u64, FileError> {
         component(name)?;

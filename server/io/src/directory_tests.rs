@@ -208,3 +208,19 @@ fn a_filesystem_without_direct_files_is_buffered_and_says_so() {
     let mut start = [0; 16];
     assert!(rustix::io::read(&file, &mut start).unwrap() > 0, "it can be read");
 }
+
+#[test]
+fn a_file_takes_the_place_of_another_in_one_step() {
+    let Ours { path, directory } = ours();
+    fs::write(path.path().join("new"), b"new").unwrap();
+    fs::write(path.path().join("old"), b"old").unwrap();
+    directory.replace("new", "old").unwrap();
+    assert_eq!(fs::read(path.path().join("old")).unwrap(), b"new");
+    assert!(!path.path().join("new").exists());
+    directory.replace("old", "free").unwrap();
+    assert!(matches!(directory.replace("old", "free"), Err(FileError::NotFound(_))));
+    for name in ["", "..", "a/b"] {
+        assert!(matches!(directory.replace("free", name), Err(FileError::BadName(_))));
+        assert!(matches!(directory.replace(name, "free"), Err(FileError::BadName(_))));
+    }
+}

@@ -112,6 +112,17 @@ impl IoError {
             _ => Self::Device { kind, source },
         }
     }
+
+    /// Whether a filesystem says so that takes O_DIRECT when a file is opened, and not when it is
+    /// read.
+    #[must_use]
+    pub fn is_for_direct(&self) -> bool {
+        let said = match self {
+            Self::Device { source, .. } => source.raw_os_error(),
+            _ => None,
+        };
+        matches!(said, Some(libc::EINVAL | libc::EOPNOTSUPP))
+    }
 }
 
 /// Why a file or a directory could not be used.

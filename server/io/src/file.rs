@@ -107,6 +107,40 @@ impl DataFile {
         Ok(Ok(Self { descriptor, mode }))
     }
 
+    /// A file that somebody else opened, through the page cache.
+    #[must_use]
+    pub fn opened(file: File) -> Self {
+        Self::buffered(file.into(), BufferedReason::Asked)
+    }
+
+    /// The same past the page cache, as far as can be told without a read: one that fails for it
+    /// ([`IoError::is_for_direct`](crate::IoError::is_for_direct)) says the rest. The flag is that
+    /// of the open file, whichever descriptor of it is used. What does not take it comes back
+    /// buffered. Never waits for a device.
+    pub fn opened_direct(file: File) -> Result<Self, FileError> {
+        let system = |errno| FileError::system("read a file past the page cache", errno);
+        let descriptor = OwnedFd::from(file);
+        let flags = rustix::fs::fcntl_getfl(&descriptor).map_err(system)?;
+        match rustix::fs::fcntl_setfl(&descriptor, flags | OFlags::DIRECT) {
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+                return Ok(Self::buffered(descriptor, BufferedReason::Refused));
+            }
+            Err(errno) => return Err(system(errno)),
+        }
+        let (memory_align_bytes, offset_align_bytes) = alignment(descriptor.as_fd());
+        let mode = FileMode::Direct { memory_align_bytes, offset_align_bytes };
+        Ok(Self { descriptor, mode })
+    }
+
+    /// The file with the page cache in between again.
+    pub fn into_buffered(self) -> Result<File, FileError> {
+        let system = |errno| FileError::system("read a file through the page cache", errno);
+        let flags = rustix::fs::fcntl_getfl(&self.descriptor).map_err(system)?;
+        rustix::fs::fcntl_setfl(&self.descriptor, flags - OFlags::DIRECT).map_err(system)?;
+        Ok(self.descriptor.into())
+    }
+
     /// How its bytes reach the device.
     #[must_use]
     pub fn mode(&self) -> FileMode {

@@ -66,7 +66,7 @@ pub use numa::{
     page_nodes, pin_thread,
 };
 pub use op::{Done, Failed, FileOffset, Lane, Op, OpKind, OpTimes, Outcome, Payload};
-pub use page_cache::{CacheState, CacheUnknown, cache_state, is_resident};
+pub use page_cache::{CacheState, CacheUnknown, cache_state};
 pub use stats::{EngineKind, IoStats, LaneStats};
 pub use target::{Carried, StableBytes, StableBytesMut};
 pub use tcp::{TcpInfo, tcp_info, unread_bytes};

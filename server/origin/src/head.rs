@@ -74,10 +74,9 @@ impl ObjectOrigin {
         if matches!(&self.backend, Backend::Web(web) if web.signed) {
             return self.head_by_get(key, path, probe).await;
         }
-        self.check_regular(path).await?;
         let mut options = GetOptions { head: true, ..GetOptions::default() };
         options.extensions.insert(probe.clone());
-        let error = match store.get_opts(path, options).await {
+        let error = match self.get(store, path, options).await? {
             Ok(answer) => return Ok(self.head_of(key, &answer.meta, probe)),
             Err(error) => error,
         };

@@ -59,6 +59,8 @@ pub(crate) struct Copied {
     pub(crate) made: bool,
     /// When it was made.
     pub(crate) at: Option<Instant>,
+    /// Why it was not, if one was due.
+    pub(crate) why_not: Option<&'static str>,
     pub(crate) won: bool,
     pub(crate) received: u64,
     pub(crate) wasted: u64,
@@ -96,8 +98,8 @@ impl ObjectOrigin {
         let (permit, cost) = tokio::select! {
             biased;
             result = &mut first => {
-                watch.not_made();
-                return (Race::of(result), Copied::default());
+                let why_not = watch.not_made();
+                return (Race::of(result), Copied { why_not, ..Copied::default() });
             }
             leave = watch.copy_is_due() => leave,
         };
@@ -160,7 +162,8 @@ impl ObjectOrigin {
 impl Copied {
     /// One that brought so much, for nothing so far.
     fn made(at: Instant, received: u64) -> Self {
-        Self { made: true, at: Some(at), won: false, received, wasted: received }
+        let (at, wasted) = (Some(at), received);
+        Self { made: true, at, why_not: None, won: false, received, wasted }
     }
 }
 
@@ -209,10 +212,12 @@ impl<'a> Watch<'a> {
     }
 
     /// The attempt is over without a copy; if one was due, there is a reason.
-    fn not_made(&self) {
-        if let Some(why) = *self.why_not.lock().unwrap_or_else(PoisonError::into_inner) {
+    fn not_made(&self) -> Option<&'static str> {
+        let why = *self.why_not.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = why {
             self.endpoint.not_hedged(why);
         }
+        why
     }
 
     /// Whether at its pace the attempt is done before a copy could be.

@@ -29,6 +29,8 @@ mod evidence;
 mod fault;
 mod file;
 mod filling;
+#[doc(hidden)]
+pub mod fuzz;
 mod head;
 mod hedge;
 mod journal;
@@ -58,10 +60,11 @@ pub use dns::{
 };
 pub use engine::addresses::AddressStats;
 pub use engine::breaker::{BreakerState, BreakerTurns};
+pub use engine::news::EndpointEvent;
 pub use engine::standing::{
     AttemptClass, AttemptCount, AttemptEnd, Decisions, EndpointStats, RefusedCounts,
 };
-pub use engine::view::{EndpointView, Share, Sharing};
+pub use engine::view::{EndpointView, Party, Share, Sharing};
 pub use error::{OriginError, OriginErrorKind, OriginFailure};
 pub use evidence::{NoEvidence, Silence, SocketEvidence, TcpDelta, TcpSnapshot};
 pub use journal::{Journal, JournalEntry};
@@ -74,8 +77,8 @@ pub use settings::{EngineSettings, OriginBlock, OriginSettings, Timeouts};
 pub use sink::{OriginSink, Upload};
 pub use stats::OriginStats;
 pub use store::{
-    AttemptOutcome, AttemptRecord, Destination, Landing, Lane, ObjectMeta, OriginStore, ReadRecord,
-    ReadRequest, ReadTerms,
+    AttemptOutcome, AttemptRecord, Destination, FileRead, FileReader, Landing, Lane, ObjectMeta,
+    OriginStore, ReadRecord, ReadRequest, ReadTerms,
 };
 pub use terms::Spent;
 pub use trace::TraceTag;

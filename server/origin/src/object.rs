@@ -31,7 +31,9 @@ use crate::pin::Pin;
 use crate::schedule::RetryPolicy;
 use crate::settings::Timeouts;
 use crate::stats::Counters;
-use crate::store::{Destination, ObjectMeta, OriginStore, ReadRecord, ReadRequest, ReadTerms};
+use crate::store::{
+    Destination, FileRead, FileReader, ObjectMeta, OriginStore, ReadRecord, ReadRequest, ReadTerms,
+};
 use crate::transport::direct::Direct;
 use crate::transport::probe::{Probe, Seen};
 use crate::transport::service::Transport;
@@ -121,12 +123,10 @@ impl OriginStore for ObjectOrigin {
     ) -> Result<ReadRecord, OriginError> {
         let path = self.path(&request.key)?;
         let range = &request.range;
-        let fits = u64::try_from(to.into.len()).ok() == range.end.checked_sub(range.start)
-            && range.end <= request.object_bytes;
-        if !fits {
-            let kind = OriginErrorKind::Local(std::io::ErrorKind::InvalidInput);
+        let fits = u64::try_from(to.into.len()).ok() == range.end.checked_sub(range.start);
+        if !fits || range.end > request.object_bytes {
             let text = format!("{} bytes for bytes {}..{}", to.into.len(), range.start, range.end);
-            return Err(OriginError::new(kind, &request.key, text).at(&self.origin));
+            return Err(self.misfit(request, text));
         }
         if to.into.is_empty() {
             return Ok(ReadRecord::default());
@@ -154,6 +154,35 @@ impl OriginStore for ObjectOrigin {
             }
         }
     }
+
+    fn holds_files(&self) -> bool {
+        matches!(self.backend, Backend::File { .. })
+    }
+
+    async fn read_file(
+        &self,
+        request: &ReadRequest,
+        terms: ReadTerms,
+        reader: &mut dyn FileReader,
+    ) -> Result<ReadRecord, OriginError> {
+        let path = self.path(&request.key)?;
+        let range = &request.range;
+        if range.is_empty() || range.end > request.object_bytes {
+            let text = format!("bytes {}..{} of it", range.start, range.end);
+            return Err(self.misfit(request, text));
+        }
+        let bytes = range.end - range.start;
+        let mut tries = self.tries_on(&request.key, Some(range.clone()), terms.clone());
+        loop {
+            let attempt = tries.begin(bytes).await?;
+            let work = self.read_file_once((request, &path), &terms, reader, &attempt.probe);
+            let read = attempt.run(work).await;
+            match read {
+                Ok(()) => return Ok(tries.done(attempt, bytes)),
+                Err(fault) => tries.failed(attempt, 0, fault).await?,
+            }
+        }
+    }
 }
 
 impl ObjectOrigin {
@@ -173,6 +202,11 @@ impl ObjectOrigin {
         Tries::new(ground, tries::Subject { origin: &self.origin, key, range }, terms)
     }
 
+    fn misfit(&self, request: &ReadRequest, text: String) -> OriginError {
+        let kind = OriginErrorKind::Local(std::io::ErrorKind::InvalidInput);
+        OriginError::new(kind, &request.key, text).at(&self.origin)
+    }
+
     /// The key as object_store wants it: parsed, which keeps it as it is.
     pub(crate) fn path(&self, key: &ObjectKey) -> Result<Path, OriginError> {
         Path::parse(key.as_str()).map_err(|error| {
@@ -187,9 +221,18 @@ impl ObjectOrigin {
         }
     }
 
-    /// Refuses what is no regular file: opening a pipe would block a thread until someone writes.
-    pub(crate) async fn check_regular(&self, path: &Path) -> Result<(), Fault> {
-        let Backend::File { files, readers } = &self.backend else { return Ok(()) };
+    /// What the store answers. A file is opened only if it is a regular one: opening a pipe would
+    /// block a thread until someone writes. One thread that may block does both; object_store works
+    /// in place there, as it is outside of the runtime.
+    pub(crate) async fn get(
+        &self,
+        store: &dyn ObjectStore,
+        path: &Path,
+        options: GetOptions,
+    ) -> Result<object_store::Result<GetResult>, Fault> {
+        let Backend::File { files, readers } = &self.backend else {
+            return Ok(store.get_opts(path, options).await);
+        };
         let place = files.path_to_filesystem(path).map_err(|error| Fault::of_file(&error))?;
         if place.as_os_str().as_encoded_bytes().strip_prefix(b"/") != Some(path.as_ref().as_bytes())
         {
@@ -197,14 +240,16 @@ impl ObjectOrigin {
             let text = format!("object_store would open {} instead", place.display());
             return Err(Fault::new(OriginErrorKind::Unsupported, &Seen::default(), text));
         }
-        match readers.is_regular(place).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Fault::of_io(&std::io::Error::new(
-                std::io::ErrorKind::NotFound,
-                "it is no regular file",
-            ))),
-            Err(error) => Err(Fault::of_io(&error)),
-        }
+        let (files, path) = (Arc::clone(&self.store), path.clone());
+        let opened = readers.run(move || {
+            if !std::fs::metadata(place)?.is_file() {
+                let text = "it is no regular file";
+                return Err(std::io::Error::new(std::io::ErrorKind::NotFound, text));
+            }
+            let opened = files.get_opts(&path, options).now_or_never();
+            opened.ok_or_else(|| std::io::Error::other("object_store waits for something"))
+        });
+        opened.await.map_err(|error| Fault::of_io(&error))
     }
 
     /// How long the body of so many bytes may take in all. An origin that is slow as a whole is
@@ -224,11 +269,10 @@ impl ObjectOrigin {
     ) -> Result<(), Fault> {
         let start = request.range.start + length(filling.filled);
         let wanted = start..request.range.end;
-        self.check_regular(path).await?;
         let direct = Direct::default();
         let mut options = conditional(&request.pin, wanted.clone(), probe);
         options.extensions.insert(direct.clone());
-        let answer = self.store.get_opts(path, options).await;
+        let answer = self.get(&*self.store, path, options).await?;
         let seen = probe.seen();
         let answer = answer.map_err(|error| self.fault_of(&error, &seen))?;
         check_answer(request, &wanted, &answer, &seen)?;
@@ -247,16 +291,50 @@ impl ObjectOrigin {
                 filling.complete(&seen)
             }
             GetResultPayload::File(file, _) => {
-                self.read_file((request, path), file, wanted, filling, probe).await
+                self.copy_file(file, wanted, filling, probe).await?;
+                self.check_unchanged(request, path).await
             }
         }
     }
 
-    /// Copies a range of an open file, and looks afterwards whether it was written to meanwhile:
-    /// nothing else would tell a mix of two versions from one.
-    async fn read_file(
+    /// One attempt by a reader with a place of its own.
+    async fn read_file_once(
         &self,
         (request, path): (&ReadRequest, &Path),
+        terms: &ReadTerms,
+        reader: &mut dyn FileReader,
+        probe: &Probe,
+    ) -> Result<(), Fault> {
+        let range = request.range.clone();
+        let options = conditional(&request.pin, range.clone(), probe);
+        let answer = self.get(&*self.store, path, options).await?;
+        let seen = probe.seen();
+        let answer = answer.map_err(|error| self.fault_of(&error, &seen))?;
+        check_answer(request, &range, &answer, &seen)?;
+        let GetResultPayload::File(file, _) = answer.payload else {
+            return Err(Fault::new(OriginErrorKind::Unsupported, &seen, "no file as an answer"));
+        };
+        let bytes = range.end - range.start;
+        match reader.read(file, range.clone()).await.map_err(|error| Fault::of_io(&error))? {
+            FileRead::Done { cold_bytes } => {
+                self.counters.received(usize::try_from(bytes).unwrap_or(usize::MAX));
+                probe.note(|seen| seen.cold_bytes += cold_bytes);
+                terms.landed(bytes);
+            }
+            FileRead::Unsuited(file) => {
+                let gone =
+                    || Fault::of_io(&std::io::Error::other("the place to read it to is gone"));
+                let to = reader.destination().ok_or_else(gone)?;
+                let mut filling = Filling::of(to).counted_by(terms);
+                self.copy_file(file, range, &mut filling, probe).await?;
+            }
+        }
+        self.check_unchanged(request, path).await
+    }
+
+    /// Copies a range of an open file.
+    async fn copy_file(
+        &self,
         file: std::fs::File,
         wanted: Range<u64>,
         filling: &mut Filling<'_>,
@@ -275,10 +353,17 @@ impl ObjectOrigin {
             }
             filling.take(&piece.bytes, filling.filled, &seen)?;
         }
-        filling.complete(&seen)?;
+        filling.complete(&seen)
+    }
+
+    /// Whether a file that was read was written to meanwhile: nothing else would tell a mix of two
+    /// versions from one.
+    async fn check_unchanged(&self, request: &ReadRequest, path: &Path) -> Result<(), Fault> {
         let after = self.head_once(&*self.store, &request.key, path, &Probe::new()).boxed().await?;
         match request.pin.difference(&after.pin) {
-            Some(difference) => Err(Fault::new(OriginErrorKind::Changed, &seen, difference)),
+            Some(difference) => {
+                Err(Fault::new(OriginErrorKind::Changed, &Seen::default(), difference))
+            }
             None => Ok(()),
         }
     }

@@ -9,6 +9,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::error::redact;
 use crate::schedule::RetryPolicy;
 use crate::uri::OriginUri;
 
@@ -30,7 +31,7 @@ pub struct OriginSettings {
 }
 
 /// Settings of the origins under a prefix.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct OriginBlock {
     /// Canonical URI prefix; it matches at a segment boundary. `s3://` is every bucket.
     pub prefix: String,
@@ -180,6 +181,25 @@ impl OriginSettings {
 fn covers(prefix: &str, uri: &str) -> bool {
     uri.strip_prefix(prefix)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || prefix.ends_with('/'))
+}
+
+impl fmt::Debug for OriginBlock {
+    /// Shows URLs without what somebody may have put into them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OriginBlock")
+            .field("prefix", &redact(&self.prefix))
+            .field("endpoint", &self.endpoint.as_deref().map(redact))
+            .field("region", &self.region)
+            .field("account", &self.account)
+            .field("allow_http", &self.allow_http)
+            .field("ca_file", &self.ca_file)
+            .field("anonymous", &self.anonymous)
+            .field("checksums", &self.checksums)
+            .field("max_bytes_per_second", &self.max_bytes_per_second)
+            .field("max_connections", &self.max_connections)
+            .field("trace", &self.trace)
+            .finish()
+    }
 }
 
 impl fmt::Debug for OriginSettings {

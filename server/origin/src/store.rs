@@ -1,6 +1,7 @@
 //! The seam between Forebay and an object store: three calls, and what they say about themselves.
 
 use std::fmt::Debug;
+use std::fs::File;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::time::Duration;
@@ -60,6 +61,10 @@ pub enum AttemptOutcome {
     Failed(OriginErrorKind),
     /// A second copy of it was faster, and brought what was missing.
     Overtaken,
+    /// It was under way when nobody wanted it any more, or when it was looked at.
+    GivenUp,
+    /// The same before it was let.
+    Unsent,
 }
 
 /// One attempt at one request, with the time of each phase.
@@ -96,6 +101,8 @@ pub struct AttemptRecord {
     pub cold_bytes: u64,
     /// When a second copy of it was made, if one was.
     pub copied: Option<Instant>,
+    /// Why none was made, if one was due.
+    pub not_copied: Option<&'static str>,
     /// How it ended.
     pub outcome: AttemptOutcome,
 }
@@ -161,6 +168,31 @@ impl Debug for Destination<'_> {
     }
 }
 
+/// Reads a file of this machine into a place of its own: for who has a shorter way than a copy.
+#[async_trait]
+pub trait FileReader: Send {
+    /// Fills the place with the range of the file; how many of its bytes a disk had to bring, as
+    /// far as is known. A file that suits it not comes back, with its offset anywhere, and is then
+    /// copied to [`FileReader::destination`]. A file that ends within the range is
+    /// [`std::io::ErrorKind::UnexpectedEof`].
+    async fn read(&mut self, file: File, range: Range<u64>) -> std::io::Result<FileRead>;
+
+    /// The place, for a copy; none if it is not to be had any more.
+    fn destination(&mut self) -> Option<Destination<'_>>;
+}
+
+/// What came of a file that a [`FileReader`] was given.
+#[derive(Debug)]
+pub enum FileRead {
+    /// The place is filled.
+    Done {
+        /// Bytes that a disk had to bring.
+        cold_bytes: u64,
+    },
+    /// Nothing was read of it.
+    Unsuited(File),
+}
+
 /// An object store, or one bucket, host or file system of it.
 ///
 /// Every call retries transient failures itself and is safe to drop at any point: the connection is
@@ -182,6 +214,23 @@ pub trait OriginStore: Send + Sync + Debug {
         terms: ReadTerms,
         to: Destination<'_>,
     ) -> Result<ReadRecord, OriginError>;
+
+    /// Whether its objects are files of this machine, which [`OriginStore::read_file`] is for.
+    fn holds_files(&self) -> bool {
+        false
+    }
+
+    /// As [`OriginStore::read_on`], by a reader that has a place of its own.
+    async fn read_file(
+        &self,
+        request: &ReadRequest,
+        terms: ReadTerms,
+        reader: &mut dyn FileReader,
+    ) -> Result<ReadRecord, OriginError> {
+        let (_, _) = (terms, reader);
+        let text = "its objects are no files of this machine";
+        Err(OriginError::new(OriginErrorKind::Unsupported, &request.key, text))
+    }
 
     /// The same, on the usual terms.
     async fn read(

@@ -21,7 +21,7 @@ use crate::engine::unit;
 use crate::error::{OriginError, OriginErrorKind, OriginFailure};
 use crate::fault::Fault;
 use crate::hedge::{Copied, Overtaken};
-use crate::journal::{self, CallId};
+use crate::journal::{Line, Sent};
 use crate::key::ObjectKey;
 use crate::schedule::{RetryPolicy, next_wait};
 use crate::stats::{Counters, InFlight};
@@ -69,8 +69,8 @@ pub(crate) struct Tries<'a> {
     wanted: u64,
     /// When it was asked for: before the endpoint let it.
     wanted_at: Instant,
-    /// Which call of the process this is.
-    call: CallId,
+    /// What the journal knows of this call.
+    line: Line,
     /// What the last retry cost.
     taken: Option<u32>,
     /// Even the first attempt shall have a new connection.
@@ -82,8 +82,9 @@ pub(crate) struct Tries<'a> {
     generation: u64,
     /// The call has had new ones: once is all there is.
     renewed: bool,
-    /// When a second copy of the attempt under way was made.
+    /// When a second copy of the attempt under way was made; why none was, if one was due.
     copied: Option<Instant>,
+    not_copied: Option<&'static str>,
 }
 
 /// One attempt under way.
@@ -98,10 +99,11 @@ pub(crate) struct Attempt {
 
 impl Attempt {
     pub(crate) fn new(route: Route, counters: &Arc<Counters>, permit: Option<Permit>) -> Self {
+        let probe = Probe::new();
         Self {
-            probe: Probe::new(),
+            route: Route { dials: Some(probe.clone()), ..route },
+            probe,
             started: Instant::now(),
-            route,
             _inflight: counters.begin(),
             permit,
         }
@@ -110,12 +112,18 @@ impl Attempt {
     /// The route of a second copy: over a new connection, to another address.
     pub(crate) fn route_of_copy(&self) -> Route {
         let avoid = self.probe.seen().mark.map(|mark| mark.address());
-        Route { first: true, fresh: true, avoid, trace: self.route.trace }
+        let trace = self.route.trace;
+        Route { first: true, fresh: true, avoid, trace, dials: None }
+    }
+
+    /// Before it began it waited mostly for the rate that is configured.
+    fn is_rated(&self) -> bool {
+        self.permit.as_ref().is_some_and(Permit::is_rated)
     }
 
     /// Runs the attempt's work where the transport can see its route.
     pub(crate) async fn run<T>(&self, work: impl Future<Output = T>) -> T {
-        ROUTE.scope(self.route, work).await
+        ROUTE.scope(self.route.clone(), work).await
     }
 
     /// Runs a write's, where the transport finds its probe as well.
@@ -176,7 +184,7 @@ impl<'a> Tries<'a> {
             record: ReadRecord::default(),
             wanted: 0,
             wanted_at: Instant::now(),
-            call: CallId::next(),
+            line: Line::begin(),
             taken: None,
             fresh: distrusted.is_some(),
             avoid: distrusted.and_then(|distrust| distrust.0),
@@ -184,6 +192,7 @@ impl<'a> Tries<'a> {
             generation: 0,
             renewed: false,
             copied: None,
+            not_copied: None,
         }
     }
 
@@ -193,6 +202,7 @@ impl<'a> Tries<'a> {
         let mut permit = None;
         let since = Instant::now();
         (self.wanted, self.wanted_at) = (bytes, since);
+        self.line.wants(since);
         self.on_wire = None;
         if let Some(renewal) = self.ground.renewal {
             renewal.ready().await;
@@ -213,8 +223,14 @@ impl<'a> Tries<'a> {
         }
         self.generation = self.ground.renewal.map_or(0, Renewal::generation);
         let (fresh, trace) = (retry || self.fresh, TraceTag::current());
-        let route = Route { first: !retry, fresh, avoid: self.avoid, trace };
-        Ok(Attempt::new(route, self.ground.counters, permit))
+        let route = Route { first: !retry, fresh, avoid: self.avoid, trace, dials: None };
+        let attempt = Attempt::new(route, self.ground.counters, permit);
+        self.line.sends(since, || Sent {
+            started: attempt.started,
+            rated: attempt.is_rated(),
+            probe: attempt.probe.clone(),
+        });
+        Ok(attempt)
     }
 
     /// Ends the last attempt, and the call, well.
@@ -229,7 +245,7 @@ impl<'a> Tries<'a> {
 
     /// Counts a copy of an attempt.
     pub(crate) fn copied(&mut self, copy: Copied) {
-        self.copied = copy.at;
+        (self.copied, self.not_copied) = (copy.at, copy.why_not);
         self.record.hedges += u32::from(copy.made);
         self.record.hedge_wins += u32::from(copy.won);
         self.record.bytes_received += copy.received;
@@ -292,6 +308,7 @@ impl<'a> Tries<'a> {
             "attempt failed, trying again"
         );
         self.last = Some(fault);
+        self.line.wants(Instant::now());
         sleep(wait).await;
         self.record.backoff += wait;
         self.terms.spending().backoff += wait;
@@ -327,7 +344,10 @@ impl<'a> Tries<'a> {
         match decided {
             Ok(_) => self.decided(true, fault.kind.as_str()),
             // What cannot be mended is no decision.
-            Err(why) if fault.kind.is_transient() => self.decided(false, why),
+            Err(why) if fault.kind.is_transient() => {
+                self.decided(false, why);
+                self.line.gives_up(why);
+            }
             Err(_) => {}
         }
         decided.ok()
@@ -363,8 +383,7 @@ impl<'a> Tries<'a> {
     }
 
     fn note(&mut self, attempt: &Attempt, bytes: u64, outcome: AttemptOutcome) {
-        let seen = attempt.probe.seen();
-        let (first_byte, body) = waits(&seen, attempt.started.elapsed());
+        let time = (attempt.started, attempt.started.elapsed());
         self.record.bytes_received += bytes;
         {
             let throttled = outcome == AttemptOutcome::Failed(OriginErrorKind::Throttled);
@@ -373,24 +392,12 @@ impl<'a> Tries<'a> {
             spent.throttles += u32::from(throttled);
         }
         let record = AttemptRecord {
-            started: attempt.started,
-            rated: attempt.permit.as_ref().is_some_and(Permit::is_rated),
-            dns: seen.dns,
-            connect: seen.connect,
-            tls: seen.tls,
-            first_byte,
-            body,
             bytes,
-            address: seen.mark.as_ref().map(Mark::address),
-            tcp: seen.tcp,
-            head_tcp: seen.head_tcp,
-            waited: seen.waited,
-            silences: seen.silences,
-            cold_bytes: seen.cold_bytes,
             copied: self.copied.take(),
-            outcome,
+            not_copied: self.not_copied.take(),
+            ..record_of(attempt.probe.seen(), time, attempt.is_rated(), outcome)
         };
-        journal::note(self.call, self.wanted_at, &record);
+        self.line.ended(self.wanted_at, &record);
         self.record.attempt_log.push(record);
     }
 
@@ -444,6 +451,35 @@ impl<'a> Tries<'a> {
 /// Whether a body came at a pace that a slow path has, and no body that only drips.
 fn is_steady(bytes: u64, time: Duration) -> bool {
     bytes >= SPEED_BYTES_MIN && bytes as f64 >= STEADY_BYTES_PER_SECOND * time.as_secs_f64()
+}
+
+/// What is known of an attempt that began then and took so long.
+pub(crate) fn record_of(
+    seen: Seen,
+    (started, took): (Instant, Duration),
+    rated: bool,
+    outcome: AttemptOutcome,
+) -> AttemptRecord {
+    let (first_byte, body) = waits(&seen, took);
+    AttemptRecord {
+        started,
+        rated,
+        dns: seen.dns,
+        connect: seen.connect,
+        tls: seen.tls,
+        first_byte,
+        body,
+        bytes: 0,
+        address: seen.mark.as_ref().map(Mark::address),
+        tcp: seen.tcp,
+        head_tcp: seen.head_tcp,
+        waited: seen.waited,
+        silences: seen.silences,
+        cold_bytes: seen.cold_bytes,
+        copied: None,
+        not_copied: None,
+        outcome,
+    }
 }
 
 /// The time before there was a connection.

@@ -19,12 +19,15 @@
 //! the law above holds at every moment. What an active load owns it keeps, so it goes on; nobody
 //! starts and nobody gets more meanwhile.
 //!
-//! Between the lanes, interactive goes first; after [`INTERACTIVE_RUN_MAX`] interactive admissions
+//! In a lane the user goes first whose loads run least ([`line`](super::line)). Between the lanes,
+//! interactive goes first; after [`INTERACTIVE_RUN_MAX`] interactive admissions
 //! while prefetches wait, one prefetch goes.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tokio::time::Instant;
+
+use super::line::{Line, crowder};
 
 /// Interactive admissions in a row while a prefetch waits.
 const INTERACTIVE_RUN_MAX: u32 = 4;
@@ -100,6 +103,7 @@ pub(crate) enum Decision {
 
 #[derive(Debug, Clone, Copy)]
 struct Active {
+    user: u32,
     guarantee: usize,
     held: usize,
     peak: usize,
@@ -117,7 +121,7 @@ pub(crate) struct Queue {
     owed: usize,
     /// Tokens that were taken away; part of the capacity until their slots are out of use.
     withdrawn: usize,
-    lanes: [VecDeque<(Ticket, Instant)>; 2],
+    lanes: [Line; 2],
     active: BTreeMap<Ticket, Active>,
     lookups: BTreeSet<Ticket>,
     spare_waiters: VecDeque<Ticket>,
@@ -134,7 +138,7 @@ impl Queue {
             free: 0,
             owed: 0,
             withdrawn: 0,
-            lanes: [VecDeque::new(), VecDeque::new()],
+            lanes: Default::default(),
             active: BTreeMap::new(),
             lookups: BTreeSet::new(),
             spare_waiters: VecDeque::new(),
@@ -186,21 +190,29 @@ impl Queue {
     /// Takes no more offers, and drops those that wait; returns them.
     pub(crate) fn drain(&mut self) -> Vec<Ticket> {
         self.draining = true;
-        self.lanes.iter_mut().flat_map(|lane| lane.drain(..)).map(|(ticket, _)| ticket).collect()
+        self.lanes.iter_mut().flat_map(Line::drain).collect()
     }
 
-    /// A load asks to start.
-    pub(crate) fn offer(&mut self, lane: Lane, now: Instant) -> Result<Ticket, Refusal> {
+    /// A user's load asks to start. In a full queue it may get the place of another one, which is
+    /// refused instead.
+    pub(crate) fn offer(
+        &mut self,
+        lane: Lane,
+        user: u32,
+        now: Instant,
+    ) -> Result<(Ticket, Option<Ticket>), Refusal> {
         if self.draining {
             return Err(Refusal::Draining);
         }
         let depth = self.queued();
-        if depth >= self.limits.queued_max {
+        let is_full = depth >= self.limits.queued_max;
+        let instead = if is_full { crowder(&mut self.lanes, user) } else { None };
+        if is_full && instead.is_none() {
             return Err(Refusal::QueueFull { depth });
         }
         let ticket = self.ticket();
-        self.lanes[lane.index()].push_back((ticket, now));
-        Ok(ticket)
+        self.lanes[lane.index()].push(ticket, user, now);
+        Ok((ticket, instead))
     }
 
     /// A call that only looks things up starts at once or is refused: it needs no slot, so it does
@@ -257,7 +269,7 @@ impl Queue {
     /// The load is over, or its offer is withdrawn. Tokens it still holds come back one by one.
     pub(crate) fn finish(&mut self, ticket: Ticket) {
         for lane in &mut self.lanes {
-            lane.retain(|(waiter, _)| *waiter != ticket);
+            lane.remove(ticket);
         }
         self.spare_waiters.retain(|waiter| *waiter != ticket);
         self.lookups.remove(&ticket);
@@ -289,13 +301,15 @@ impl Queue {
         let yields = self.interactive_run >= INTERACTIVE_RUN_MAX && !prefetch.is_empty();
         let lane =
             if !interactive.is_empty() && !yields { Lane::Interactive } else { Lane::Prefetch };
-        let (ticket, _) = self.lanes[lane.index()].pop_front()?;
+        let active = &self.active;
+        let running = |user| active.values().filter(|load| load.user == user).count();
+        let (ticket, user) = self.lanes[lane.index()].next(running)?;
         self.interactive_run = match lane {
             Lane::Interactive => self.interactive_run + 1,
             Lane::Prefetch => 0,
         };
         self.free -= guarantee;
-        let load = Active { guarantee, held: 0, peak: 0, wants_slot: false };
+        let load = Active { user, guarantee, held: 0, peak: 0, wants_slot: false };
         self.active.insert(ticket, load);
         Some(Decision::Admit(ticket, guarantee))
     }
@@ -336,7 +350,7 @@ impl Queue {
 
     /// Loads that wait to start.
     pub(crate) fn queued(&self) -> usize {
-        self.lanes.iter().map(VecDeque::len).sum()
+        self.lanes.iter().map(Line::len).sum()
     }
 
     /// Loads that wait to start in `lane`.
@@ -344,9 +358,19 @@ impl Queue {
         self.lanes[lane.index()].len()
     }
 
+    /// Of those that wait in `lane`, how many would start before another one of `user`.
+    pub(crate) fn ahead(&self, lane: Lane, user: u32) -> usize {
+        self.lanes[lane.index()].ahead(user, |user| self.running(user))
+    }
+
+    /// Loads of a user that run.
+    fn running(&self, user: u32) -> usize {
+        self.active.values().filter(|load| load.user == user).count()
+    }
+
     /// When the first of those that wait in `lane` was offered.
     pub(crate) fn oldest(&self, lane: Lane) -> Option<Instant> {
-        self.lanes[lane.index()].front().map(|(_, offered)| *offered)
+        self.lanes[lane.index()].oldest()
     }
 
     /// Loads that run.
@@ -383,7 +407,7 @@ mod tests {
     }
 
     fn offer(queue: &mut Queue, lane: Lane) -> Ticket {
-        queue.offer(lane, Instant::now()).unwrap()
+        queue.offer(lane, 0, Instant::now()).unwrap().0
     }
 
     #[test]
@@ -399,7 +423,7 @@ mod tests {
     fn the_queue_is_bounded_and_a_withdrawn_offer_leaves_it() {
         let mut queue = queue(0);
         let tickets: Vec<_> = (0..4).map(|_| offer(&mut queue, Lane::Prefetch)).collect();
-        let refused = queue.offer(Lane::Interactive, Instant::now());
+        let refused = queue.offer(Lane::Interactive, 0, Instant::now());
         assert_eq!(refused, Err(Refusal::QueueFull { depth: 4 }));
         queue.finish(tickets[1]);
         assert_eq!(queue.queued(), 3);
@@ -481,7 +505,7 @@ mod tests {
         let mut queue = queue(0);
         let waiting = offer(&mut queue, Lane::Interactive);
         assert_eq!(queue.drain(), [waiting]);
-        assert_eq!(queue.offer(Lane::Interactive, Instant::now()), Err(Refusal::Draining));
+        assert_eq!(queue.offer(Lane::Interactive, 0, Instant::now()), Err(Refusal::Draining));
     }
 
     #[derive(Debug, Clone)]
@@ -528,7 +552,7 @@ mod tests {
                 match op {
                     Op::Offer(interactive) => {
                         let lane = if interactive { Lane::Interactive } else { Lane::Prefetch };
-                        let _refused = queue.offer(lane, Instant::now()).is_err();
+                        let _refused = queue.offer(lane, 0, Instant::now()).is_err();
                     }
                     Op::Want(n) => if let Some(load) = model.live.get_mut(n).filter(|l| !l.3) {
                         load.3 = true;

@@ -35,10 +35,37 @@ pub struct Flags {
     /// Form of the log: human or json
     #[arg(long, value_name = "FORM")]
     pub(crate) log: Option<String>,
+    /// From which level on the log has lines: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) log_level: Option<String>,
     /// Where spans of finished loads go, over OTLP/gRPC: http://HOST:PORT, or `off`
     #[arg(long, value_name = "URL")]
     pub(crate) otlp_endpoint: Option<String>,
     /// Print the resolved settings and exit
     #[arg(long)]
     pub(crate) check_config: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Each call of the daemon in the documents is one that it takes.
+    #[test]
+    fn every_daemon_of_the_documents_can_be_started_like_that() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        for (path, at_least) in [("README.md", 3), ("docker/README.md", 2)] {
+            let text = std::fs::read_to_string(root.join(path)).unwrap();
+            let calls = forebay_testkit::documented_calls(&text, "forebayd");
+            assert!(calls.len() >= at_least, "{path}: {calls:?}");
+            for call in calls {
+                let words = ["forebayd".to_owned()].into_iter().chain(call.clone());
+                let parsed = Flags::try_parse_from(words);
+                let problem = parsed.err().filter(clap::Error::use_stderr);
+                assert!(problem.is_none(), "{path}: forebayd {call:?}: {}", problem.unwrap());
+            }
+        }
+    }
 }

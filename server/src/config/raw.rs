@@ -4,12 +4,15 @@
 //! from. Unknown keys of the file are found here, with their line and the nearest key there is.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
+use super::domains::RawDomain;
+
 /// Settings of the top level: file key, and the flag and variable of the same name.
-pub(crate) const KEYS: [&str; 25] = [
+pub(crate) const KEYS: [&str; 32] = [
     "listen",
     "cache_dir",
     "ram",
@@ -18,6 +21,8 @@ pub(crate) const KEYS: [&str; 25] = [
     "scrub_bytes_per_second",
     "metrics",
     "log",
+    "log_level",
+    "core_dumps",
     "allow_uids",
     "chunk",
     "lock_memory",
@@ -34,8 +39,18 @@ pub(crate) const KEYS: [&str; 25] = [
     "trace_origins",
     "otlp_endpoint",
     "workloads",
+    "tls_cert",
+    "tls_key",
+    "tls_client_ca",
+    "tls_client_auth",
     "origin",
+    "domain",
 ];
+
+/// Those that a variable can set, too: all but the tables.
+pub(crate) fn plain_keys() -> &'static [&'static str] {
+    &KEYS[..KEYS.len() - 2]
+}
 
 /// Settings of one `[[origin]]`.
 pub(crate) const ORIGIN_KEYS: [&str; 11] = [
@@ -57,6 +72,10 @@ pub(crate) const ORIGINS_MAX: usize = 64;
 
 /// The prefix of environment variables: `FOREBAY_RAM` is `ram`.
 pub(crate) const ENV_PREFIX: &str = "FOREBAY_";
+
+/// What `forebay` reads, by its name behind the prefix. Both may run with the same variables.
+const OF_CLIENTS: [&str; 6] =
+    ["ENDPOINT", "TOKEN", "TOKEN_FILE", "TLS_CA", "TLS_CLIENT_CERT", "TLS_CLIENT_KEY"];
 
 /// What is wrong with a setting, and where it was written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -111,7 +130,7 @@ pub(crate) struct Written<T> {
 }
 
 /// One `[[origin]]` as written.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 pub(crate) struct RawOrigin {
     pub(crate) prefix: String,
     pub(crate) endpoint: Option<String>,
@@ -126,6 +145,13 @@ pub(crate) struct RawOrigin {
     pub(crate) trace: Option<bool>,
 }
 
+/// Somebody may have put a password or a signature into a URL.
+impl fmt::Debug for RawOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RawOrigin(***)")
+    }
+}
+
 /// All settings as written. Lists are joined by commas.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Raw {
@@ -133,6 +159,8 @@ pub(crate) struct Raw {
     pub(crate) values: BTreeMap<String, Written<String>>,
     /// In the order of the file.
     pub(crate) origins: Vec<Written<RawOrigin>>,
+    /// In the order of the file.
+    pub(crate) domains: Vec<RawDomain>,
 }
 
 impl Raw {
@@ -156,6 +184,9 @@ impl Raw {
             known(key, &KEYS, &place)?;
             if key == "origin" {
                 self.read_origins(value.get_ref(), &place)?;
+            } else if key == "domain" {
+                let place_of = |offset: usize| format!("{file}:{}", line_of(offset));
+                self.domains = RawDomain::read_all(value, &place_of)?;
             } else {
                 let value = plain(value.get_ref()).ok_or_else(|| ConfigError::BadValue {
                     place: place.clone(),
@@ -217,7 +248,7 @@ impl Raw {
         Ok(())
     }
 
-    /// Adds what `FOREBAY_…` variables say. `FOREBAY_CONFIG` and `FOREBAY_ENDPOINT` are no
+    /// Adds what `FOREBAY_…` variables say. `FOREBAY_CONFIG` and those of clients are no
     /// settings.
     pub(crate) fn read_env(&mut self, env: &BTreeMap<String, String>) -> Result<(), ConfigError> {
         for (name, value) in env {
@@ -226,11 +257,11 @@ impl Raw {
             // when a Service is named `forebay`.
             let of_kubernetes =
                 rest == "PORT" || rest.starts_with("PORT_") || rest.starts_with("SERVICE_");
-            if of_kubernetes || matches!(rest, "CONFIG" | "ENDPOINT") {
+            if of_kubernetes || rest == "CONFIG" || OF_CLIENTS.contains(&rest) {
                 continue;
             }
             let key = rest.to_ascii_lowercase();
-            known(&key, &KEYS[..KEYS.len() - 1], name)?;
+            known(&key, plain_keys(), name)?;
             self.set(&key, value.clone(), name.clone());
         }
         Ok(())
@@ -238,7 +269,7 @@ impl Raw {
 }
 
 /// A value as text; lists joined by commas.
-fn plain(value: &DeValue<'_>) -> Option<String> {
+pub(super) fn plain(value: &DeValue<'_>) -> Option<String> {
     Some(match value {
         DeValue::String(text) => text.to_string(),
         DeValue::Integer(number) => number.to_string(),
@@ -250,7 +281,7 @@ fn plain(value: &DeValue<'_>) -> Option<String> {
     })
 }
 
-fn known(key: &str, keys: &[&str], place: &str) -> Result<(), ConfigError> {
+pub(super) fn known(key: &str, keys: &[&str], place: &str) -> Result<(), ConfigError> {
     if keys.contains(&key) {
         return Ok(());
     }
@@ -310,7 +341,7 @@ mod tests {
         let mut raw = Raw::default();
         raw.read_file("f.toml", "ram = \"1GiB\"\nallow_uids = [0, 7]\n").unwrap();
         let env =
-            [("FOREBAY_RAM", "2GiB"), ("FOREBAY_PORT_9464_TCP", "x"), ("FOREBAY_CONFIG", "x")];
+            [("FOREBAY_RAM", "2GiB"), ("FOREBAY_PORT_9464_TCP", "x"), ("FOREBAY_TLS_CA", "x")];
         raw.read_env(&env.map(|(k, v)| (k.to_owned(), v.to_owned())).into()).unwrap();
         assert_eq!(raw.values["ram"].value, "2GiB");
         assert_eq!(raw.values["ram"].place, "FOREBAY_RAM");

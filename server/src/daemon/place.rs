@@ -20,9 +20,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::DaemonError;
+use crate::domain::Domains;
 use crate::handoff::socket;
 use crate::rpc::Shared;
-use crate::rpc::serve::{Face, serve};
+use crate::rpc::serve::{Door, Face, serve};
 
 /// How long connections may take to send their last bytes.
 pub(super) const FAREWELL: Duration = Duration::from_secs(1);
@@ -58,8 +59,8 @@ impl Drop for Place {
 
 impl Places {
     /// Takes the folders of `sockets` for this daemon.
-    pub(super) fn take(sockets: &[PathBuf], allow_uids: &[u32]) -> Result<Self, DaemonError> {
-        let others = socket_mode(allow_uids) == OPEN_SOCKET_MODE;
+    pub(super) fn take(sockets: &[PathBuf], domains: &Domains) -> Result<Self, DaemonError> {
+        let others = socket_mode(domains) == OPEN_SOCKET_MODE;
         let mode = if others { OPEN_FOLDER_MODE } else { FOLDER_MODE };
         let take = |path: &PathBuf| Place::take(path, mode);
         Ok(Self { sockets: sockets.iter().map(take).collect::<Result<_, _>>()? })
@@ -69,24 +70,27 @@ impl Places {
     pub(super) fn serve(
         &mut self,
         listeners: &mut JoinSet<()>,
-        shared: &Arc<Shared>,
+        shared: &[Arc<Shared>],
         face: &Face,
         closing: &CancellationToken,
     ) -> Result<(), DaemonError> {
-        let mode = socket_mode(&face.allow_uids);
+        let mode = socket_mode(&face.domains);
         for place in &mut self.sockets {
             let listener =
                 place.bind(place.socket.clone(), mode, |path| UnixListener::bind(path))?;
-            listeners.spawn(serve(listener, face.clone(), closing.clone()));
+            listeners.spawn(serve(Door::Unix(listener), face.clone(), closing.clone()));
             let handoff = place.bind(place.handoff.clone(), mode, socket::open)?;
-            let allowed = Arc::clone(&face.allow_uids);
-            let sessions = Arc::clone(&shared.sessions);
-            let connections = shared.handoffs.clone();
+            let domains = face.domains.clone();
+            let sessions: Arc<[_]> = shared.iter().map(|one| Arc::clone(&one.sessions)).collect();
+            let Some(connections) = shared.first().map(|one| one.handoffs.clone()) else {
+                continue;
+            };
             let closing = closing.clone();
             listeners.spawn(async move {
-                let allowed = move |uid| allowed.contains(&uid);
+                let taken = crate::places::Places::default();
+                let places = move |uid| taken.take(uid, true).filter(|_| domains.may_connect(uid));
                 tokio::select! {
-                    () = socket::serve(handoff, sessions, allowed, connections) => {}
+                    () = socket::serve(handoff, sessions, places, connections) => {}
                     () = closing.cancelled() => {}
                 }
             });
@@ -142,13 +146,9 @@ impl Place {
 
 /// Who may connect. The peer's credentials decide who is served; the mode only keeps the curious
 /// out where nobody but the daemon's own uid and root is on the list.
-fn socket_mode(allow_uids: &[u32]) -> u32 {
+fn socket_mode(domains: &Domains) -> u32 {
     let own = rustix::process::getuid().as_raw();
-    if allow_uids.iter().all(|uid| *uid == 0 || *uid == own) {
-        SOCKET_MODE
-    } else {
-        OPEN_SOCKET_MODE
-    }
+    if domains.are_within(&[0, own]) { SOCKET_MODE } else { OPEN_SOCKET_MODE }
 }
 
 /// Whether someone accepts there. A socket of another type than ours is somebody's too.

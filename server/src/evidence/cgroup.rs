@@ -22,8 +22,17 @@ pub(super) struct Cgroup {
     memory: Option<KeptFile>,
     /// `memory.events`, or `memory.failcnt` of version 1.
     held_back: Option<KeptFile>,
+    /// `io.stat`, or the files of version 1: bytes and requests.
+    io: Option<IoFiles>,
     /// `cpu.pressure`, `io.pressure`, `memory.pressure`, if the group is not the root.
     pub(super) pressure: Option<[KeptFile; 3]>,
+}
+
+/// Where the group's requests to block devices are counted.
+#[derive(Debug)]
+enum IoFiles {
+    V1 { bytes: KeptFile, requests: KeptFile },
+    V2(KeptFile),
 }
 
 /// Throttling of the groups together.
@@ -53,6 +62,7 @@ impl Cgroup {
             cpu_folder: cpu_folders.first().cloned(),
             cpu: cpu_folders.iter().map(|f| KeptFile::open(f.join("cpu.stat"))).collect(),
             memory: of("memory", "memory.stat"),
+            io: found.io(),
             held_back: of("memory", "memory.events").or_else(|| of("memory", "memory.failcnt")),
             pressure: pressure.filter(|files| files.iter().all(|file| file.why_not().is_none())),
         }
@@ -79,6 +89,28 @@ impl Cgroup {
     /// How often the group was held back at its memory limit.
     pub(super) fn held_back(&self, buffer: &mut TextBuffer) -> Option<u64> {
         held_back(self.held_back.as_ref()?.read(buffer)?)
+    }
+
+    /// Bytes and requests that the group's tasks read from block devices.
+    pub(super) fn block_reads(&self, buffer: &mut TextBuffer) -> Option<(u64, u64)> {
+        match self.io.as_ref()? {
+            IoFiles::V2(file) => Some(io_stat(file.read(buffer)?)),
+            IoFiles::V1 { bytes, requests } => {
+                let bytes = blkio_reads(bytes.read(buffer)?);
+                Some((bytes, blkio_reads(requests.read(buffer)?)))
+            }
+        }
+    }
+
+    /// Whether they are counted.
+    pub(super) fn io_state(&self) -> (bool, String) {
+        let files = match &self.io {
+            None => return (false, "no io.stat: the io controller is not there".to_owned()),
+            Some(IoFiles::V2(file)) => vec![file],
+            Some(IoFiles::V1 { bytes, requests }) => vec![bytes, requests],
+        };
+        let why = files.into_iter().find_map(KeptFile::why_not);
+        (why.is_none(), why.unwrap_or_default())
     }
 
     /// Whether throttling is counted, and what to know of it.
@@ -153,6 +185,18 @@ impl Found<'_> {
         top.is_dir().then(|| (folder.unwrap_or_else(|| top.clone()), top))
     }
 
+    /// The files that count requests to block devices.
+    fn io(&self) -> Option<IoFiles> {
+        let (bytes, requests) =
+            ("blkio.throttle.io_service_bytes_recursive", "blkio.throttle.io_serviced_recursive");
+        if let Some((folder, _)) = self.named("blkio").filter(|(of, _)| of.join(bytes).exists()) {
+            let open = |name: &str| KeptFile::open(folder.join(name));
+            return Some(IoFiles::V1 { bytes: open(bytes), requests: open(requests) });
+        }
+        let (folder, _) = self.unified().filter(|(of, _)| of.join("io.stat").exists())?;
+        Some(IoFiles::V2(KeptFile::open(folder.join("io.stat"))))
+    }
+
     /// Our folder and those above it that count throttling.
     fn throttled_folders(&self) -> Vec<PathBuf> {
         let counts = |folder: &Path| {
@@ -223,6 +267,24 @@ fn refaults(text: &str) -> Option<u64> {
     total.or(own)
 }
 
+/// Bytes and requests of reads, of all devices: a line has a device and `name=value`s.
+fn io_stat(text: &str) -> (u64, u64) {
+    let sum = |name: &str| {
+        let values = text.split_ascii_whitespace().filter_map(|word| word.strip_prefix(name));
+        values.filter_map(|value| value.parse::<u64>().ok()).sum()
+    };
+    (sum("rbytes="), sum("rios="))
+}
+
+/// The reads of a file of version 1: a line has a device, what it counts, and how much.
+fn blkio_reads(text: &str) -> u64 {
+    let read = |line: &str| {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        (words.next()? == "Read").then(|| words.next()?.parse::<u64>().ok())?
+    };
+    text.lines().filter_map(read).sum()
+}
+
 fn held_back(text: &str) -> Option<u64> {
     if let Ok(failures) = text.trim().parse() {
         return Some(failures);
@@ -258,6 +320,8 @@ mod tests {
             assert_eq!((throttling.periods, throttling.throttled_periods), (40 + 8, 30 + 4));
             assert_eq!(group.refaults(buffer), Some(77));
             assert_eq!(group.held_back(buffer), Some(9));
+            assert_eq!(group.block_reads(buffer), Some((12288, 3)), "{layout:?}");
+            assert!(group.io_state().0);
             assert!(group.throttling_state().0 && group.memory_state().0);
         }
     }
@@ -292,6 +356,7 @@ mod tests {
         assert_eq!((group.throttling(buffer), group.refaults(buffer)), (None, None));
         assert!(!group.throttling_state().0 && group.throttling_state().1.contains("nr_throttled"));
         assert!(!group.memory_state().0);
+        assert!(group.block_reads(buffer).is_none() && group.io_state().1.contains("io.stat"));
         // The root group of version 2 has the file without these lines.
         assert_eq!(throttling("usage_usec 1\nuser_usec 1\n"), None);
     }

@@ -41,12 +41,26 @@ pub(crate) struct HostSample {
     pub(crate) disk: Option<DiskSample>,
     /// The daemon's threads.
     pub(crate) sched: Option<SchedSample>,
+    /// What our cgroup read from block devices.
+    pub(crate) group_io: Option<GroupIoSample>,
+    /// How late the runtime was to look, if it was to look at a certain time.
+    pub(crate) late: Option<Duration>,
 }
 
 impl HostSample {
     /// A look that saw nothing.
     pub(crate) fn blind(at: Instant) -> Self {
-        Self { at, cpu: None, pressure: None, net: None, memory: None, disk: None, sched: None }
+        Self {
+            at,
+            cpu: None,
+            pressure: None,
+            net: None,
+            memory: None,
+            disk: None,
+            sched: None,
+            group_io: None,
+            late: None,
+        }
     }
 
     /// Whether it looked at what is dear to read.
@@ -75,6 +89,10 @@ pub(crate) struct HostDelta {
     pub(crate) disk: Option<DiskDelta>,
     /// The daemon's threads.
     pub(crate) sched: Option<SchedDelta>,
+    /// What our cgroup read from block devices.
+    pub(crate) group_io: Option<GroupIoDelta>,
+    /// The latest that the runtime was to wake a task; none where nobody measured.
+    pub(crate) latest: Option<Duration>,
 }
 
 /// How often and how long the CPU quota ran out, since the cgroups were made, summed over our
@@ -272,6 +290,30 @@ pub(crate) struct SchedSample {
 /// The difference has the same fields; `threads` is the number at the end.
 pub(crate) type SchedDelta = SchedSample;
 
+/// What the tasks of our cgroup read from block devices, since it was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct GroupIoSample {
+    /// See [`CpuSample::moves`].
+    pub(super) moves: u32,
+    /// What the reads brought.
+    pub(crate) read_bytes: u64,
+    /// How many there were.
+    pub(crate) reads: u64,
+}
+
+/// The difference has the same fields.
+pub(crate) type GroupIoDelta = GroupIoSample;
+
+impl GroupIoSample {
+    pub(super) fn since(&self, before: &Self) -> Option<Self> {
+        (self.moves == before.moves).then(|| Self {
+            moves: self.moves,
+            read_bytes: self.read_bytes.saturating_sub(before.read_bytes),
+            reads: self.reads.saturating_sub(before.reads),
+        })
+    }
+}
+
 impl CpuSample {
     /// What happened since `before`, but for steal, which has looks of its own.
     pub(super) fn since(&self, before: &Self) -> Option<CpuDelta> {
@@ -407,11 +449,17 @@ pub(crate) enum Source {
     Numa,
     /// TCP_INFO.
     TcpInfo,
+    /// `io.stat` of the cgroup, or what version 1 has of that.
+    GroupIo,
+    /// preadv2(2) that does not wait.
+    ReadNowait,
+    /// How late the runtime is.
+    RuntimeLag,
 }
 
 impl Source {
     /// Every source.
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::CpuStat,
         Self::Pressure,
         Self::NetStat,
@@ -425,6 +473,9 @@ impl Source {
         Self::IoAccounting,
         Self::Numa,
         Self::TcpInfo,
+        Self::GroupIo,
+        Self::ReadNowait,
+        Self::RuntimeLag,
     ];
 
     /// Its name.
@@ -443,6 +494,9 @@ impl Source {
             Self::IoAccounting => "io_accounting",
             Self::Numa => "numa",
             Self::TcpInfo => "tcp_info",
+            Self::GroupIo => "cgroup_io",
+            Self::ReadNowait => "rwf_nowait",
+            Self::RuntimeLag => "runtime_lag",
         }
     }
 }

@@ -18,8 +18,8 @@ use super::block::{BlockDevice, CachePlace};
 use super::cgroup::Cgroup;
 use super::files::{KeptFile, Roots, TextBuffer};
 use super::host::{
-    CpuSample, HostEvidence, HostSample, MemorySample, NET_COUNTERS, NetCounters, Pressure, Source,
-    SourceState,
+    CpuSample, GroupIoSample, HostEvidence, HostSample, MemorySample, NET_COUNTERS, NetCounters,
+    Pressure, Source, SourceState,
 };
 use super::mounts::mounts;
 use super::text;
@@ -93,11 +93,12 @@ impl HostEvidence for ProcEvidence {
         let net = readers.net().map(|(net, _)| net);
         let memory = readers.memory();
         let steal = readers.steal();
+        let group_io = readers.group_io();
         let Readers { threads, buffer, .. } = &mut *readers;
         let sched = threads.read(at, buffer);
         let glance = readers.glance(at);
         let cpu = glance.cpu.map(|cpu| CpuSample { steal, ..cpu });
-        HostSample { cpu, net, memory, sched, ..glance }
+        HostSample { cpu, net, memory, sched, group_io, ..glance }
     }
 
     fn glance(&self) -> HostSample {
@@ -194,6 +195,11 @@ impl Readers {
         Some(memory)
     }
 
+    fn group_io(&mut self) -> Option<GroupIoSample> {
+        let (read_bytes, reads) = self.group.block_reads(&mut self.buffer)?;
+        Some(GroupIoSample { moves: self.moves, read_bytes, reads })
+    }
+
     fn steal(&mut self) -> Option<Duration> {
         let ticks = text::steal_ticks(self.machine_stat.read(&mut self.buffer)?)?;
         let millis = ticks.saturating_mul(1000) / self.ticks_per_second.max(1);
@@ -226,6 +232,7 @@ impl Readers {
             state(Source::BlockDevice, self.disk.state()),
             state(Source::SchedStat, sched),
             file(Source::IoAccounting, &self.own_io),
+            state(Source::GroupIo, self.group.io_state()),
         ]
     }
 
@@ -253,6 +260,8 @@ fn called(roots: &Roots) -> Vec<SourceState> {
         state(Source::CacheStat, try_cachestat().map(|()| String::new())),
         state(Source::TcpInfo, try_tcp_info().map(|()| String::new())),
         state(Source::Numa, numa(roots)),
+        state(Source::ReadNowait, try_nowait().map(|()| String::new())),
+        state(Source::RuntimeLag, Ok("by when a look comes that is due".to_owned())),
     ]
 }
 
@@ -261,6 +270,17 @@ fn try_cachestat() -> Result<(), String> {
     let file = rustix::fs::memfd_create("forebay-probe", rustix::fs::MemfdFlags::CLOEXEC)
         .map_err(|errno| errno.to_string())?;
     cache_state(file.as_fd(), 0..1).map(drop).map_err(|error| error.to_string())
+}
+
+/// Reads a byte of our own program without waiting: whether it is in the page cache is no matter.
+fn try_nowait() -> Result<(), String> {
+    let program = std::fs::File::open("/proc/self/exe").map_err(|error| error.to_string())?;
+    let mut byte = [0];
+    let into = &mut [std::io::IoSliceMut::new(&mut byte)];
+    match rustix::io::preadv2(&program, into, 0, rustix::io::ReadWriteFlags::NOWAIT) {
+        Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(()),
+        Err(errno) => Err(format!("preadv2 with RWF_NOWAIT: {errno}")),
+    }
 }
 
 /// Asks for the state of a socket that is not connected.

@@ -89,10 +89,11 @@ impl Tree {
     fn version_1(&self) {
         self.write(
             "proc/self/cgroup",
-            "9:name=systemd:/\n7:blkio:/\n4:memory:/pods/a\n2:cpu,cpuacct:/pods/a\n0::/\n",
+            "9:name=systemd:/\n7:blkio:/pods/a\n4:memory:/pods/a\n2:cpu,cpuacct:/pods/a\n0::/\n",
         );
         let mounts = "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
                       35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                      37 31 0:34 / /sys/fs/cgroup/blkio rw - cgroup cgroup rw,blkio\n\
                       41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
         self.write("proc/self/mountinfo", mounts);
         let cpu = |periods: u32, throttled: u32, nanos: u64| {
@@ -109,6 +110,10 @@ impl Tree {
                       total_workingset_refault_file 77\ntotal_pgmajfault 3\n";
         self.write("sys/fs/cgroup/memory/pods/a/memory.stat", memory);
         self.write("sys/fs/cgroup/memory/pods/a/memory.failcnt", "9\n");
+        let reads = |much: u64| format!("259:0 Read {much}\n259:0 Write 7\nTotal {much}\n");
+        let io = "sys/fs/cgroup/blkio/pods/a/blkio.throttle";
+        self.write(&format!("{io}.io_service_bytes_recursive"), &reads(12288));
+        self.write(&format!("{io}.io_serviced_recursive"), &reads(3));
         self.write("sys/fs/cgroup/unified/cpu.stat", "usage_usec 1\nuser_usec 1\n");
     }
 
@@ -128,6 +133,9 @@ impl Tree {
         let memory = "anon 1\nfile 2\nworkingset_refault_anon 6\nworkingset_refault_file 77\n";
         self.write("sys/fs/cgroup/pods/a/memory.stat", memory);
         self.write("sys/fs/cgroup/pods/a/memory.events", "low 0\nhigh 9\nmax 2\noom_kill 0\n");
+        let io =
+            "259:0 rbytes=8192 wbytes=5 rios=2 wios=1\n8:0 rbytes=4096 wbytes=0 rios=1 wios=0\n";
+        self.write("sys/fs/cgroup/pods/a/io.stat", io);
         for (kind, total) in [("cpu", 1), ("io", 2), ("memory", 3)] {
             let text = format!("some avg10=0.00 total={total}\nfull avg10=0.00 total=0\n");
             self.write(&format!("sys/fs/cgroup/pods/a/{kind}.pressure"), &text);
@@ -303,7 +311,9 @@ fn what_is_not_there_is_unknown_and_not_zero() {
     let states = evidence.sources();
     let known: Vec<_> = states.iter().filter(|s| s.available).map(|s| s.source).collect();
     let here = [Source::NetStat, Source::CacheStat, Source::IoAccounting, Source::Numa];
-    let here: Vec<_> = here.into_iter().chain([Source::TcpInfo]).collect();
+    // What no file tells is there all the same.
+    let called = [Source::TcpInfo, Source::ReadNowait, Source::RuntimeLag];
+    let here: Vec<_> = here.into_iter().chain(called).collect();
     assert!(known.iter().all(|source| here.contains(source)), "{known:?}");
     let psi = states.iter().find(|state| state.source == Source::Pressure).unwrap();
     assert!(psi.why.contains("CONFIG_PSI"), "{psi:?}");

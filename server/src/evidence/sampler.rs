@@ -13,8 +13,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::host::{HostEvidence, Source, SourceState};
+use super::host::{HostEvidence, HostSample, Source, SourceState};
 use super::samples::Samples;
+use crate::metrics;
 
 /// Between two looks: gaps that matter to a load are longer.
 pub(crate) const PACE: Duration = Duration::from_millis(25);
@@ -22,9 +23,13 @@ pub(crate) const PACE: Duration = Duration::from_millis(25);
 /// Every so many looks one reads everything.
 pub(crate) const THOROUGH_EVERY: u32 = 4;
 
-/// A thorough look that is not older than this stands for one at the end of a load: a load that is
-/// shorter does not pay for looks, and many short ones do not look without end.
+/// A thorough look that is not older than this stands for one at the end of a load: many short loads
+/// do not look without end.
 const FRESH: Duration = PACE;
+
+/// A load that took no longer ends with a glance: a thorough look takes a third of a millisecond, and
+/// nobody may wait a hundredth of a load's time for evidence.
+const LOOKED_AT: Duration = Duration::from_millis(100);
 
 /// A load that is over sooner is not looked at: the counters say nothing of so short a time, and it
 /// would pay for the look.
@@ -73,18 +78,37 @@ impl Evidence {
         Sampling { evidence: Arc::clone(self), begun: Instant::now() }
     }
 
-    /// Looks at everything, unless someone just did: before the books of a load are closed that was
-    /// opened then. One that took less than a pace has nothing to compare with.
+    /// Looks, unless someone just did, before the books of a load are closed that was opened then: at
+    /// everything, if it took long. One that took less than a pace has nothing to compare with.
     pub(crate) fn look_after(&self, opened: Instant) {
-        if opened.elapsed() >= PACE {
-            self.look();
+        match opened.elapsed() {
+            lasted if lasted >= LOOKED_AT => self.look(),
+            lasted if lasted >= PACE => self.glance(),
+            _ => {}
         }
+    }
+
+    fn glance(&self) {
+        let stale = || !self.samples.has_any_since(Instant::now() - SHORT);
+        if let Some(host) = self.host.as_ref().filter(|_| stale()) {
+            self.take(&**host, false, None);
+        }
+    }
+
+    /// Looks, and books what that took of the CPU: who tells others what they waited for tells what
+    /// it costs them.
+    fn take(&self, host: &dyn HostEvidence, thorough: bool, late: Option<Duration>) {
+        let before = own_time();
+        let (look, sample) =
+            if thorough { ("thorough", host.sample()) } else { ("glance", host.glance()) };
+        metrics::looked(look, own_time().saturating_sub(before));
+        self.samples.record(HostSample { late, ..sample });
     }
 
     fn look(&self) {
         let stale = || !self.samples.has_thorough_since(Instant::now() - FRESH);
         if let Some(host) = self.host.as_ref().filter(|_| stale()) {
-            self.samples.record(host.sample());
+            self.take(&**host, true, None);
         }
     }
 
@@ -108,14 +132,14 @@ impl Evidence {
     async fn look_at_the_pace(&self, host: &dyn HostEvidence) {
         let mut looks = 0_u32;
         loop {
-            tokio::time::sleep(PACE).await;
+            let due = Instant::now() + PACE;
+            tokio::time::sleep_until(due).await;
             if self.active.load(Ordering::Acquire) == 0 {
                 return;
             }
+            let late = Some(Instant::now().saturating_duration_since(due));
             looks = looks.wrapping_add(1);
-            let thorough = looks.is_multiple_of(THOROUGH_EVERY);
-            let sample = if thorough { host.sample() } else { host.glance() };
-            self.samples.record(sample);
+            self.take(host, looks.is_multiple_of(THOROUGH_EVERY), late);
         }
     }
 
@@ -132,6 +156,13 @@ impl Evidence {
         };
         self.host.as_ref().map_or_else(|| off().to_vec(), |host| host.sources())
     }
+}
+
+/// The CPU time of this thread so far.
+fn own_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let nanos = u32::try_from(time.tv_nsec).unwrap_or(0);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), nanos)
 }
 
 impl Drop for Sampling {
@@ -181,9 +212,15 @@ mod tests {
         let again = evidence.begin();
         tokio::time::sleep(PACE * 3).await;
         assert!(host.looks().1 > ended.1, "a load after a pause is looked at again");
-        let before = host.looks().0;
+        let before = host.looks();
         drop(again);
-        assert_eq!(host.looks().0, before + 1, "the last look of a load is thorough");
+        assert_eq!(host.looks(), (before.0, before.1 + 1), "it was not long");
+        tokio::time::sleep(PACE * 3).await;
+        let long = evidence.begin();
+        tokio::time::sleep(PACE * 7).await;
+        let before = host.looks().0;
+        drop(long);
+        assert_eq!(host.looks().0, before + 1, "the last look of a long load is thorough");
 
         tokio::time::sleep(PACE * 3).await;
         let ended = host.looks();

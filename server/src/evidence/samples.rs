@@ -22,9 +22,18 @@ pub(super) const SAMPLES_MAX: usize = 4096;
 const SEARCH_MAX: usize = 64;
 
 /// The ring.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Samples {
     kept: Mutex<VecDeque<HostSample>>,
+    /// That the daemon may run on.
+    cpus: u32,
+}
+
+impl Default for Samples {
+    fn default() -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self { kept: Mutex::default(), cpus: u32::try_from(cpus).unwrap_or(u32::MAX) }
+    }
 }
 
 impl Samples {
@@ -59,6 +68,8 @@ impl Samples {
         let memory = bracket(&kept, from, to, |s| s.memory);
         let disk = bracket(&kept, from, to, |s| s.disk);
         let sched = bracket(&kept, from, to, |s| s.sched);
+        let group_io = bracket(&kept, from, to, |s| s.group_io);
+        let within = kept.iter().rev().skip_while(|s| s.at > to).take_while(|s| s.at >= from);
         Some(HostDelta {
             over: last - first,
             over_slow: slow.map_or(Duration::ZERO, |(first, last)| last - first),
@@ -68,11 +79,13 @@ impl Samples {
             memory: memory.and_then(|(before, after)| after.since(&before)),
             disk: disk.map(|(before, after)| after.since(&before)),
             sched: sched.map(|(before, after)| after.since(&before)),
+            group_io: group_io.and_then(|(before, after)| after.since(&before)),
+            latest: within.filter_map(|s| s.late).max(),
         })
     }
 
     /// The same of the CPUs alone, which costs a small part of that: the time between the two looks,
-    /// how much of it a quota took, and how long the daemon's threads waited for a CPU and ran.
+    /// how much of it a quota took, and how long the daemon's threads waited for a CPU that others had, and ran.
     pub(crate) fn cpus(&self, from: Instant, to: Instant) -> Option<Troubles> {
         let kept = self.lock();
         let (first, last) = bracket(&kept, from, to, |s| s.cpu.map(|_| s.at))
@@ -93,15 +106,36 @@ impl Samples {
             over,
             same_within: neighbours.then_some((first, last)),
             throttled: cpu.map(|cpu| cpu.throttled),
-            run_queue: sched
-                .map(|sched| (sched.run_queue_wait.mul_f64(part), sched.run.mul_f64(part))),
+            run_queue: sched.map(|sched| {
+                let (waited, ran) = (sched.run_queue_wait.mul_f64(part), sched.run.mul_f64(part));
+                (waited.mul_f64(self.share_of_others(over, ran)), ran)
+            }),
         })
+    }
+
+    /// The share of the CPUs that the daemon did not have itself, when its threads ran for so long.
+    /// Threads that wait for each other are no victims of anybody: a decoder that is one of many
+    /// decodes, and is not kept from it.
+    fn share_of_others(&self, over: Duration, ran: Duration) -> f64 {
+        let all = over.as_secs_f64() * f64::from(self.cpus);
+        if all > 0.0 { (1.0 - ran.as_secs_f64() / all).max(0.0) } else { 1.0 }
     }
 
     /// Whether a thorough look was taken at `since` or later.
     pub(super) fn has_thorough_since(&self, since: Instant) -> bool {
         let kept = self.lock();
         kept.iter().rev().take_while(|s| s.at >= since).any(HostSample::is_thorough)
+    }
+
+    /// Whether any look was taken at `since` or later.
+    pub(super) fn has_any_since(&self, since: Instant) -> bool {
+        self.lock().back().is_some_and(|last| last.at >= since)
+    }
+
+    /// The same, on so many CPUs.
+    #[cfg(test)]
+    pub(super) fn on(cpus: u32) -> Self {
+        Self { cpus, ..Self::default() }
     }
 
     /// How many there are.
@@ -158,7 +192,7 @@ fn thin(kept: &mut VecDeque<HostSample>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::host::{CpuSample, DiskSample, NetCounters};
+    use super::super::host::{CpuSample, DiskSample, NetCounters, SchedSample};
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
@@ -194,6 +228,34 @@ mod tests {
         // Looks at the edges count.
         let delta = samples.between(zero + MS * 100, zero + MS * 200).unwrap();
         assert_eq!((delta.over, delta.over_slow), (MS * 100, MS * 100));
+    }
+
+    #[test]
+    fn the_latest_that_the_runtime_was_is_of_the_looks_within() {
+        let (samples, zero) = (Samples::default(), Instant::now());
+        for (ms, late) in [(0, 90), (100, 3), (200, 7), (300, 80)] {
+            samples.record(HostSample { late: Some(MS * late), ..look(zero, ms) });
+        }
+        let latest = |from, to| samples.between(zero + MS * from, zero + MS * to).unwrap().latest;
+        assert_eq!((latest(50, 250), latest(50, 150)), (Some(MS * 7), Some(MS * 3)));
+        assert_eq!(latest(210, 220), None);
+    }
+
+    #[test]
+    fn threads_that_wait_for_each_other_are_kept_from_nothing() {
+        // They ran so long, and waited for 80 ms, in 100 ms of two CPUs.
+        let waited = |ran: u32| {
+            let (samples, zero) = (Samples::on(2), Instant::now());
+            for (ms, run, wait) in [(0, 0, 0), (100, ran, 80)] {
+                let run_queue_wait = MS * wait;
+                let sched = SchedSample { run: MS * run, run_queue_wait, ..SchedSample::default() };
+                samples.record(HostSample { sched: Some(sched), ..look(zero, ms) });
+            }
+            samples.cpus(zero, zero + MS * 100).unwrap().run_queue.unwrap()
+        };
+        assert_eq!(waited(20), (MS * 72, MS * 20), "others had nine tenths of the CPUs");
+        assert_eq!(waited(180), (MS * 8, MS * 180), "they had them themselves");
+        assert_eq!(waited(220).0, Duration::ZERO, "the kernel's clocks are not one");
     }
 
     #[test]

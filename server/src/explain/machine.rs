@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Fact;
 use crate::attribution::Cause;
-use crate::evidence::{DiskDelta, HostDelta, MemoryDelta, NetDelta, PressureDelta};
+use crate::evidence::{DiskDelta, GroupIoDelta, HostDelta, MemoryDelta, NetDelta, PressureDelta};
 
 /// Figures that have to do with a cause, without those that are zero.
 pub(super) fn facts(cause: Cause, host: &HostDelta) -> Vec<Fact> {
@@ -75,6 +75,8 @@ fn cpu(host: &HostDelta) -> Vec<Fact> {
         let stolen = cpu.steal.map_or(0.0, seconds);
         facts.push(fact("proc_stat", "taken by the hypervisor, all CPUs", stolen, "s"));
     }
+    let late = host.latest.map_or(0.0, seconds);
+    facts.push(fact("runtime_lag", "the latest that a task was woken", late, "s"));
     if let Some(PressureDelta { cpu_some, .. }) = &host.pressure {
         let waited = seconds(*cpu_some);
         facts.push(fact("pressure", "some task had no CPU", waited, "s"));
@@ -94,6 +96,9 @@ fn disk(host: &HostDelta) -> Vec<Fact> {
         facts.push(fact("block", "in its queue, on average", queued, "requests"));
         facts.push(fact("block", "busy", busy.as_secs_f64(), "s"));
     }
+    if let Some(GroupIoDelta { read_bytes, .. }) = &host.group_io {
+        facts.push(fact("cgroup_io", "read by our cgroup", *read_bytes as f64, "B"));
+    }
     if let Some(PressureDelta { io_some, .. }) = &host.pressure {
         facts.push(fact("pressure", "some task waited for a disk", io_some.as_secs_f64(), "s"));
     }
@@ -108,6 +113,8 @@ mod tests {
     fn host() -> HostDelta {
         let mut pressure = PressureDelta::default();
         pressure.cpu_some = Duration::from_millis(500);
+        let mut group_io = GroupIoDelta::default();
+        group_io.read_bytes = 4096;
         HostDelta {
             over: Duration::from_secs(2),
             over_slow: Duration::from_secs(2),
@@ -127,8 +134,13 @@ mod tests {
                 ..DiskDelta::default()
             }),
             sched: None,
+            group_io: Some(group_io),
+            latest: Some(Duration::from_millis(250)),
         }
     }
+
+    const DISK: [(&str, f64); 4] =
+        [("block", 10.0), ("block", 0.01), ("block", 2.0), ("cgroup_io", 4096.0)];
 
     #[test]
     fn a_cause_has_the_figures_that_belong_to_it_and_none_that_are_zero() {
@@ -137,8 +149,9 @@ mod tests {
             facts.iter().map(|fact| (fact.source, fact.value)).collect::<Vec<_>>()
         };
         assert_eq!(told(Cause::TcpRetransmit), [("netstat", 7.0)]);
-        assert_eq!(told(Cause::NvmeService), [("block", 10.0), ("block", 0.01), ("block", 2.0)]);
-        let cpu = [("cgroup", 15.0), ("cgroup", 20.0), ("pressure", 0.5)];
+        assert_eq!(told(Cause::NvmeService), DISK);
+        let late = ("runtime_lag", 0.25);
+        let cpu = [("cgroup", 15.0), ("cgroup", 20.0), late, ("pressure", 0.5)];
         assert_eq!(told(Cause::CpuThrottle), cpu);
         assert_eq!(told(Cause::Client), []);
         assert_eq!(told(Cause::Dns), []);

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use forebay_codec::decode::{DecodeError, DecodeErrorKind, StreamDecoder, WINDOW_LOG_MAX};
 use futures::future::BoxFuture;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::cpu::NodeWorkers;
 use crate::staging::{Staged, StagingError, StagingShare};
@@ -318,16 +319,17 @@ impl Streams {
         Self { workers, tracks: Mutex::default(), changed: Notify::new() }
     }
 
-    /// Decodes a piece of an object, when its turn has come. `read` brings what the store has, some
-    /// ranges side by side.
+    /// Decodes a piece of an object, when its turn has come; and when that was. `read` brings what
+    /// the store has, some ranges side by side.
     pub(super) async fn piece<E>(
         &self,
         piece: Piece<'_>,
         read: &Read<'_, E>,
-    ) -> Result<Staged, StreamError<E>> {
+    ) -> Result<(Staged, Instant), StreamError<E>> {
         let Piece { key, range, plain_bytes, stored_bytes, staging } = piece;
         let bytes = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let mut turn = self.turn(key, range.clone()).await;
+        let turned = Instant::now();
         let (mut out, mut filled) = (staging.buffer(bytes).map_err(StreamError::Staging)?, 0);
         let (begin, is_last) = (range.start, range.end == plain_bytes);
         let end = is_last.then_some(plain_bytes);
@@ -347,13 +349,13 @@ impl Streams {
             let all_read = decoder.stored_at == stored_bytes;
             let whole = all_read && decoder.rest.is_empty() && decoder.between_frames;
             if filled == bytes && is_last && whole {
-                return Ok(out);
+                return Ok((out, turned));
             }
             let stored_at = decoder.stored_at;
             // In the turn it is not lost if this piece is given up while it is read.
             let decoder = turn.decoder.insert(decoder);
             if filled == bytes && !is_last {
-                return Ok(out);
+                return Ok((out, turned));
             }
             if paused {
                 continue;

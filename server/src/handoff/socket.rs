@@ -4,7 +4,8 @@
 //! The socket is a `SOCK_SEQPACKET` one, so a packet is a message. tokio has no type for these; its
 //! stream types serve, since only readiness and the descriptor are taken from them. A connection
 //! begins with `Hello` and the session's token within [`HELLO_WITHIN`]; the peer's uid has to be
-//! the one that opened the session. One connection per session. Each connection is a task of the
+//! the one that opened the session. The session is one of one domain, and only segments of that
+//! domain can come to be lent to it. One connection per session. Each connection is a task of the
 //! daemon's tree.
 
 use std::io;
@@ -23,7 +24,8 @@ use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::task::TaskTracker;
 
-use super::{Outgoing, Peer, Session, Sessions};
+use super::{Outgoing, Peer, Session, Sessions, unknown_session};
+use crate::places::Place;
 
 /// A connection that does not say which session it belongs to is closed after this long.
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
@@ -43,19 +45,22 @@ pub(crate) fn open(path: &Path) -> io::Result<UnixListener> {
     UnixListener::from_std(fd.into())
 }
 
-/// Accepts until dropped.
+/// Accepts until dropped. `sessions` are those of each domain; `places` has one for each connection
+/// of a uid that may connect.
 pub(crate) async fn serve(
     socket: UnixListener,
-    sessions: Arc<Sessions>,
-    allowed: impl Fn(u32) -> bool,
+    sessions: Arc<[Arc<Sessions>]>,
+    places: impl Fn(u32) -> Option<Place>,
     tasks: TaskTracker,
 ) {
     loop {
         match accept(&socket).await {
-            Ok((connection, peer)) if allowed(peer.uid) => {
-                tasks.spawn(attend(connection, Arc::clone(&sessions), peer));
-            }
-            Ok((_, peer)) => tracing::warn!(uid = peer.uid, "uid not allowed on handoff.sock"),
+            Ok((connection, peer)) => match places(peer.uid) {
+                Some(place) => {
+                    tasks.spawn(attend(connection, Arc::clone(&sessions), peer, place));
+                }
+                None => tracing::debug!(uid = peer.uid, "refused on handoff.sock"),
+            },
             Err(error) => {
                 tracing::warn!(%error, "cannot accept on handoff.sock");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -71,19 +76,25 @@ async fn accept(socket: &UnixListener) -> io::Result<(UnixStream, Peer)> {
     Ok((connection, Peer { uid: credentials.uid(), pid }))
 }
 
-async fn attend(connection: UnixStream, sessions: Arc<Sessions>, peer: Peer) {
+async fn attend(connection: UnixStream, sessions: Arc<[Arc<Sessions>]>, peer: Peer, _place: Place) {
     if let Err(error) = converse(connection, &sessions, peer).await {
         tracing::debug!(%error, pid = peer.pid, "a handoff connection ended");
     }
 }
 
 /// One connection: hello, then descriptors out and releases in until the client is gone.
-async fn converse(connection: UnixStream, sessions: &Arc<Sessions>, peer: Peer) -> io::Result<()> {
+async fn converse(
+    connection: UnixStream,
+    sessions: &[Arc<Sessions>],
+    peer: Peer,
+) -> io::Result<()> {
     let hello = tokio::time::timeout(HELLO_WITHIN, receive(&connection)).await??;
     let Some(Event::Hello(hello)) = hello else {
         return refuse(&connection, "the first packet is not a hello").await;
     };
-    let session = match sessions.find(&hello.session, peer) {
+    // The token is of one session of one domain, and told to nobody but who is in that.
+    let found = sessions.iter().find_map(|sessions| sessions.find(&hello.session, peer).ok());
+    let session = match found.ok_or_else(unknown_session) {
         Ok(session) => session,
         Err(failure) => return refuse(&connection, &failure.message).await,
     };

@@ -16,15 +16,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_origin::{Share, Sharing};
+use forebay_origin::{EndpointEvent, Party, Share, Sharing};
 use forebay_proto::{Failure, Reason};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
+use super::across::fill;
 use super::proofs::{Proofs, give_up};
-use super::{LoadRequest, Stages, fill};
+use super::{LoadRequest, Stages};
 use crate::admission::{AdmissionError, AdmissionPermit, WindowSlot};
 use crate::fetch::wire_bytes;
 use crate::flight::{Boarded, Landed, Seat, Waiter};
@@ -35,7 +36,7 @@ use crate::plan::{ChunkKey, ChunkSpec, FetchPlan};
 use crate::ram::PinnedChunk;
 use crate::report::{NearBytes, Tally, Tier, Why};
 use crate::resolve::{Content, Object};
-use crate::timeline::{Kind, OpenSpan, Span, Spending, Stage, Timeline};
+use crate::timeline::{Event, Kind, LEASE_WAIT, OpenSpan, Span, Spending, Stage, Timeline};
 
 /// Chunks of one load on their way, whatever its share of its endpoint: as many as slots are
 /// guaranteed to it...
@@ -44,6 +45,9 @@ const FILLS_MIN: usize = 4;
 const FILLS_MAX: usize = 512;
 /// Where there is no endpoint: files, which a few threads read.
 const FILLS_OF_FILES: usize = 32;
+
+/// Whoever holds the slots that a chunk waited for so long is told.
+const LONG_WAIT: Duration = Duration::from_millis(100);
 
 /// How often a load tells on its timeline that its chunks come from somewhere else: more says nothing
 /// and takes room.
@@ -107,13 +111,14 @@ pub(super) struct Filler<'a> {
     proving: Option<OpenSpan<'a>>,
     /// Where the last chunk came from and why; how often that changed.
     chosen: (Option<(Tier, Why)>, usize),
-    /// Requests that may be under way at the endpoint, when that was looked at last.
-    limit: usize,
+    /// News of the NVMe tier that are heard, or were before its time.
+    heard: u64,
 }
 
 impl Drop for Filler<'_> {
     /// What is cut off on its way is accounted for too.
     fn drop(&mut self) {
+        self.hear_news();
         let now = Instant::now();
         for (chunk, InAir { seat, offered, .. }) in &self.in_air {
             let spans = seat.flight().log().until(now);
@@ -139,14 +144,19 @@ impl<'a> Filler<'a> {
     ) -> Self {
         let planned = Instant::now();
         let endpoint = stages.fetcher.endpoint(plan.manifest());
-        let share = endpoint.map(|endpoint| endpoint.share(Sharing::Loads));
+        let party = Party {
+            group: stages.domain.index(),
+            weight: stages.domain.spec().share,
+            user: request.peer.uid,
+        };
+        let share = endpoint.map(|endpoint| endpoint.share_of(Sharing::Loads, party));
         Self {
             stages,
             plan,
             permit,
             waiter: request.waiter(),
             state: entry.state(),
-            limit: share.as_ref().map_or(0, Share::limit),
+            heard: stages.nvme.as_ref().map_or(0, |nvme| nvme.news_so_far()),
             share,
             placed: request.placed.as_ref(),
             timeline,
@@ -301,6 +311,12 @@ impl<'a> Filler<'a> {
         self.next_chunk += 1;
         let offered = Instant::now();
         self.timeline.chunk_spans(spec.index, self.waits_until(offered));
+        if offered - self.wanted_at >= LONG_WAIT {
+            let others = self.stages.admission.largest_holder_but(&self.state.load_id);
+            if let Some(detail) = others {
+                self.timeline.event_at(Event { at: self.wanted_at, name: LEASE_WAIT, detail });
+            }
+        }
 
         let manifest = self.plan.manifest();
         let revision = manifest.revision();
@@ -355,13 +371,16 @@ impl<'a> Filler<'a> {
         }
     }
 
-    /// The endpoint takes more requests now, or less.
-    fn look_at_limit(&mut self) {
-        let limit = self.share.as_ref().map_or(0, Share::limit);
-        if limit != self.limit {
-            let detail = format!("{limit} requests at a time, were {}", self.limit);
-            self.timeline.event("limit", detail);
-            self.limit = limit;
+    /// What was decided elsewhere while this load ran: about its endpoint's limit and breaker, and
+    /// about what the NVMe tier gives up.
+    fn hear_news(&mut self) {
+        let news = self.share.iter().flat_map(Share::news);
+        for EndpointEvent { at, name, detail } in news {
+            self.timeline.event_at(Event { at, name, detail });
+        }
+        let Some(nvme) = &self.stages.nvme else { return };
+        for event in nvme.news(&mut self.heard) {
+            self.timeline.event_at(event);
         }
     }
 
@@ -407,14 +426,15 @@ impl<'a> Filler<'a> {
             let events = seat.flight().log().events(offered);
             self.timeline.events(events, &format!("chunk {}", ready.spec.index));
         }
-        self.look_at_limit();
+        self.hear_news();
         ready
     }
 
     /// The chunk is handed over: its publish span ends.
     pub(super) fn granted(&self, ready: &Ready) -> Instant {
         let now = Instant::now();
-        let since = self.timeline.last_end(ready.spec.index).unwrap_or(ready.offered);
+        let since =
+            self.timeline.last_end(ready.spec.index).unwrap_or_else(|| ready.offered.into());
         let span = Span::new(Stage::Publish, Kind::Service, since, now);
         self.timeline.chunk_spans(ready.spec.index, [span]);
         now

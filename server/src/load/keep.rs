@@ -25,7 +25,7 @@ use crate::nvme::NvmeTier;
 use crate::plan::{ChunkSpec, FetchPlan};
 use crate::report::{Report, Tally, Tier, Verified};
 use crate::resolve::Manifest;
-use crate::timeline::Timeline;
+use crate::timeline::{Kind, Stage, Timeline};
 
 /// Chunks that are waited for side by side until they are stored.
 const SETTLING: usize = 64;
@@ -94,6 +94,7 @@ async fn keep_all(
         Some(nvme) if keep.on_nvme => keeping.on_nvme(nvme).await?,
         _ => keeping.in_ram(keep.pin).await?,
     };
+    let storing = timeline.begin(Stage::NvmeWrite, Kind::Service);
     if let Some(nvme) = &stages.nvme {
         // Else the headers would be asked for again after a kill.
         nvme.blobs_kept().await;
@@ -101,6 +102,7 @@ async fn keep_all(
     if let Some(pin) = pin {
         pin.keep().await;
     }
+    drop(storing);
     let tally = Tally { peak_slots: permit.peak_slots(), ..tally };
     stages.evidence.look_after(timeline.opened());
     Ok(report(stages, request, &head, timeline, tally))
@@ -164,6 +166,7 @@ impl Keeping<'_> {
         if !nvme.known().await && !needed {
             return Ok(());
         }
+        let _storing = self.timeline.begin(Stage::NvmeWrite, Kind::Service);
         let revision = self.head.plan.manifest().revision();
         let chunks: Vec<_> =
             self.head.plan.chunks().iter().map(|chunk| (chunk.key, chunk.bytes)).collect();
@@ -233,6 +236,7 @@ impl Keeping<'_> {
     /// Holds a chunk until it is stored, or will not be.
     async fn store(&self, nvme: &Arc<NvmeTier>, ready: Ready) -> (u64, Result<(), &'static str>) {
         let revision = self.head.plan.manifest().revision();
+        let _storing = self.timeline.begin_of(ready.spec.index, Stage::NvmeWrite);
         let stored = nvme.settled(&ready.spec.key, revision).await;
         (ready.spec.bytes, stored)
     }

@@ -5,6 +5,7 @@
 //! document shows.
 
 use crate::config::raw::ORIGINS_MAX;
+use crate::domain::{DEFAULT, DOMAINS_MAX};
 use crate::workload::WORKLOADS_MAX;
 
 /// Which values a label has.
@@ -77,6 +78,10 @@ pub(crate) const METHOD: Label = label(
         "Trace",
         "Status",
         "ResizeRam",
+        "SetAlias",
+        "Rollback",
+        "ListAliases",
+        "RemoveAlias",
         "Capacity",
         "Doctor",
     ],
@@ -141,6 +146,7 @@ pub(crate) const STAGE: Label = label(
         "verify_object",
         "publish",
         "client_ack",
+        "nvme_write",
     ],
 );
 pub(crate) const HANDOFF: Label = label("stage", &["handoff"]);
@@ -249,6 +255,7 @@ pub(crate) const CHOICE: Label = label(
         "cached",
         "stored",
         "joined",
+        "copied",
         "no_nvme",
         "not_stored",
         "left_alone",
@@ -339,14 +346,27 @@ pub(crate) const TOLD: Label = label("told", &["true", "false"]);
 pub(crate) const TURN: Label = label("turn", &["made", "revived", "retired"]);
 pub(crate) const UNPLACED: Label = label("reason", &["no_node", "no_slots_there"]);
 pub(crate) const RUNTIME: Label = label("runtime", &["main"]);
+pub(crate) const LOOK: Label = label("look", &["glance", "thorough"]);
 pub(crate) const PINNED: Label = label("pinned", &["true", "false"]);
 pub(crate) const LANE: Label = label("lane", &["interactive", "prefetch"]);
+pub(crate) const DOMAIN: Label = Label {
+    key: "domain",
+    values: Values::And {
+        fixed: &[DEFAULT],
+        source: "the names of `[[domain]]` in the settings",
+        most: DOMAINS_MAX,
+    },
+};
+pub(crate) const CALLER: Label =
+    label("reason", &["UID_NOT_ALLOWED", "TOKEN_UNKNOWN", "HANDSHAKE", "CONNECTIONS"]);
 pub(crate) const DNS_RESULT: Label =
     label("result", &["ok", "nxdomain", "servfail", "timeout", "stale"]);
 pub(crate) const SPANS_RESULT: Label =
     label("result", &["exported", "rejected", "queue_full", "failed"]);
+pub(crate) const SWITCH: Label = label("by", &["set", "rollback", "rule"]);
+pub(crate) const ALIAS_RULE: Label = label("rule", &["armed", "none"]);
 pub(crate) const DEGRADED_WHAT: Label =
-    label("what", &["ram", "memlock", "numa", "nvme", "cache-dir", "dns"]);
+    label("what", &["ram", "memlock", "numa", "nvme", "cache-dir", "dns", "aliases"]);
 
 #[cfg(test)]
 mod tests {

@@ -52,8 +52,7 @@ impl LoadMeter {
         counter!(STAGE_BYTES, "tier" => "origin").increment(tiers.origin);
         counter!(ORIGIN_BYTES).increment(cost.bytes);
         numa::handed_over(near);
-        histogram!(UNATTRIBUTED_SECONDS).record(report.unattributed.as_secs_f64());
-        idle(&report.idle);
+        waited(report);
     }
 
     /// The load is over.
@@ -78,6 +77,12 @@ impl LoadMeter {
             histogram!(STAGE_SERVICE_SECONDS, labels.iter()).record(stage.service.as_secs_f64());
         }
     }
+}
+
+/// What a load waited for, whether or not it failed.
+pub(crate) fn waited(report: &Report) {
+    histogram!(UNATTRIBUTED_SECONDS).record(report.unattributed.as_secs_f64());
+    idle(&report.idle);
 }
 
 /// How a load that failed ended.

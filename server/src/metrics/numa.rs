@@ -1,12 +1,13 @@
-//! What there is of each NUMA node, and how late the runtime is.
+//! What there is of each NUMA node, how late the runtime is, and what looks at the machine cost.
 
 use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
 
 use super::{
-    NUMA_LOCAL_BYTES, NUMA_MISPLACED, NUMA_REMOTE_BYTES, NUMA_SLOT_BYTES, NUMA_STRAYED,
-    NUMA_UNPLACED, RUNTIME_LAG_SECONDS, WORKER_JOBS, WORKER_OFFNODE, WORKERS, as_f64, labels,
+    EVIDENCE_LOOK_SECONDS, NUMA_LOCAL_BYTES, NUMA_MISPLACED, NUMA_REMOTE_BYTES, NUMA_SLOT_BYTES,
+    NUMA_STRAYED, NUMA_UNPLACED, RUNTIME_LAG_SECONDS, WORKER_JOBS, WORKER_OFFNODE, WORKERS, as_f64,
+    labels,
 };
 use crate::cpu::WorkerState;
 use crate::ram::NodeSizes;
@@ -45,6 +46,12 @@ pub(super) fn handed_over(bytes: NearBytes) {
 /// The runtime woke a task so late.
 pub(crate) fn runtime_lag(late: Duration) {
     histogram!(RUNTIME_LAG_SECONDS, "runtime" => "main").record(late.as_secs_f64());
+}
+
+/// A look at the machine took so much CPU time.
+pub(crate) fn looked(look: &'static str, spent: Duration) {
+    debug_assert!(labels::LOOK.allows(look), "{look}");
+    histogram!(EVIDENCE_LOOK_SECONDS, "look" => look).record(spent.as_secs_f64());
 }
 
 /// The workers of each node, as they are now.

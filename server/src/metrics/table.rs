@@ -6,12 +6,13 @@
 use metrics::Unit;
 
 use super::labels::{
-    ATTEMPT_OUTCOME, ATTEMPT_REASON, BAD, BREAKER_TO, CACHE, CACHE_STATE, CAUSE, CHOICE, CLASS,
-    CODE, DEGRADED_WHAT, DEVICE, DIRECTION, DISK_TO, DNS_RESULT, DROP, EJECTION, ENDPOINT, ENGINE,
-    EVICTION, FAILURE, FALLBACK, FALLBACK_REASON, HANDOFF, HEDGE_REASON, IO_EVENT, IO_REASON, LANE,
-    LIMITER, LOAD_OUTCOME, LOAD_TIER, LOOKUP, Label, MADE, METHOD, NODE, NOT_FILLED, NVME, OP,
-    PHASE, PINNED, REJECTION, RETRY_CLASS, RETRY_REASON, RUNTIME, SLOT_STATE, SOURCE, SPANS_RESULT,
-    STAGE, STAGING_STATE, STEP, STEP_REASON, TOLD, TURN, UNPLACED, WORKLOAD,
+    ALIAS_RULE, ATTEMPT_OUTCOME, ATTEMPT_REASON, BAD, BREAKER_TO, CACHE, CACHE_STATE, CALLER,
+    CAUSE, CHOICE, CLASS, CODE, DEGRADED_WHAT, DEVICE, DIRECTION, DISK_TO, DNS_RESULT, DOMAIN,
+    DROP, EJECTION, ENDPOINT, ENGINE, EVICTION, FAILURE, FALLBACK, FALLBACK_REASON, HANDOFF,
+    HEDGE_REASON, IO_EVENT, IO_REASON, LANE, LIMITER, LOAD_OUTCOME, LOAD_TIER, LOOK, LOOKUP, Label,
+    MADE, METHOD, NODE, NOT_FILLED, NVME, OP, PHASE, PINNED, REJECTION, RETRY_CLASS, RETRY_REASON,
+    RUNTIME, SLOT_STATE, SOURCE, SPANS_RESULT, STAGE, STAGING_STATE, STEP, STEP_REASON, SWITCH,
+    TOLD, TURN, UNPLACED, WORKLOAD,
 };
 
 /// What a metric counts.
@@ -124,6 +125,7 @@ table! {
     NUMA_STRAYED "forebay_numa_strayed_slots" Gauge Count [NODE] "Slots that were asked for on a node and lie on another";
     NUMA_MISPLACED "forebay_numa_misplaced_slots_total" Counter Count [] "Slots taken for a load from another node than it asked for";
     NUMA_UNPLACED "forebay_numa_unplaced_total" Counter Count [UNPLACED] "Loads that asked for a place which this machine cannot give: no_node (not known, or not there) or no_slots_there";
+    EVIDENCE_LOOK_SECONDS "forebay_evidence_look_seconds" Histogram Seconds [LOOK] "CPU time of one look at the machine while loads run, for explain: a glance, or a thorough one";
     RUNTIME_LAG_SECONDS "forebay_runtime_lag_seconds" Histogram Seconds [RUNTIME] "How late the runtime wakes a task, looked at every 100 ms";
     WORKERS "forebay_workers" Gauge Count [NODE PINNED] "Threads for work on slots, by the node that they are for: pinned to its CPUs (true) or not (false)";
     WORKER_JOBS "forebay_worker_jobs_total" Counter Count [NODE] "What these threads have done";
@@ -142,11 +144,21 @@ table! {
     RETIRE_WAITS "forebay_ram_retire_clients" Gauge Count [TOLD] "Clients that still map retired segments: told and have not answered (true), or of a version that cannot be told (false)";
     SEGMENT_TURNS "forebay_ram_segments_total" Counter Count [TURN] "Segments made, put back into use (revived), and let go (retired) since the start";
     LOCKED_BYTES "forebay_ram_locked_bytes" Gauge Bytes [] "Segment bytes locked in memory";
+    HUGE_BYTES "forebay_ram_huge_bytes" Gauge Bytes [] "Slot bytes that lie on huge pages (2 MiB)";
     LEASES "forebay_leases" Gauge Count [] "Slots lent to clients";
     LEASED_BYTES "forebay_leased_bytes" Gauge Bytes [] "Bytes lent to clients";
+    OLDEST_LEASE_SECONDS "forebay_leases_oldest_seconds" Gauge Seconds [] "Age of the oldest lease: how long some client has kept a slot; 0 without leases";
     SESSIONS "forebay_sessions" Gauge Count [] "Client processes";
+    DOMAIN_BUDGET_BYTES "forebay_domain_ram_budget_bytes" Gauge Bytes [DOMAIN] "RAM of a domain, as configured or set since";
+    DOMAIN_PINNED_BYTES "forebay_domain_pinned_bytes" Gauge Bytes [DOMAIN SLOT_STATE] "Slots of a domain: free, filling, cached, leased";
+    DOMAIN_LOADS "forebay_domain_loads_active" Gauge Count [DOMAIN] "Loads of a domain that run";
+    DOMAIN_QUEUE_DEPTH "forebay_domain_admission_queue_depth" Gauge Count [DOMAIN LANE] "Loads of a domain waiting for admission";
+    DOMAIN_SESSIONS "forebay_domain_sessions" Gauge Count [DOMAIN] "Client processes of a domain";
+    CALLERS_REFUSED "forebay_callers_refused_total" Counter Count [CALLER] "Calls of somebody who is in no domain (whose uid is in none, or whose token is missing or wrong), and connections that were closed: over TCP without a TLS handshake, or too many of one uid";
     DNS_LOOKUPS "forebay_dns_lookups_total" Counter Count [DNS_RESULT] "Look-ups of origins' names: ok, nxdomain, servfail, timeout; stale counts answers served past their time";
     DNS_AGE_SECONDS "forebay_dns_age_seconds" Gauge Seconds [] "Age of the oldest answer in use";
+    ALIASES "forebay_aliases" Gauge Count [ALIAS_RULE] "Names of revisions: those whose rollback rule watches (armed), and the others; 64 at most";
+    ALIAS_SWITCHES "forebay_alias_switches_total" Counter Count [SWITCH] "Times that a name was switched to another revision: by alias set, by rollback, by its rule";
     BAD_TRACE_PARENTS "forebay_trace_parents_rejected_total" Counter Count [] "Calls whose traceparent is not valid: they begin a trace of their own";
     TRACE_SPANS "forebay_trace_spans_total" Counter Count [SPANS_RESULT] "Spans of finished loads: exported, rejected by the collector, or dropped because it is slow (queue_full) or fails (failed)";
     DEGRADED "forebay_degraded" Gauge Count [DEGRADED_WHAT] "1 where something asked for could not be had";

@@ -82,7 +82,7 @@ pub(crate) struct StoredCheckpoint {
     pub(crate) objects: usize,
     /// Bytes of it in this tier.
     pub(crate) stored_bytes: u64,
-    /// Whether an operator keeps it.
+    /// Whether an operator or an alias keeps it.
     pub(crate) pinned: bool,
     /// Seconds since its last use.
     pub(crate) idle_seconds: u64,
@@ -116,9 +116,11 @@ pub(super) struct Use {
 pub(super) struct Catalog {
     residency: Residency<Stored>,
     last_used: BTreeMap<Revision, u64>,
-    /// What an operator keeps, and what a prefetch pins until it knows how it ends. Only the former
-    /// is remembered and shown.
+    /// What an operator keeps, what aliases keep, and what a prefetch pins until it knows how it
+    /// ends. Only the first is remembered here (aliases remember their own), and only the last is not
+    /// shown.
     kept: HashSet<Revision>,
+    held: HashSet<Revision>,
     kept_for_now: HashMap<Revision, usize>,
     /// Changes with everything that may make room, and when a search for it last found none.
     changes: u64,
@@ -139,6 +141,7 @@ impl Catalog {
             residency: Residency::new(),
             last_used: BTreeMap::new(),
             kept: HashSet::new(),
+            held: HashSet::new(),
             kept_for_now: HashMap::new(),
             changes: 0,
             barren: None,
@@ -204,6 +207,7 @@ impl Catalog {
         // One that nobody has a name for is a revision too, so that it can be given up as one.
         if self.residency.revision(&stored.revision).is_none() {
             self.residency.begin(stored.revision, "", 0, 0);
+            self.pin_if_held(stored.revision);
             self.residency.insert(stored.key, stored.revision, stored.content_bytes, stored);
             self.residency.end(stored.revision);
         } else {
@@ -241,6 +245,7 @@ impl Catalog {
         now: u64,
     ) {
         self.residency.begin(revision, uri, bytes, objects);
+        self.pin_if_held(revision);
         self.last_used.insert(revision, now);
     }
 
@@ -488,8 +493,25 @@ impl Catalog {
         self.pins_changed(revision);
     }
 
+    /// Has these revisions pinned for aliases, and no others; also those of which nothing is known
+    /// yet, from when it is.
+    pub(super) fn hold_revisions(&mut self, held: HashSet<Revision>) {
+        let before = std::mem::replace(&mut self.held, held);
+        let changed: Vec<Revision> = before.symmetric_difference(&self.held).copied().collect();
+        changed.into_iter().for_each(|revision| self.pins_changed(revision));
+    }
+
+    /// A revision has become known.
+    fn pin_if_held(&mut self, revision: Revision) {
+        if self.held.contains(&revision) || self.kept_for_now.contains_key(&revision) {
+            self.residency.pin(revision, true);
+        }
+    }
+
     fn pins_changed(&mut self, revision: Revision) {
-        let pinned = self.kept.contains(&revision) || self.kept_for_now.contains_key(&revision);
+        let pinned = self.kept.contains(&revision)
+            || self.held.contains(&revision)
+            || self.kept_for_now.contains_key(&revision);
         if !self.residency.pin(revision, pinned) {
             self.kept.remove(&revision);
         }
@@ -507,13 +529,18 @@ impl Catalog {
                 bytes: entry.bytes,
                 objects: entry.objects,
                 stored_bytes: entry.cached_bytes,
-                pinned: self.kept.contains(revision),
+                pinned: self.kept.contains(revision) || self.held.contains(revision),
                 idle_seconds: self
                     .last_used
                     .get(revision)
                     .map_or(0, |last_used| now.saturating_sub(*last_used)),
             })
             .collect()
+    }
+
+    /// Bytes that are stored of a revision.
+    pub(super) fn stored_of(&self, revision: &Revision) -> u64 {
+        self.residency.revision(revision).map_or(0, |entry| entry.cached_bytes)
     }
 
     /// The chunks of a revision.

@@ -18,6 +18,7 @@ use super::breaker::DiskState;
 use super::catalog::Stored;
 use super::disk::DiskError;
 use super::extent::{BadExtent, ExtentHeader, HEADER_BYTES, file_bytes};
+use crate::resolve::Revision;
 
 /// Extents that are read side by side when somebody waits.
 const AT_ONCE: usize = 4;
@@ -58,7 +59,20 @@ impl NvmeTier {
         under: impl Fn(&str) -> bool,
         on_step: impl Fn(u64),
     ) -> Checked {
-        let stored = self.stored_under(under);
+        self.check_all(self.stored_under(under), on_step).await
+    }
+
+    /// The same of one revision.
+    pub(crate) async fn check_revision(
+        self: &Arc<Self>,
+        revision: Revision,
+        on_step: impl Fn(u64),
+    ) -> Checked {
+        let stored = self.catalog().chunks_of(&revision);
+        self.check_all(stored, on_step).await
+    }
+
+    async fn check_all(self: &Arc<Self>, stored: Vec<Stored>, on_step: impl Fn(u64)) -> Checked {
         let mut checked = Checked::default();
         let mut checked_bytes = 0;
         let checks = stored.into_iter().map(|stored| async move {

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::breaker::{Breaker, DiskState, Ended, PROBE_EVERY};
 use super::extent::HEADER_BYTES;
 use super::lock;
+use super::news::News;
 use super::store::Store;
 use crate::cpu::{Stopped, Workers};
 use crate::metrics::DiskMeters;
@@ -92,6 +93,7 @@ pub(super) struct Disk {
     /// Operations that hung, as far as the breaker has heard.
     hung_heard: AtomicU64,
     meters: DiskMeters,
+    news: Arc<Mutex<News>>,
 }
 
 /// Calls on files that have begun, and since when.
@@ -131,6 +133,7 @@ impl Disk {
         store: Store,
         engine: Arc<dyn IoEngine>,
         patience: Duration,
+        news: Arc<Mutex<News>>,
     ) -> std::io::Result<Self> {
         Ok(Self {
             store: Arc::new(store),
@@ -141,6 +144,7 @@ impl Disk {
             calling: Mutex::default(),
             hung_heard: AtomicU64::new(0),
             meters: DiskMeters::new(),
+            news,
         })
     }
 
@@ -255,6 +259,9 @@ impl Disk {
     fn turned(&self, to: Option<DiskState>, why: Option<&dyn std::fmt::Display>) {
         let Some(state) = to else { return };
         self.meters.turned(state.as_str());
+        let because = why.map(|why| format!(": {why}")).unwrap_or_default();
+        let detail = format!("the NVMe tier's disk is {}{because}", state.as_str());
+        lock(&self.news).tell("breaker", detail);
         let path = self.store.path().display();
         match (state, why) {
             (DiskState::Normal, _) => tracing::info!(%path, "the disk of the NVMe tier is well"),

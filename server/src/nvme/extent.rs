@@ -229,6 +229,9 @@ impl ExtentHeader {
         };
         let sums = (0..grains).map(|grain| fields.long(SUMS_OFFSET + grain * SUM_BYTES)).collect();
         let (digest, content_bytes) = (fields.at(104), fields.long(136));
+        if content_bytes > payload_bytes as u64 {
+            return Err(BadExtent::Contradiction);
+        }
         Ok(Self { identity, payload_bytes, content_bytes, digest, sums })
     }
 

@@ -20,6 +20,7 @@ use forebay_io::{Create, Directory, FileError, OpenHow};
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
+use super::extent::PAYLOAD_BYTES_MAX;
 use crate::plan::ChunkKey;
 use crate::resolve::Revision;
 
@@ -358,7 +359,11 @@ fn decode_chunk(key: &ChunkKey, bytes: &[u8]) -> Option<ChunkRow> {
     let (content_bytes, bytes) = bytes.split_first_chunk()?;
     let (payload_bytes, revisions) = bytes.split_first_chunk()?;
     let (revisions, rest) = revisions.as_chunks::<32>();
-    rest.is_empty().then(|| ChunkRow {
+    // No chunk is larger, and it holds no more than its extent: sums of such rows are numbers.
+    let payload = u32::from_le_bytes(*payload_bytes) as usize;
+    let possible =
+        payload <= PAYLOAD_BYTES_MAX && u64::from_le_bytes(*content_bytes) <= payload as u64;
+    (rest.is_empty() && possible).then(|| ChunkRow {
         generation: u64::from_le_bytes(*generation),
         content_bytes: u64::from_le_bytes(*content_bytes),
         payload_bytes: u32::from_le_bytes(*payload_bytes),
@@ -388,6 +393,22 @@ fn decode_revision(revision: &Revision, bytes: &[u8]) -> Option<RevisionRow> {
         pinned: *pinned == 1,
         last_used: u64::from_le_bytes(*last_used),
     })
+}
+
+/// A row of either table, as it is and with the sum that would make it whole.
+pub(super) fn fuzzed_rows(bytes: &[u8]) {
+    const KEY: [u8; 32] = [7; 32];
+    for row in [bytes.to_vec(), seal(&KEY, bytes.to_vec())] {
+        if let Some(chunk) = decode_chunk(&ChunkKey(KEY), &row) {
+            assert!(encode_chunk(&ChunkKey(KEY), &chunk) == row, "{chunk:?} is another row");
+            assert!(chunk.content_bytes <= u64::from(chunk.payload_bytes), "{chunk:?}");
+        }
+        if let Some(revision) = decode_revision(&Revision(KEY), &row) {
+            let again = encode_revision(&Revision(KEY), &revision);
+            let again = decode_revision(&Revision(KEY), &again);
+            assert!(again.as_ref() == Some(&revision), "{revision:?} becomes {again:?}");
+        }
+    }
 }
 
 fn seal(key: &[u8; 32], mut bytes: Vec<u8>) -> Vec<u8> {

@@ -127,11 +127,12 @@ fn compare(
             Err(Unfit::Bad(error)) => {
                 found.bad += 1;
                 tracing::warn!(?key, error, "a bad extent of the NVMe tier is put aside");
-                tier.quarantined.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                tier.meters.quarantined("recovery");
-                // Others in this folder may be sound.
-                if let Err(error) = store.quarantine(&key, tier.next_generation()) {
-                    tracing::warn!(%error, ?key, "a bad extent cannot be put aside");
+                match store.quarantine(&key, tier.next_generation()) {
+                    Ok(true) => tier.count_bad("recovery"),
+                    // A load has come before.
+                    Ok(false) => {}
+                    // Others in this folder may be sound.
+                    Err(error) => tracing::warn!(%error, ?key, "a bad extent cannot be put aside"),
                 }
             }
         }

@@ -13,6 +13,7 @@ use super::catalog::{Catalog, Stored};
 use super::disk::DiskError;
 use super::store::{DiskRoom, Store};
 use super::{Budget, NvmeTier, lock};
+use crate::timeline::Event;
 
 /// How long nothing is written after the disk was full.
 const FULL_PAUSE: Duration = Duration::from_secs(10);
@@ -117,7 +118,22 @@ impl NvmeTier {
         let revisions = gone.iter().map(|stored| stored.revision);
         self.remember(&catalog, gone.iter().map(|stored| stored.key), revisions);
         self.meters.evicted(reason, gone.len());
+        if !gone.is_empty() {
+            let detail = format!("{} chunks of NVMe went: {reason}", gone.len());
+            lock(&self.news).tell("evict", detail);
+        }
         gone
+    }
+
+    /// What was decided since so many news, which are counted on: what was given up, and how far the
+    /// disk is trusted.
+    pub(crate) fn news(&self, heard: &mut u64) -> Vec<Event> {
+        lock(&self.news).since(heard)
+    }
+
+    /// How many news there were.
+    pub(crate) fn news_so_far(&self) -> u64 {
+        lock(&self.news).count()
     }
 
     pub(super) async fn room(&self) -> Result<DiskRoom, DiskError> {

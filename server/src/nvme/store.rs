@@ -169,17 +169,28 @@ impl Store {
         self.shard(key).remove(&hex(&key.0)).map(drop)
     }
 
-    /// Puts a bad extent aside. `mark` tells it from others of this key.
-    pub(super) fn quarantine(&self, key: &ChunkKey, mark: u64) -> Result<(), FileError> {
+    /// Puts a bad extent aside; whether there was one: two who found it bad do this, and one of
+    /// them has. `mark` tells it from others of this key.
+    pub(super) fn quarantine(&self, key: &ChunkKey, mark: u64) -> Result<bool, FileError> {
         let name = generation_name(key, mark);
-        match self.shard(key).rename(&hex(&key.0), &self.quarantine, &name) {
-            Ok(()) | Err(FileError::NotFound(_)) => {}
-            // It was put aside before, or is nothing that can be renamed: gone is as good.
-            Err(_) => self.remove(key)?,
+        let was_there = match self.shard(key).rename(&hex(&key.0), &self.quarantine, &name) {
+            Ok(()) => true,
+            Err(FileError::NotFound(_)) => false,
+            // A name that is taken, or nothing that can be renamed: gone is as good.
+            Err(_) => self.shard(key).remove(&hex(&key.0))?,
+        };
+        // This one is out of the way, whatever becomes of those before it.
+        if let Err(error) = self.thin_out(&name) {
+            tracing::warn!(%error, "bad extents that were put aside cannot be removed");
         }
+        Ok(was_there)
+    }
+
+    /// Removes what was put aside, but for this and some others.
+    fn thin_out(&self, name: &str) -> Result<(), FileError> {
         let mut kept = self.quarantine.names()?;
         // Names say nothing of age; that some are kept is what matters.
-        kept.retain(|kept| kept != name.as_str());
+        kept.retain(|kept| kept != name);
         for surplus in kept.iter().skip(QUARANTINE_MAX - 1) {
             remove(&self.quarantine, surplus)?;
         }
@@ -354,7 +365,8 @@ mod tests {
         let (_dir, store) = store();
         for generation in 0..20 {
             filled(&store, generation);
-            store.quarantine(&KEY, generation).unwrap();
+            assert!(store.quarantine(&KEY, generation).unwrap());
+            assert!(!store.quarantine(&KEY, generation).unwrap(), "it is there once");
             assert!(store.read(&KEY).unwrap().is_none());
             let kept = store.quarantine.names().unwrap();
             assert!(kept.len() <= QUARANTINE_MAX);
@@ -364,7 +376,7 @@ mod tests {
         filled(&store, 20);
         store.quarantine(&KEY, 20).unwrap();
         filled(&store, 21);
-        store.quarantine(&KEY, 20).unwrap();
+        assert!(store.quarantine(&KEY, 20).unwrap());
         assert!(store.read(&KEY).unwrap().is_none(), "put aside under a name that is taken");
     }
 

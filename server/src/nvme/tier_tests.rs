@@ -417,11 +417,22 @@ async fn a_disk_that_fails_or_hangs_is_left_alone_until_it_is_well() {
     for n in 0..4 {
         assert!(node.put(n).await);
     }
+    let mut heard = node.tier.news_so_far();
+    // What loads hear of it.
+    let mut turn = || -> Vec<String> {
+        let news = node.tier.news(&mut heard).into_iter();
+        news.filter(|event| event.name == "breaker").map(|event| event.detail).collect()
+    };
     node.faults.add(IoFaultRule::new(OpKind::Read, IoFault::Eio));
     for n in 1..4 {
         assert_eq!(node.get(n).await, None);
     }
     assert!(node.tier.disk.state() > DiskState::Normal);
+    let told = turn();
+    assert!(
+        told.len() == 1 && told[0].starts_with("the NVMe tier's disk is unstable: "),
+        "{told:?}"
+    );
     assert!(!node.put(9).await);
     assert_eq!(node.tier.state().quarantined, 0, "an error says nothing of the extent");
     node.faults.clear();
@@ -429,6 +440,7 @@ async fn a_disk_that_fails_or_hangs_is_left_alone_until_it_is_well() {
         assert_eq!(node.get(1).await, Some(right(1)), "a few reads at a time help it up");
     }
     assert_eq!(node.tier.disk.state(), DiskState::Normal);
+    assert_eq!(turn(), ["the NVMe tier's disk is normal"]);
     node.faults.add(IoFaultRule::new(OpKind::Read, IoFault::Eio));
     assert_eq!(node.get(3).await, None);
     assert_eq!(node.tier.state().quarantined, 1, "the second one does");
@@ -438,6 +450,8 @@ async fn a_disk_that_fails_or_hangs_is_left_alone_until_it_is_well() {
     node.faults.add(IoFaultRule::new(OpKind::Read, IoFault::Never).when(When::First(2)));
     assert_eq!(node.get(2).await, None);
     assert_eq!(node.tier.disk.state(), DiskState::Down);
+    let told = turn();
+    assert!(told.iter().any(|why| why.starts_with("the NVMe tier's disk is down: ")), "{told:?}");
     assert_eq!(node.get(1).await, None, "at once");
     assert!(!node.tier.holds(&key(1)));
     assert!(node.tier.degraded().iter().any(|why| why.contains("does not answer")));

@@ -1,5 +1,6 @@
 //! What operators do with what is stored: look, pin, evict.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -103,11 +104,21 @@ impl NvmeTier {
         others.map(|stored| stored.stored_bytes).sum()
     }
 
-    /// Pins a revision that is in use, for as long as what is returned lives, and for good if it is
+    /// Pins a revision from when it is in use, for as long as what is returned lives, and for good if it is
     /// [kept](Pin::keep).
     pub(crate) fn pin_revision(self: &Arc<Self>, revision: Revision) -> Pin {
         self.catalog().pin_for_now(revision);
         Pin { tier: Arc::clone(self), revision }
+    }
+
+    /// Has these revisions pinned, beside those that an operator pins, and no others any more.
+    pub(crate) fn hold_revisions(&self, held: HashSet<Revision>) {
+        self.catalog().hold_revisions(held);
+    }
+
+    /// Bytes of a revision that are stored.
+    pub(crate) fn stored_of(&self, revision: Revision) -> u64 {
+        self.catalog().stored_of(&revision)
     }
 
     /// Gives up chunks whose bytes turned out to be wrong, and what waits to be stored of their

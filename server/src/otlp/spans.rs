@@ -17,7 +17,7 @@ use forebay_proto::otlp::any_value::Value;
 use forebay_proto::otlp::{AnyValue, Event, KeyValue, Span, SpanKind, Status, StatusCode};
 use tokio::time::Instant;
 
-use crate::timeline::{self, ChunkTrace, Kind, Stage};
+use crate::timeline::{self, ChunkTrace, Kind, Moment, Stage};
 use crate::trace::{Facts, TraceContext};
 
 /// Chunks of one load that have a span...
@@ -33,7 +33,7 @@ const ID_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 /// One instant on the wall clock.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Clock {
-    instant: Instant,
+    moment: Moment,
     wall: Duration,
 }
 
@@ -42,15 +42,13 @@ impl Clock {
     #[expect(clippy::disallowed_methods, reason = "a collector puts spans of many hosts together")]
     pub(super) fn at(instant: Instant) -> Self {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { instant, wall }
+        Self { moment: instant.into(), wall }
     }
 
     /// Nanoseconds since 1970.
-    fn nanos(&self, at: Instant) -> u64 {
-        let wall = match at.checked_duration_since(self.instant) {
-            Some(later) => self.wall.saturating_add(later),
-            None => self.wall.saturating_sub(self.instant - at),
-        };
+    fn nanos(&self, at: Moment) -> u64 {
+        let (later, earlier) = (at.since(self.moment), self.moment.since(at));
+        let wall = self.wall.saturating_add(later).saturating_sub(earlier);
         u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX)
     }
 }
@@ -61,8 +59,8 @@ pub(super) struct Load<'a> {
     pub(super) context: TraceContext,
     pub(super) facts: Facts<'a>,
     pub(super) failed: Option<&'a Failure>,
-    pub(super) opened: Instant,
-    pub(super) end: Instant,
+    pub(super) opened: Moment,
+    pub(super) end: Moment,
     pub(super) clock: Clock,
 }
 
@@ -70,8 +68,8 @@ pub(super) struct Load<'a> {
 struct Stretch<'a> {
     name: &'a str,
     parent: Option<u64>,
-    start: Instant,
-    end: Instant,
+    start: Moment,
+    end: Moment,
     attributes: Vec<KeyValue>,
 }
 
@@ -219,7 +217,7 @@ impl Load<'_> {
     }
 
     /// Within the request.
-    fn clamped(&self, at: Instant) -> Instant {
+    fn clamped(&self, at: Moment) -> Moment {
         at.min(self.end).max(self.opened)
     }
 }
@@ -235,7 +233,7 @@ fn work(chunk: &ChunkTrace) -> impl Iterator<Item = &timeline::Span> {
 }
 
 /// From the first start to the last end.
-fn bounds<'a>(spans: impl Iterator<Item = &'a timeline::Span>) -> Option<(Instant, Instant)> {
+fn bounds<'a>(spans: impl Iterator<Item = &'a timeline::Span>) -> Option<(Moment, Moment)> {
     spans.fold(None, |bounds, span| match bounds {
         None => Some((span.start, span.end)),
         Some((start, end)) => Some((span.start.min(start), span.end.max(end))),

@@ -29,8 +29,9 @@ use tokio::sync::futures::Notified;
 use super::places::{OnNode, PlacedSegment, Places, SegmentPlan, slots_max};
 use crate::metrics;
 
-/// The one security domain of this daemon: every uid on the allow-list is in it.
-const DOMAIN: u64 = 0;
+/// Segments that a pool can make: its domain's number is above their own in their ids, so that no
+/// two pools of a daemon ever make one of the same id.
+const SEGMENTS_BITS: u32 = 40;
 
 /// How large the tier is and in what pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub(crate) struct PoolSpec {
 /// The segments and their free slots.
 #[derive(Debug)]
 pub(crate) struct Pool {
+    /// Whose it is. A segment is made for one domain, and is unmapped when it leaves the pool.
+    domain: u32,
     spec: PoolSpec,
     budget_bytes: AtomicU64,
     places: Places,
@@ -109,10 +112,17 @@ struct Lists {
 }
 
 impl Pool {
-    /// A pool with the first segment of each node.
+    /// A pool of the first domain.
+    #[cfg(test)]
     pub(crate) fn create(spec: PoolSpec, places: Places) -> Result<Self, ShmError> {
+        Self::of_domain(0, spec, places)
+    }
+
+    /// A domain's pool with the first segment of each node.
+    pub(crate) fn of_domain(domain: u32, spec: PoolSpec, places: Places) -> Result<Self, ShmError> {
         let first = places.first(spec);
         let pool = Self {
+            domain,
             spec,
             budget_bytes: AtomicU64::new(spec.budget_bytes),
             nodes: Mutex::new(places.empty()),
@@ -179,11 +189,11 @@ impl Pool {
         let id = {
             let mut segments = lock(&self.segments);
             segments.made += 1;
-            SegmentId(segments.made - 1)
+            SegmentId((u64::from(self.domain) << SEGMENTS_BITS) + segments.made - 1)
         };
         let spec = SegmentSpec {
             id,
-            domain: DOMAIN,
+            domain: self.domain.into(),
             slot_bytes: usize::try_from(self.spec.chunk_bytes).unwrap_or(usize::MAX),
             slots: plan.slots,
             lock: self.spec.lock,

@@ -31,10 +31,32 @@ pub(crate) struct RamSizes {
     pub(crate) free: u64,
     /// Locked in memory.
     pub(crate) locked: u64,
+    /// On huge pages.
+    pub(crate) huge: u64,
     /// One slot.
     pub(crate) chunk: u64,
     /// Segments.
     pub(crate) segments: u64,
+}
+
+impl RamSizes {
+    /// Together with those of another domain.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            budget: self.budget + other.budget,
+            populated: self.populated + other.populated,
+            retiring: self.retiring + other.retiring,
+            retiring_busy: self.retiring_busy + other.retiring_busy,
+            cached: self.cached + other.cached,
+            leased: self.leased + other.leased,
+            filling: self.filling + other.filling,
+            free: self.free + other.free,
+            locked: self.locked + other.locked,
+            huge: self.huge + other.huge,
+            chunk: self.chunk.max(other.chunk),
+            segments: self.segments + other.segments,
+        }
+    }
 }
 
 /// The slots of one NUMA node.
@@ -54,6 +76,21 @@ pub(crate) struct NodeSizes {
     pub(crate) filling: u64,
     /// On the free list.
     pub(crate) free: u64,
+}
+
+impl NodeSizes {
+    /// Together with those of another domain on the same node.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            node: self.node,
+            slots: self.slots + other.slots,
+            strayed: self.strayed + other.strayed,
+            cached: self.cached + other.cached,
+            leased: self.leased + other.leased,
+            filling: self.filling + other.filling,
+            free: self.free + other.free,
+        }
+    }
 }
 
 impl RamTier {
@@ -90,6 +127,7 @@ impl RamTier {
                 .filter(|segment| segment.placement().locked)
                 .map(|segment| segment.bytes() as u64)
                 .sum(),
+            huge: segments.iter().map(|segment| segment.placement().huge_bytes as u64).sum(),
             chunk: spec.chunk_bytes,
             segments: segments.len() as u64,
         }

@@ -80,7 +80,9 @@ fn origins(shared: &Shared) -> Vec<Measured> {
         let measured = Measured::read((Stage::Origin, &name), &meter, Scale::Whole, limit, method);
         asked_for_all(measured, endpoint)
     };
-    let mut origins: Vec<_> = shared.stages.fetcher.rates().all().into_iter().map(read).collect();
+    let all = shared.stages.fetcher.rates().all().into_iter();
+    let seen = all.filter(|(name, _)| shared.stages.domain.sees_origin(name));
+    let mut origins: Vec<_> = seen.map(read).collect();
     if origins.is_empty() {
         let none = Meter::default();
         origins.push(Measured::read((Stage::Origin, ""), &none, Scale::Whole, 0, ""));

@@ -282,6 +282,7 @@ pub(super) fn report(report: &Report, trace: Option<TraceContext>) -> pb::LoadRe
             why: device.why.clone(),
         }),
         trace_id: trace.map(|trace| trace.trace_id.to_string()).unwrap_or_default(),
+        alias: report.alias.clone(),
     }
 }
 

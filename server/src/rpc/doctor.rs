@@ -16,6 +16,7 @@ use forebay_proto::pb;
 use super::Shared;
 use crate::config::size::show_bytes;
 use crate::evidence::{Fact, Lateness, Roots, SourceState, Verdict, machine};
+use crate::remains;
 
 /// A runtime that is this late holds up sockets that a load waits for.
 const LATE: Duration = Duration::from_millis(100);
@@ -37,7 +38,7 @@ pub(crate) struct Setup {
     /// Whether memory is to be locked.
     pub(crate) lock_memory: bool,
     /// How late the runtime was.
-    pub(crate) lateness: Lateness,
+    pub(crate) lateness: Arc<Lateness>,
 }
 
 /// The checks so far.
@@ -77,10 +78,14 @@ pub(super) async fn look(shared: &Shared) -> pb::DoctorResponse {
     nvme(&mut checks, shared);
     numa(&mut checks, shared);
     names(&mut checks, shared);
-    shared.origins.endpoints().iter().for_each(|endpoint| breaker(&mut checks, endpoint));
+    let sees = |origin: &str| shared.stages.domain.sees_origin(origin);
+    let endpoints = shared.origins.endpoints();
+    let endpoints = endpoints.iter().filter(|endpoint| sees(&endpoint.origin));
+    endpoints.for_each(|endpoint| breaker(&mut checks, endpoint));
     degraded(&mut checks, shared);
     let credentials = shared.origins.credentials().await;
-    credentials.iter().for_each(|standing| credential(&mut checks, standing));
+    let credentials = credentials.iter().filter(|standing| sees(&standing.origin));
+    credentials.for_each(|standing| credential(&mut checks, standing));
     sources(&mut checks, &shared.stages.evidence.sources());
     pb::DoctorResponse { checks: checks.0 }
 }
@@ -110,6 +115,7 @@ fn daemon(checks: &mut Checks, shared: &Shared) {
     let bad = shared.draining.is_cancelled().then_some((Verdict::Bad, draining));
     let up = shared.started.elapsed().as_secs();
     checks.add("daemon", "forebayd", format!("{version}, up {up} s"), bad);
+    core_dumps(checks, remains::core_dumps());
     let Some(worst) = shared.setup.lateness.worst() else {
         return checks.add("daemon", "runtime_lag", "not measured yet", None);
     };
@@ -120,10 +126,21 @@ fn daemon(checks: &mut Checks, shared: &Shared) {
     checks.add("daemon", "runtime_lag", found, late);
 }
 
+fn core_dumps(checks: &mut Checks, found: Result<&str, &str>) {
+    let advice = "set core_dumps = false and start it again, once there is nothing left to debug";
+    let warn = found.is_err().then_some((Verdict::Warn, advice));
+    let (Ok(found) | Err(found)) = found;
+    checks.add("daemon", "core_dumps", found, warn);
+}
+
 fn sockets(checks: &mut Checks, setup: &Setup) {
     let own = rustix::process::getuid().as_raw();
     let uids: Vec<String> = setup.allow_uids.iter().map(u32::to_string).collect();
-    let found = format!("uid {} may call; the daemon is uid {own}", uids.join(", "));
+    let who = match uids.is_empty() {
+        true => "whoever has the token".to_owned(),
+        false => format!("uid {}", uids.join(", ")),
+    };
+    let found = format!("{who} may call; the daemon is uid {own}");
     checks.add("daemon", "allow_uids", found, None);
     for path in &setup.sockets {
         socket(checks, "socket", path);
@@ -147,12 +164,15 @@ fn socket(checks: &mut Checks, name: &str, path: &Path) {
 
 fn memory(checks: &mut Checks, shared: &Shared) {
     let sizes = shared.stages.ram.sizes();
-    let (locked, populated) = (sizes.locked, sizes.populated);
+    let (locked, populated, huge) = (sizes.locked, sizes.populated, sizes.huge);
     let sizes = [locked.min(populated), populated].map(show_bytes);
     let found = format!("{} of {} of the RAM tier", sizes[0], sizes[1]);
     let advice = "set LimitMEMLOCK=infinity: the kernel may write what is not locked to swap";
     let unlocked = shared.setup.lock_memory && locked < populated;
     checks.add("memory", "locked", found, unlocked.then_some((Verdict::Warn, advice)));
+    let huge = [huge.min(populated), populated].map(show_bytes);
+    let found = format!("{} of {} of the RAM tier", huge[0], huge[1]);
+    checks.add("memory", "huge pages", found, None);
 }
 
 fn nvme(checks: &mut Checks, shared: &Shared) {
@@ -206,7 +226,10 @@ fn names(checks: &mut Checks, shared: &Shared) {
         false => format!("name servers {}", servers.join(", ")),
     };
     checks.add("network", "resolver", found, None);
-    dns.names.iter().for_each(|name| one_name(checks, name));
+    // A host's name may tell which bucket is whose.
+    if shared.stages.domain.is_alone() {
+        dns.names.iter().for_each(|name| one_name(checks, name));
+    }
 }
 
 fn one_name(checks: &mut Checks, name: &DnsName) {
@@ -331,6 +354,15 @@ mod tests {
         assert_eq!(judged(seconds(3), None).0, "warn");
         let (verdict, _, found) = judged(None, Some("nowhere"));
         assert_eq!((verdict.as_str(), found.as_str()), ("bad", "s3://b: none: nowhere"));
+    }
+
+    #[test]
+    fn core_dumps_are_none_or_a_warning() {
+        for (found, verdict) in [(Ok("none"), "ok"), (Err("allowed"), "warn")] {
+            let mut checks = Checks::default();
+            core_dumps(&mut checks, found);
+            assert_eq!(only(checks).0, verdict);
+        }
     }
 
     #[test]

@@ -1,4 +1,7 @@
 //! The verbs about what the tiers hold: list, pin, unpin, evict, verify.
+//!
+//! RAM is the caller's domain's own. What the NVMe tier holds belongs to nobody: a domain sees, and
+//! can give up, what is its business there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::{client_gone, convert, shown_uri};
+use super::{client_gone, convert};
 use crate::load::Stages;
 use crate::metrics;
 use crate::nvme::{Checked, NvmeTier};
@@ -17,12 +20,17 @@ use crate::ram::{RamTier, is_at_or_under};
 use crate::resolve::Revision;
 use crate::verify::Verifier;
 
+/// Whether what is stored of a URI is at or under `uri`, and the domain's business.
+fn within<'a>(stages: &'a Stages, uri: &'a str) -> impl Fn(&str) -> bool + 'a {
+    move |known| (uri.is_empty() || is_at_or_under(known, uri)) && stages.domain.sees(known)
+}
+
 /// What is cached at or under `uri`; everything if it is empty.
 pub(super) async fn list(stages: &Stages, uri: &str) -> Vec<pb::CachedCheckpoint> {
     known(stages).await;
     let ram = stages.ram.list(uri, Instant::now());
-    let under = |known: &str| uri.is_empty() || is_at_or_under(known, uri);
-    let nvme = stages.nvme.as_ref().map(|nvme| nvme.list(under)).unwrap_or_default();
+    let nvme = stages.nvme.as_ref().map(|nvme| nvme.list(within(stages, uri)));
+    let nvme = nvme.unwrap_or_default();
     convert::checkpoints(ram, nvme)
 }
 
@@ -30,8 +38,8 @@ pub(super) async fn list(stages: &Stages, uri: &str) -> Vec<pb::CachedCheckpoint
 pub(super) async fn pin(stages: &Stages, uri: &str) -> Result<pb::PinResponse, Failure> {
     let nvme = tier(stages)?;
     nvme.known().await;
-    let pinned = nvme.pin(|known| is_at_or_under(known, uri), true).await;
-    let listed = nvme.list(|known| is_at_or_under(known, uri));
+    let pinned = nvme.pin(within(stages, uri), true).await;
+    let listed = nvme.list(within(stages, uri));
     let listed: Vec<_> = listed.iter().filter(|stored| pinned.contains(&stored.revision)).collect();
     if listed.is_empty() {
         return Err(not_stored(uri));
@@ -50,8 +58,8 @@ pub(super) async fn pin(stages: &Stages, uri: &str) -> Result<pb::PinResponse, F
 pub(super) async fn unpin(stages: &Stages, uri: &str) -> Result<pb::UnpinResponse, Failure> {
     let nvme = tier(stages)?;
     nvme.known().await;
-    let unpinned: Vec<Revision> = nvme.pin(|known| is_at_or_under(known, uri), false).await;
-    if unpinned.is_empty() && nvme.list(|known| is_at_or_under(known, uri)).is_empty() {
+    let unpinned: Vec<Revision> = nvme.pin(within(stages, uri), false).await;
+    if unpinned.is_empty() && nvme.list(within(stages, uri)).is_empty() {
         return Err(not_stored(uri));
     }
     Ok(pb::UnpinResponse { checkpoints: unpinned.len() as u64 })
@@ -60,10 +68,10 @@ pub(super) async fn unpin(stages: &Stages, uri: &str) -> Result<pb::UnpinRespons
 /// Gives up what lies at or under a URI, in one tier or in all.
 pub(super) async fn evict(
     stages: &Stages,
-    request: pb::EvictRequest,
+    uri: &str,
+    tier_asked: i32,
 ) -> Result<pb::EvictResponse, Failure> {
-    let uri = shown_uri(&request.uri)?;
-    let (ram, nvme) = match pb::Tier::try_from(request.tier) {
+    let (ram, nvme) = match pb::Tier::try_from(tier_asked) {
         Ok(pb::Tier::Unspecified) => (true, stages.nvme.as_ref()),
         Ok(pb::Tier::Ram) => (true, None),
         Ok(pb::Tier::Nvme) => (false, Some(tier(stages)?)),
@@ -71,7 +79,7 @@ pub(super) async fn evict(
     };
     // One checkpoint in both tiers is one.
     let mut dropped: Vec<(String, String)> = Vec::new();
-    let before = list(stages, &uri).await.into_iter();
+    let before = list(stages, uri).await.into_iter();
     let mut response = pb::EvictResponse::default();
     for checkpoint in before {
         let cached = checkpoint.cached.unwrap_or_default();
@@ -81,12 +89,12 @@ pub(super) async fn evict(
         }
     }
     if ram {
-        let evicted = stages.ram.evict_uri(&uri);
+        let evicted = stages.ram.evict_uri(uri);
         response.freed_bytes = evicted.freed_bytes;
         response.leased_bytes = evicted.leased_bytes;
     }
     if let Some(nvme) = nvme {
-        let evicted = nvme.evict(|known| is_at_or_under(known, &uri)).await;
+        let evicted = nvme.evict(within(stages, uri)).await;
         response.nvme_freed_bytes = evicted.freed_bytes;
         response.pinned_checkpoints = evicted.pinned;
     }
@@ -101,14 +109,13 @@ pub(super) async fn verify(
     out: &mpsc::Sender<Result<pb::VerifyResponse, Status>>,
 ) -> Result<(), Failure> {
     use pb::verify_response::Event;
-    let uri = shown_uri(uri)?;
-    let checkpoints = list(stages, &uri).await;
+    let checkpoints = list(stages, uri).await;
     if checkpoints.is_empty() {
-        return Err(not_stored(&uri));
+        return Err(not_stored(uri));
     }
-    let under = |known: &str| is_at_or_under(known, &uri);
-    let stored_bytes = stages.nvme.as_ref().map_or(0, |nvme| nvme.stored_bytes(under));
-    let chunks = stages.ram.keys_under(&uri);
+    let under = within(stages, uri);
+    let stored_bytes = stages.nvme.as_ref().map_or(0, |nvme| nvme.stored_bytes(&under));
+    let chunks = stages.ram.keys_under(uri);
     let ram_bytes: u64 = chunks.values().sum();
     let total_bytes = ram_bytes + stored_bytes;
     // Progress is a courtesy: a reader that is behind misses steps, not the summary.
@@ -118,7 +125,7 @@ pub(super) async fn verify(
     };
     let ram = check_ram((&stages.ram, &stages.verifier), &chunks, tell).await?;
     let nvme = match &stages.nvme {
-        Some(nvme) => nvme.check(under, |checked_bytes| tell(ram_bytes + checked_bytes)).await,
+        Some(nvme) => nvme.check(&under, |checked_bytes| tell(ram_bytes + checked_bytes)).await,
         None => Checked::default(),
     };
     let tiers = |ram, nvme| Some(pb::BytesByTier { ram, nvme, origin: 0 });

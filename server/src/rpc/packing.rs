@@ -18,6 +18,9 @@ pub(super) async fn pack(
 ) -> Result<(), Failure> {
     use pb::pack_response::Event;
     let pb::PackRequest { source, destination, frame_bytes, level } = asked;
+    for uri in [&source, &destination] {
+        shared.loadable(uri)?;
+    }
     let (uid, deadline) = (context.peer.uid, context.deadline);
     let request = PackRequest { source, destination, frame_bytes, level, uid, deadline };
     let (steps, mut heard) = mpsc::channel::<PackProgress>(1);

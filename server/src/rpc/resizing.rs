@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::{Context, Shared, client_gone};
+use crate::error::stopping;
 use crate::resize::{Resizing, Standing};
 
 type Out = mpsc::Sender<Result<pb::ResizeRamResponse, Status>>;
@@ -22,7 +23,7 @@ pub(super) async fn resize(
     out: &Out,
 ) -> Result<(), Failure> {
     if shared.draining.is_cancelled() {
-        return Err(Failure::new(Reason::Draining, "the daemon is stopping"));
+        return Err(stopping("the daemon is stopping"));
     }
     let mut resizing = shared.resizer.resize(asked.bytes)?;
     let Ok(done) = context.deadline.cut(follow(&mut resizing, out)).await else {

@@ -7,7 +7,7 @@ use forebay_origin::{AddressStats, BreakerState, DnsName, EndpointStats, OriginS
 use forebay_proto::pb;
 use tokio::time::Instant;
 
-use super::Shared;
+use super::{Shared, aliasing};
 use crate::load::Stages;
 use crate::loads::LoadState;
 use crate::nvme::NvmeState;
@@ -24,7 +24,17 @@ pub(super) fn now(shared: &Shared) -> pb::StatusResponse {
         oldest_wait_seconds: lane.oldest_wait.as_secs_f64(),
     });
     let running = stages.loads.running();
-    let dns = shared.resolver.snapshot();
+    let domain = &stages.domain;
+    let mut dns = shared.resolver.snapshot();
+    let mut addresses = origins.addresses();
+    if !domain.is_alone() {
+        // A host's name may tell which bucket is whose.
+        dns.names.clear();
+        addresses.clear();
+    }
+    let (mut stats, mut endpoints) = (origins.stats(), origins.endpoints());
+    stats.retain(|stats| domain.sees_origin(&stats.origin));
+    endpoints.retain(|stats| domain.sees_origin(&stats.origin));
     let degraded = shared.degraded.iter().cloned().chain(dns.degraded.clone());
     pb::StatusResponse {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -33,17 +43,39 @@ pub(super) fn now(shared: &Shared) -> pb::StatusResponse {
         ram: Some(ram(stages.ram.sizes(), shared.sessions.unmapping().bytes)),
         queues: queues.into(),
         loads: running.iter().map(|running| load(running, now - running.opened)).collect(),
-        origins: origins.stats().into_iter().map(origin).collect(),
+        origins: stats.into_iter().map(origin).collect(),
         degraded: degraded
             .chain(stages.ram.pool().degraded())
             .chain(stages.workers.degraded())
             .chain(stages.nvme.iter().flat_map(|nvme| nvme.degraded()))
+            .chain(shared.aliases.troubles())
             .collect(),
         names: dns.names.iter().map(name).collect(),
-        endpoints: origins.endpoints().into_iter().map(endpoint).collect(),
-        addresses: origins.addresses().into_iter().map(address).collect(),
+        endpoints: endpoints.into_iter().map(endpoint).collect(),
+        addresses: addresses.into_iter().map(address).collect(),
         numa: Some(numa(stages)),
         nvme: Some(stages.nvme.as_ref().map_or_else(nvme_off, |tier| nvme(tier.state()))),
+        aliases: aliasing::glance(shared),
+        domain: Some(own_domain(shared)),
+    }
+}
+
+/// Who asks, and what its domain has and uses. Nothing of any other domain is in it.
+fn own_domain(shared: &Shared) -> pb::DomainStatus {
+    let stages = &shared.stages;
+    let (spec, sizes) = (stages.domain.spec(), stages.ram.sizes());
+    let limits = stages.admission.limits();
+    pb::DomainStatus {
+        name: spec.name.to_string(),
+        ram_budget_bytes: sizes.budget,
+        ram_used_bytes: sizes.cached + sizes.leased + sizes.filling,
+        loads: stages.loads.running().len() as u64,
+        loads_max: limits.active_max as u64,
+        queued_max: limits.queued_max as u64,
+        sessions: shared.sessions.totals().0 as u64,
+        share: spec.share,
+        lanes: spec.lanes.iter().map(|lane| lane.as_str().to_owned()).collect(),
+        uri_prefixes: spec.uri_prefixes.clone(),
     }
 }
 
@@ -183,5 +215,6 @@ fn load(load: &LoadState, age: Duration) -> pb::LoadStatus {
         granted_bytes: load.granted_bytes.load(Relaxed),
         leased_bytes: load.leased_bytes(),
         total_bytes: load.total_bytes.load(Relaxed),
+        alias: load.alias.clone(),
     }
 }

@@ -10,14 +10,15 @@ use std::task::{Context as TaskContext, Poll};
 
 use forebay_proto::{Failure, Placement, Reason, pb};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::Stream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Status, Streaming};
 
+use super::aliasing::{self, Target};
 use super::traced::named;
-use super::{Context, Shared, client_gone, convert, deadline, shown_uri};
-use crate::admission::Lane;
-use crate::flight::Waiter;
+use super::{Context, Shared, client_gone, convert, deadline};
+use crate::admission::{Lane, Part};
 use crate::load::conversation::{ClientEvent, LoadEvent};
 use crate::load::{Expected, Keep, LoadRequest, Progress, keep, lend};
 use crate::metrics::{self, Fallback, LoadMeter};
@@ -115,7 +116,12 @@ impl Ending {
         };
         metrics::request_ended(self.method, failure.kind().as_str(), seconds);
         metrics::failed(&failure);
-        tracing::warn!(method = self.method, seconds, %failure, "request failed");
+        if failure.reason == Reason::QueueFull {
+            // A flood of refusals would be a flood of lines; metrics count them.
+            tracing::debug!(method = self.method, seconds, %failure, "request refused");
+        } else {
+            tracing::warn!(method = self.method, seconds, %failure, "request failed");
+        }
         // A client that is gone is not told, nor is one that does not read while the daemon stops.
         tokio::select! {
             biased;
@@ -153,9 +159,11 @@ pub(super) async fn load(
     let Some(pb::load_request::Event::Open(open)) = first else {
         return Err(Failure::new(Reason::BadRequest, "a load begins with `open`"));
     };
+    let Target { uri, shown_uri, given } = aliasing::target(shared, open.uri)?;
     let request = LoadRequest {
-        shown_uri: shown_uri(&open.uri)?,
-        uri: open.uri,
+        shown_uri,
+        uri,
+        given,
         load_id: convert::load_id(open.load_id)?,
         lane: convert::lane(open.lane, Lane::Interactive)?,
         selection: Selection {
@@ -171,6 +179,19 @@ pub(super) async fn load(
         workload: shared.workloads.class_of(&open.workload),
     };
     told.is_about(&request);
+    shared.stages.domain.check_lane(request.lane)?;
+    if request.lane == Lane::Interactive {
+        // Before anything is kept of it: a flood of loads that are refused is to cost little, and
+        // is not to take the place of loads that ran in the history. A prefetch may wait.
+        let remaining = request.deadline.remaining(Instant::now());
+        let shard = request.selection.shard.as_ref();
+        let part = Part {
+            uid: request.peer.uid,
+            uri: &request.uri,
+            rank: shard.map(|shard| (shard.rank(), shard.ranks())),
+        };
+        shared.stages.admission.check_wait(&part, remaining)?;
+    }
     if request.device.as_ref().is_some_and(|device| device.path == "staged") {
         metrics::fell_back(Fallback::StagedCopy);
         told.timeline.event("fallback", "to copies through the client's own memory");
@@ -184,10 +205,11 @@ pub(super) async fn load(
         let (ended, heard) = tokio::join!(lending, tell(heard, token.as_bytes(), told, out));
         ended.and(heard)
     };
-    tokio::select! {
+    let ended = tokio::select! {
         ended = talking => ended,
         failure = hear(incoming, said) => Err(failure),
-    }
+    };
+    aliasing::ended(shared, &request, context.opened, ended)
 }
 
 /// Where the slots of a load should lie.
@@ -269,10 +291,8 @@ pub(super) async fn stat(
 ) -> Result<(), Failure> {
     use pb::stat_response::Event;
     let stages = &shared.stages;
-    let permit = stages.admission.look_up()?;
-    let terms = Waiter { lane: Lane::Interactive, deadline: context.deadline }.terms();
-    let manifest = stages.resolver.resolve(&permit, uri, &terms).await?;
-    drop(permit);
+    let target = aliasing::target(shared, uri.to_owned())?;
+    let manifest = aliasing::manifest_of(shared, target, context.deadline).await?;
     let (whole, chunk_bytes) = (Arc::clone(&manifest), stages.chunk_bytes);
     let plan = stages.cpu.run(move || plan(&whole, &Selection::default(), chunk_bytes)).await??;
     let mut cached = vec![convert::Cached::default(); manifest.objects().len()];
@@ -320,9 +340,11 @@ pub(super) async fn prefetch(
         _ => return Err(Failure::new(Reason::BadRequest, "prefetch is into ram or nvme")),
     };
     let wanted = Keep { on_nvme, pin: asked.pin };
+    let Target { uri, shown_uri, given } = aliasing::target(shared, asked.uri)?;
     let request = LoadRequest {
-        shown_uri: shown_uri(&asked.uri)?,
-        uri: asked.uri,
+        shown_uri,
+        uri,
+        given,
         load_id: convert::load_id(asked.load_id)?,
         lane: Lane::Prefetch,
         selection: Selection::default(),
@@ -334,6 +356,7 @@ pub(super) async fn prefetch(
         workload: shared.workloads.class_of(&asked.workload),
     };
     told.is_about(&request);
+    shared.stages.domain.check_lane(request.lane)?;
     let stay = shared.sessions.enter(&[], context.peer)?;
     let (steps, heard) = mpsc::channel(1);
     let send = |event: Event| send(out, pb::PrefetchResponse { event: Some(event) });
@@ -347,7 +370,7 @@ pub(super) async fn prefetch(
     let keeping = keep(&shared.stages, &request, wanted, told.timeline, stay, steps);
     let (kept, heard) = tokio::join!(keeping, telling);
     heard?;
-    let report = kept?;
+    let report = kept.map_err(|failure| aliasing::told(&request, failure))?;
     ended("prefetch", &report, told);
     send(Event::Report(convert::report(&report, Some(told.trace.context())))).await
 }

@@ -13,7 +13,7 @@ use forebay_origin::{
 };
 use tokio::time::Instant;
 
-use super::{Clue, Event, Kind, Span, Stage};
+use super::{Clue, Event, Kind, Moment, Span, Stage};
 
 /// Round trips that a silence lasts at least when a loss is to blame for it: sooner nothing is sent
 /// again.
@@ -43,7 +43,7 @@ pub(crate) fn attempt_spans(log: &[AttemptRecord], offered: Instant, ended: Inst
     // The last attempt's body ends when the read returned: rounding between the two clocks' reads
     // belongs to it.
     if let Some(last) = spans.last_mut() {
-        last.end = ended.max(last.start);
+        last.end = Moment::from(ended).max(last.start);
     }
     spans
 }
@@ -52,7 +52,7 @@ pub(crate) fn attempt_spans(log: &[AttemptRecord], offered: Instant, ended: Inst
 /// call that ended last, then what ended before that one began, and so on. The rest is `idle`.
 pub(crate) fn call_spans(
     entries: &[JournalEntry],
-    (start, end): (Instant, Instant),
+    (start, end): (Moment, Moment),
     idle: Stage,
 ) -> Vec<Span> {
     let mut calls: std::collections::BTreeMap<u64, Vec<&JournalEntry>> = Default::default();
@@ -87,7 +87,8 @@ pub(crate) fn attempt_events(entries: &[JournalEntry]) -> Vec<Event> {
     let mut events = Vec::new();
     // By call: how many attempts it has made, and how the last one failed.
     let mut calls: std::collections::BTreeMap<u64, (usize, OriginErrorKind)> = Default::default();
-    for JournalEntry { call, attempt, ended, .. } in entries {
+    let sent = entries.iter().filter(|entry| entry.attempt.outcome != AttemptOutcome::Unsent);
+    for JournalEntry { call, attempt, ended, not_again, .. } in sent {
         let before = calls.get(call).copied();
         let number = before.map_or(1, |(made, _)| made + 1);
         let mut event = |at, name, detail| events.push(Event { at, name, detail });
@@ -100,6 +101,9 @@ pub(crate) fn attempt_events(entries: &[JournalEntry]) -> Vec<Event> {
             let end = if faster { "was" } else { "was not" };
             event(at, "hedge", format!("a second copy of attempt {number}, which {end} faster"));
         }
+        if let Some(why) = attempt.not_copied {
+            event(*ended, "no_hedge", format!("no second copy of attempt {number}: {why}"));
+        }
         let AttemptOutcome::Failed(kind) = attempt.outcome else { continue };
         // An answer like any other, to who looks whether there is something.
         if kind == OriginErrorKind::NotFound {
@@ -108,6 +112,9 @@ pub(crate) fn attempt_events(entries: &[JournalEntry]) -> Vec<Event> {
         let throttled = kind == OriginErrorKind::Throttled;
         let name = if throttled { "throttle" } else { "attempt_failed" };
         event(*ended, name, format!("attempt {number} was {}", said(kind)));
+        if let Some(why) = not_again {
+            event(*ended, "no_retry", format!("attempt {number} was the last: {why}"));
+        }
         calls.insert(*call, (number, kind));
     }
     events
@@ -136,7 +143,10 @@ fn ending(outcome: AttemptOutcome) -> Clue {
             Clue::Throttled
         }
         AttemptOutcome::Failed(_) => Clue::Failed,
-        AttemptOutcome::Done | AttemptOutcome::Overtaken => Clue::None,
+        AttemptOutcome::Done
+        | AttemptOutcome::Overtaken
+        | AttemptOutcome::GivenUp
+        | AttemptOutcome::Unsent => Clue::None,
     }
 }
 
@@ -260,12 +270,13 @@ mod tests {
             silences: Vec::new(),
             cold_bytes: 0,
             copied: None,
+            not_copied: None,
             outcome: AttemptOutcome::Done,
         }
     }
 
     fn seen(zero: Instant, spans: &[Span]) -> Vec<(Stage, u128, u128, Clue)> {
-        let at = |at: Instant| (at - zero).as_millis();
+        let at = |at: Moment| (at - Moment::from(zero)).as_millis();
         spans.iter().map(|s| (s.stage, at(s.start), at(s.end), s.clue)).collect()
     }
 
@@ -396,10 +407,15 @@ mod tests {
         let start = Instant::now();
         let entry = |call: u64, at: u64, outcome| {
             let attempt = AttemptRecord { outcome, ..attempt(start + ms(at), 5, 5) };
-            JournalEntry { call, wanted: start, attempt, ended: start + ms(at + 10) }
+            let ended = start + ms(at + 10);
+            JournalEntry { call, wanted: start, attempt, ended, not_again: None }
         };
         let mut copied = entry(1, 60, AttemptOutcome::Overtaken);
         copied.attempt.copied = Some(start + ms(65));
+        let mut last = entry(4, 70, AttemptOutcome::Failed(OriginErrorKind::Timeout));
+        (last.not_again, last.attempt.not_copied) = (Some("deadline"), Some("budget"));
+        // One that was never sent is no attempt.
+        let unsent = entry(4, 90, AttemptOutcome::Unsent);
         let failed = |kind| AttemptOutcome::Failed(kind);
         let entries = [
             entry(1, 0, failed(OriginErrorKind::Throttled)),
@@ -407,6 +423,8 @@ mod tests {
             entry(3, 7, failed(OriginErrorKind::NotFound)),
             entry(1, 30, failed(OriginErrorKind::Truncated)),
             copied,
+            last,
+            unsent,
         ];
         let seen: Vec<_> = attempt_events(&entries)
             .into_iter()
@@ -418,6 +436,9 @@ mod tests {
             (40, "attempt_failed", "attempt 2 was a failure (truncated)"),
             (60, "retry", "attempt 3, since the one before was a failure (truncated)"),
             (65, "hedge", "a second copy of attempt 3, which was faster"),
+            (80, "no_hedge", "no second copy of attempt 1: budget"),
+            (80, "attempt_failed", "attempt 1 was a failure (timeout)"),
+            (80, "no_retry", "attempt 1 was the last: deadline"),
         ];
         assert_eq!(seen, expected.map(|(at, name, detail)| (at, name, detail.to_owned())));
     }
@@ -430,10 +451,11 @@ mod tests {
             wanted: start + ms(wanted),
             attempt: attempt(start + ms(wanted), first_byte, body),
             ended: start + ms(wanted + first_byte + body),
+            not_again: None,
         };
         // One by itself; then two at once, the second of which ends last.
         let entries = [entry(1, 0, 20, 10), entry(2, 40, 10, 5), entry(3, 40, 30, 10)];
-        let spans = call_spans(&entries, (start, start + ms(90)), Stage::Resolve);
+        let spans = call_spans(&entries, (start.into(), (start + ms(90)).into()), Stage::Resolve);
         assert_eq!(
             seen(start, &spans),
             [
@@ -446,6 +468,9 @@ mod tests {
             ]
         );
         assert!(attempt_events(&entries).is_empty());
-        assert_eq!(call_spans(&[], (start, start + ms(9)), Stage::Resolve).len(), 1);
+        assert_eq!(
+            call_spans(&[], (start.into(), (start + ms(9)).into()), Stage::Resolve).len(),
+            1
+        );
     }
 }

@@ -10,17 +10,17 @@
 //! * a wait for a window slot (`lease_alloc`) ended because some chunk was released: the walk goes
 //!   on with that chunk, through the client's work on it;
 //! * a wait for a connection (`conn_acquire`) ended because some chunk's body was complete: the walk
-//!   goes on with that chunk, unless it was the configured rate that held it up.
+//!   goes on with that chunk, unless it was the configured rate that held it up. The same of a wait
+//!   for earlier bytes of the same object.
 //!
-//! What is left of the wait after the jump stays charged as queue time. Stretches that no span
-//! covers are `unattributed`. Pure: instants in, durations out.
+//! What is left of the wait after the jump stays charged as queue time. Stretches that no span of a
+//! chunk covers may be the load's own; the rest of them is `unattributed`. Pure: instants in, durations out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
-use super::{ChunkTrace, Clue, Kind, Span, Stage};
+use super::{ChunkTrace, Clue, Kind, Moment, Span, Stage};
 
 /// Pieces of work on near and on far memory, at least, before one is compared with the other.
 const FAR_PIECES_MIN: u32 = 3;
@@ -53,22 +53,24 @@ pub(crate) struct Paths<'a> {
     load: &'a [Span],
     chunks: &'a [ChunkTrace],
     events: Events,
+    visits: RefCell<Visits>,
 }
 
 /// Walks back from `end` to `opened`.
 #[cfg(test)]
-fn walk(opened: Instant, end: Instant, load: &[Span], chunks: &[ChunkTrace]) -> CriticalPath {
+fn walk(opened: Moment, end: Moment, load: &[Span], chunks: &[ChunkTrace]) -> CriticalPath {
     Paths::of(load, chunks).walk(opened, end)
 }
 
 impl<'a> Paths<'a> {
     /// Of a load's own spans and those of its chunks.
     pub(crate) fn of(load: &'a [Span], chunks: &'a [ChunkTrace]) -> Self {
-        Self { load, chunks, events: Events::of(chunks) }
+        let visits = RefCell::new(Visits { number: 0, last: vec![0; chunks.len()] });
+        Self { load, chunks, events: Events::of(chunks), visits }
     }
 
     /// The critical path from `opened` to `end`: back from the chunk that ended last.
-    pub(crate) fn walk(&self, opened: Instant, end: Instant) -> CriticalPath {
+    pub(crate) fn walk(&self, opened: Moment, end: Moment) -> CriticalPath {
         let (mut segments, last) = (Vec::new(), latest(&self.events.last, opened, end));
         let unattributed = self.walk_into(&mut segments, last, (opened, end));
         CriticalPath { segments, unattributed }
@@ -77,11 +79,7 @@ impl<'a> Paths<'a> {
     /// What decided that a copy began at `end` and not at `from`: back from the chunk that was
     /// readable last by then, newest first. False if no chunk became readable in between: then the
     /// one that holds what is readable is to be asked.
-    pub(crate) fn to_copy(
-        &self,
-        (from, end): (Instant, Instant),
-        segments: &mut Vec<Span>,
-    ) -> bool {
+    pub(crate) fn to_copy(&self, (from, end): (Moment, Moment), segments: &mut Vec<Span>) -> bool {
         let Some(readable) = latest(&self.events.published, from, end) else { return false };
         self.walk_into(segments, Some(readable), (from, end));
         true
@@ -89,8 +87,8 @@ impl<'a> Paths<'a> {
 
     /// What went on in a gap that no chunk ended: back from the one that was readable next, else
     /// from the one that was given up last.
-    pub(crate) fn to_nothing(&self, (from, end): (Instant, Instant), segments: &mut Vec<Span>) {
-        let after = |events: &[(Instant, usize)]| {
+    pub(crate) fn to_nothing(&self, (from, end): (Moment, Moment), segments: &mut Vec<Span>) {
+        let after = |events: &[(Moment, usize)]| {
             events.get(events.partition_point(|(at, _)| *at < end)).copied()
         };
         let next = after(&self.events.published).or_else(|| after(&self.events.last));
@@ -99,14 +97,14 @@ impl<'a> Paths<'a> {
     }
 
     /// Whether a client held a chunk all the time, readable before and released after.
-    pub(crate) fn is_held(&self, from: Instant, to: Instant) -> bool {
+    pub(crate) fn is_held(&self, from: Moment, to: Moment) -> bool {
         let until =
-            |events: &[(Instant, usize)], when| events.partition_point(|(at, _)| *at <= when);
+            |events: &[(Moment, usize)], when| events.partition_point(|(at, _)| *at <= when);
         until(&self.events.published, from) > until(&self.events.released, to)
     }
 
     /// When the origin said "slow down", until when it was waited for that: in the order of time.
-    pub(crate) fn throttles(&self) -> Vec<(Instant, Instant)> {
+    pub(crate) fn throttles(&self) -> Vec<(Moment, Moment)> {
         let throttled = self.spans().filter(|span| span.clue == Clue::Throttled);
         let mut throttles: Vec<_> = throttled.map(|span| (span.start, span.end)).collect();
         throttles.sort_unstable();
@@ -145,16 +143,19 @@ impl<'a> Paths<'a> {
     fn walk_into(
         &self,
         segments: &mut Vec<Span>,
-        last: Option<(Instant, usize)>,
-        (opened, end): (Instant, Instant),
+        last: Option<(Moment, usize)>,
+        (opened, end): (Moment, Moment),
     ) -> Duration {
         segments.clear();
+        let mut visits = self.visits.borrow_mut();
+        visits.begin();
         let mut walk = Walk {
+            load: self.load,
             at: end,
             opened,
             segments,
             unattributed: Duration::ZERO,
-            visited: BTreeSet::new(),
+            visits: &mut visits,
         };
         let mut current = last.map(|(_, chunk)| chunk);
         // Every turn moves `at` towards `opened`, or visits a chunk it has not visited at this
@@ -162,10 +163,7 @@ impl<'a> Paths<'a> {
         while let Some(chunk) = current.and_then(|index| self.chunks.get(index)) {
             current = walk.through(chunk, &self.events);
         }
-        for span in self.load.iter().rev() {
-            walk.charge(span);
-        }
-        walk.close();
+        walk.hole(opened);
         walk.unattributed
     }
 }
@@ -173,43 +171,59 @@ impl<'a> Paths<'a> {
 /// When what a wait may wait for happened, and to which chunk: each list in the order of time.
 struct Events {
     /// The last span of a chunk ended.
-    last: Vec<(Instant, usize)>,
-    /// A chunk was released by the client.
-    released: Vec<(Instant, usize)>,
+    last: Vec<(Moment, usize)>,
+    /// A chunk was released by the client, or was stored.
+    released: Vec<(Moment, usize)>,
     /// A chunk's body was complete: its connection is free.
-    body_done: Vec<(Instant, usize)>,
+    body_done: Vec<(Moment, usize)>,
     /// A chunk was readable, or had its slot: the next one has its turn.
-    moved_on: Vec<(Instant, usize)>,
+    moved_on: Vec<(Moment, usize)>,
     /// A chunk was readable.
-    published: Vec<(Instant, usize)>,
+    published: Vec<(Moment, usize)>,
 }
 
 impl Events {
     fn of(chunks: &[ChunkTrace]) -> Self {
-        let sorted = |event: &dyn Fn(&ChunkTrace) -> Option<Instant>| {
-            let mut events: Vec<(Instant, usize)> = chunks
-                .iter()
-                .enumerate()
-                .filter_map(|(index, trace)| event(trace).map(|at| (at, index)))
-                .collect();
-            events.sort_unstable();
-            events
-        };
-        let published = sorted(&|trace| trace.end_of(Stage::Publish));
-        let mut moved_on = published.clone();
-        moved_on.extend(sorted(&|trace| trace.end_of_queue(Stage::LeaseAlloc)));
-        moved_on.sort_unstable();
-        Self {
-            last: sorted(&|trace| trace.spans.last().map(|span| span.end)),
-            released: sorted(&|trace| trace.end_of(Stage::ClientAck)),
-            body_done: sorted(&|trace| trace.end_of(Stage::Body)),
-            moved_on,
-            published,
+        let list = || Vec::with_capacity(chunks.len());
+        let (last, released, published) = (list(), list(), list());
+        let moved_on = Vec::with_capacity(2 * chunks.len());
+        let mut events = Self { last, released, body_done: Vec::new(), moved_on, published };
+        for (index, trace) in chunks.iter().enumerate() {
+            events.add(index, trace);
+        }
+        let Self { last, released, body_done, moved_on, published } = &mut events;
+        // Chunks mostly come in their order, and what is in order already is not sorted again.
+        for list in [last, released, body_done, moved_on, published] {
+            list.sort_unstable();
+        }
+        events
+    }
+
+    /// Each of them is the last of its kind in the chunk: spans are looked at from their end.
+    fn add(&mut self, index: usize, trace: &ChunkTrace) {
+        let Some(end) = trace.spans.last().map(|span| span.end) else { return };
+        self.last.push((end, index));
+        let (mut released, mut body, mut readable, mut placed) = (false, false, false, false);
+        let first = |seen: &mut bool| !std::mem::replace(seen, true);
+        for span in trace.spans.iter().rev() {
+            let event = (span.end, index);
+            match (span.stage, span.kind) {
+                (Stage::ClientAck | Stage::NvmeWrite, _) if first(&mut released) => {
+                    self.released.push(event)
+                }
+                (Stage::Body, _) if first(&mut body) => self.body_done.push(event),
+                (Stage::Publish, _) if first(&mut readable) => {
+                    self.published.push(event);
+                    self.moved_on.push(event);
+                }
+                (Stage::LeaseAlloc, Kind::Queue) if first(&mut placed) => self.moved_on.push(event),
+                _ => {}
+            }
         }
     }
 
     /// What ends a wait of this kind.
-    fn ending(&self, span: &Span) -> Option<&[(Instant, usize)]> {
+    fn ending(&self, span: &Span) -> Option<&[(Moment, usize)]> {
         if span.clue == Clue::Rated {
             return None;
         }
@@ -217,24 +231,51 @@ impl Events {
             (Stage::Turn, Kind::Queue) => Some(&self.moved_on),
             (Stage::LeaseAlloc, Kind::Queue) => Some(&self.released),
             (Stage::ConnAcquire, Kind::Queue) => Some(&self.body_done),
+            (Stage::Decompress, Kind::Queue) if span.clue == Clue::Behind => Some(&self.body_done),
             _ => None,
         }
     }
 }
 
 /// The last event in (`after`, `until`].
-fn latest(events: &[(Instant, usize)], after: Instant, until: Instant) -> Option<(Instant, usize)> {
+fn latest(events: &[(Moment, usize)], after: Moment, until: Moment) -> Option<(Moment, usize)> {
     let count = events.partition_point(|(at, _)| *at <= until);
     events[..count].last().filter(|(at, _)| *at > after).copied()
 }
 
+/// Which chunks a walk came to without moving on in time: at one instant each is visited once.
+struct Visits {
+    /// Of the instant, over all walks.
+    number: u32,
+    /// By chunk: at which instant it was visited last.
+    last: Vec<u32>,
+}
+
+impl Visits {
+    /// Another instant.
+    fn begin(&mut self) {
+        self.number = self.number.wrapping_add(1);
+        if self.number == 0 {
+            self.last.fill(0);
+            self.number = 1;
+        }
+    }
+
+    /// Whether this is the first visit.
+    fn insert(&mut self, chunk: usize) -> bool {
+        let number = self.number;
+        self.last.get_mut(chunk).is_some_and(|last| std::mem::replace(last, number) != number)
+    }
+}
+
 struct Walk<'a> {
-    at: Instant,
-    opened: Instant,
+    load: &'a [Span],
+    at: Moment,
+    opened: Moment,
     segments: &'a mut Vec<Span>,
     unattributed: Duration,
     /// Chunks jumped to without moving `at`.
-    visited: BTreeSet<usize>,
+    visits: &'a mut Visits,
 }
 
 impl Walk<'_> {
@@ -252,7 +293,7 @@ impl Walk<'_> {
             match cause {
                 // At one instant each chunk is visited once: two waits must not blame each other
                 // for ever.
-                Some((freed_at, holder)) if freed_at < self.at || self.visited.insert(holder) => {
+                Some((freed_at, holder)) if freed_at < self.at || self.visits.insert(holder) => {
                     self.charge(&Span { start: freed_at, ..*span });
                     return Some(holder);
                 }
@@ -262,24 +303,34 @@ impl Walk<'_> {
         None
     }
 
-    /// Charges the part of `span` before `at`, and what lies between the two as unattributed.
+    /// Charges the part of `span` before `at`, and what lies between the two as a hole.
     fn charge(&mut self, span: &Span) {
         let start = span.start.max(self.opened);
         if start >= self.at {
             return;
         }
         let end = span.end.min(self.at).max(start);
-        self.unattributed += self.at - end;
+        self.hole(end);
         if end > start {
             self.segments.push(Span { start, end, ..*span });
         }
         self.at = start;
-        self.visited.clear();
+        self.visits.begin();
     }
 
-    fn close(&mut self) {
-        self.unattributed += self.at.saturating_duration_since(self.opened);
-        self.at = self.opened;
+    /// Charges what lies between `from` and `at`, where no chunk was at anything, to the load's own
+    /// spans; what is left is unattributed.
+    fn hole(&mut self, from: Moment) {
+        for span in self.load.iter().rev() {
+            let (start, end) = (span.start.max(from), span.end.min(self.at));
+            if start < end {
+                self.unattributed += self.at - end;
+                self.segments.push(Span { start, end, ..*span });
+                self.at = start;
+            }
+        }
+        self.unattributed += self.at.since(from);
+        self.at = from;
     }
 }
 
@@ -290,15 +341,16 @@ mod tests {
         Admission, Body, ClientAck, ConnAcquire, LeaseAlloc, Publish, Resolve, Ttfb, Turn,
     };
     use super::*;
+    use tokio::time::Instant;
 
     struct Scene {
-        zero: Instant,
+        zero: Moment,
         chunks: Vec<ChunkTrace>,
         load: Vec<Span>,
     }
 
     impl Scene {
-        fn at(&self, ms: u64) -> Instant {
+        fn at(&self, ms: u64) -> Moment {
             self.zero + Duration::from_millis(ms)
         }
 
@@ -324,7 +376,7 @@ mod tests {
     }
 
     fn scene() -> Scene {
-        let zero = Instant::now();
+        let zero = Moment::from(Instant::now());
         let load = vec![
             Span::new(Admission, Queue, zero, zero + Duration::from_millis(10)),
             Span::new(
@@ -362,6 +414,20 @@ mod tests {
             ]
         );
         assert_eq!(unattributed, 0);
+    }
+
+    #[test]
+    fn what_no_chunk_was_at_may_be_the_load_s_own() {
+        let mut scene = scene();
+        scene.chunk(0, &[(Body, Service, 30, 80), (Publish, Service, 80, 81)]);
+        let proving = Span::new(Stage::VerifyObject, Service, scene.at(70), scene.at(98));
+        scene.load.push(proving);
+        let (steps, unattributed) = scene.path(100);
+        assert_eq!(
+            steps[2..],
+            [(Body, Service, 50), (Stage::VerifyObject, Service, 17), (Publish, Service, 1)]
+        );
+        assert_eq!(unattributed, 2);
     }
 
     #[test]

@@ -72,7 +72,7 @@ fn memory_over_the_lock_limit_is_used_unlocked_and_says_so() {
         return;
     }
     let placements = placements(&[4, 16]);
-    assert_eq!(placements[0], Placement { locked: true, lock_error: None });
+    assert_eq!(placements[0], Placement { locked: true, lock_error: None, huge_bytes: 0 });
     assert!(!placements[1].locked);
     let error = placements[1].lock_error.as_deref().expect("a reason");
     for part in ["16777216 bytes", "limit 8388608 bytes", "LimitMEMLOCK"] {

@@ -1,6 +1,7 @@
 //! The crate against the real kernel: real memfds, real mappings, real sockets.
 
 mod hostile;
+mod huge;
 mod lending;
 mod limits;
 mod model;

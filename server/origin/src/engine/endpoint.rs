@@ -297,7 +297,7 @@ impl Endpoint {
         answers.tell()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -590,6 +590,8 @@ mod tests {
         let decisions = endpoint.stats().decisions;
         assert_eq!(decisions.hedges, [((true, "slow"), hedges as u64)].into());
         assert_eq!(decisions.limit_steps, [(("down", "throttled"), 1)].into());
+        let news: Vec<_> = endpoint.news(0).1.into_iter().map(|news| news.detail).collect();
+        assert_eq!(news, ["down to 7 requests at a time, from 8: throttled"]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -22,6 +22,7 @@ pub(crate) mod endpoint;
 pub(crate) mod limiter;
 mod meter;
 pub(crate) mod model;
+pub(crate) mod news;
 pub(crate) mod standing;
 mod state;
 pub(crate) mod view;

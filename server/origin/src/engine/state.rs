@@ -20,6 +20,7 @@ use super::endpoint::{Admitted, Endpoint, EndpointSpec, Permit, Refused, Verdict
 use super::limiter::{Limiter, Load};
 use super::meter::Meter;
 use super::model::Model;
+use super::news::News;
 use super::standing::{
     AttemptClass, AttemptCount, AttemptEnd, Decisions, EndpointStats, RefusedCounts,
 };
@@ -64,6 +65,7 @@ pub(super) struct State {
     hedge_credit: u32,
     next_ticket: u64,
     pub(super) counts: Counts,
+    pub(super) news: News,
 }
 
 #[derive(Debug, Default)]
@@ -147,6 +149,7 @@ impl State {
             hedge_credit: 0,
             next_ticket: 0,
             counts: Counts::default(),
+            news: News::default(),
         }
     }
 
@@ -271,6 +274,9 @@ impl State {
             }
             let Some(waiter) = self.next() else { return answers };
             let probe = self.breaker.admit(now) == Admission::Probe;
+            if probe {
+                self.news.tell(now, "breaker", "half_open: one request tries it".to_owned());
+            }
             let saved_max = REQUESTS_PER_HEDGE * HEDGES_SAVED_MAX;
             self.hedge_credit = (self.hedge_credit + 1).min(saved_max);
             let class = if waiter.want.retry { AttemptClass::Retry } else { AttemptClass::First };
@@ -334,10 +340,13 @@ impl State {
         }
         let limit = self.limiter.limit();
         self.limiter.end(permit.started, now, load, &self.model);
-        if let Some(step) = step(limit, self.limiter.limit(), verdict) {
-            *self.counts.decisions.limit_steps.entry(step).or_default() += 1;
+        let next = self.limiter.limit();
+        if let Some((step, why)) = step(limit, next, verdict) {
+            *self.counts.decisions.limit_steps.entry((step, why)).or_default() += 1;
+            let detail = format!("{step} to {next} requests at a time, from {limit}: {why}");
+            self.news.tell(now, "limit", detail);
         }
-        let closed = self.breaker.is_closed();
+        let (closed, opened) = (self.breaker.is_closed(), self.breaker.turns().opened);
         match verdict {
             Verdict::Good(_) => self.breaker.record(now, true, permit.probe, unit()),
             Verdict::Bad { kind, .. } => {
@@ -353,6 +362,14 @@ impl State {
             self.counts.breaker_opened += 1;
             let last = self.last_failure.map_or("failed", OriginErrorKind::as_str);
             *self.counts.decisions.breaker_openings.entry(last).or_default() += 1;
+        }
+        if self.breaker.turns().opened > opened {
+            let last = self.last_failure.map_or("failed", OriginErrorKind::as_str);
+            self.news.tell(now, "breaker", format!("open: requests failed, the last: {last}"));
+        }
+        if !closed && self.breaker.is_closed() {
+            let detail = "closed: the request that tried it was answered".to_owned();
+            self.news.tell(now, "breaker", detail);
         }
     }
 }

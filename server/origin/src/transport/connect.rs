@@ -23,7 +23,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tower::Service;
 
-use super::probe::{Break, Route};
+use super::probe::{Break, DialPhase, Route};
 use super::stream::{Io, PhaseTimes, Stream};
 use super::tls::Trust;
 use crate::engine::addresses::Deed;
@@ -77,7 +77,7 @@ impl Connector {
     }
 
     /// Makes a connection to the host of `uri`.
-    pub(crate) async fn open(&self, uri: &Uri, route: Route) -> Result<Stream, ConnectError> {
+    pub(crate) async fn open(&self, uri: &Uri, route: &Route) -> Result<Stream, ConnectError> {
         self.shared.open(uri, route).await
     }
 }
@@ -94,12 +94,12 @@ impl Service<Uri> for Connector {
     fn call(&mut self, uri: Uri) -> Self::Future {
         let shared = Arc::clone(&self.shared);
         let route = Route::current();
-        Box::pin(async move { shared.open(&uri, route).await.map(TokioIo::new) })
+        Box::pin(async move { shared.open(&uri, &route).await.map(TokioIo::new) })
     }
 }
 
 impl Shared {
-    async fn open(&self, uri: &Uri, route: Route) -> Result<Stream, ConnectError> {
+    async fn open(&self, uri: &Uri, route: &Route) -> Result<Stream, ConnectError> {
         let https = uri.scheme_str() == Some("https");
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
@@ -116,6 +116,7 @@ impl Shared {
         let addresses = match host.parse::<IpAddr>() {
             Ok(address) => vec![address],
             Err(_) => {
+                route.dials(DialPhase::Dns);
                 let answer = limited(self.timeouts.dns, self.resolve.resolve(host)).await;
                 times.dns = Some(begun.elapsed());
                 answer.map_err(|source| fail(Break::Dns, times, source))?
@@ -126,6 +127,7 @@ impl Shared {
         let addresses = self.book.order(host, &addresses, route.avoid, begun);
         let limits = &self.timeouts;
         let limit = if route.first { limits.connect_first } else { limits.connect };
+        route.dials(DialPhase::Connect);
         let dialled = self.dial(host, &addresses, port, begun + limit).await;
         times.connect = Some(begun.elapsed());
         let (tcp, held) = dialled.map_err(|source| {
@@ -139,6 +141,7 @@ impl Shared {
 
         let io = if https {
             let begun = Instant::now();
+            route.dials(DialPhase::Tls);
             let shaken = limited(self.timeouts.tls, self.handshake(host, tcp)).await;
             times.tls = Some(begun.elapsed());
             if shaken.is_err() {
@@ -152,6 +155,7 @@ impl Shared {
         } else {
             Io::Plain(tcp)
         };
+        route.dials(DialPhase::Over);
         Ok(Stream::new(io, times, held))
     }
 

@@ -27,7 +27,7 @@ impl Transport {
             let reused = kept.is_some();
             let mut wire = match kept {
                 Some(wire) => wire,
-                None => Wire::new(self.connect(request.uri(), route, probe).await?),
+                None => Wire::new(self.connect(request.uri(), &route, probe).await?),
             };
             let mark = wire.stream.mark();
             let times = wire.stream.times().take();
@@ -61,7 +61,7 @@ impl Transport {
         }
     }
 
-    async fn connect(&self, uri: &Uri, route: Route, probe: &Probe) -> Result<Stream, HttpError> {
+    async fn connect(&self, uri: &Uri, route: &Route, probe: &Probe) -> Result<Stream, HttpError> {
         // What a connection before this one led to says nothing about it.
         probe.note(|seen| (seen.mark, seen.tcp, seen.head_tcp) = (None, None, None));
         self.connector.open(uri, route).await.map_err(|error| {

@@ -8,6 +8,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
+use super::stream::PhaseTimes;
 use crate::checksum::Checksums;
 use crate::engine::book::Mark;
 use crate::evidence::{Silence, TcpDelta};
@@ -22,7 +25,7 @@ tokio::task_local! {
 }
 
 /// How an attempt shall reach its origin.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Route {
     /// It is the first: it had better fail soon.
     pub(crate) first: bool,
@@ -32,12 +35,63 @@ pub(crate) struct Route {
     pub(crate) avoid: Option<IpAddr>,
     /// The trace that it belongs to.
     pub(crate) trace: Option<TraceTag>,
+    /// Who hears what a connection that is made for it is at.
+    pub(crate) dials: Option<Probe>,
 }
 
 impl Route {
     /// The current task's.
     pub(crate) fn current() -> Self {
-        ROUTE.try_with(|route| *route).unwrap_or_default()
+        ROUTE.try_with(Self::clone).unwrap_or_default()
+    }
+
+    /// A connection for it is at this phase from now on.
+    pub(crate) fn dials(&self, phase: DialPhase) {
+        if let Some(probe) = &self.dials {
+            let now = Instant::now();
+            probe.note(|seen| seen.dial.goes_on(phase, now));
+        }
+    }
+}
+
+/// What making a connection consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DialPhase {
+    /// Its name is resolved.
+    Dns,
+    /// TCP.
+    Connect,
+    /// The handshake.
+    Tls,
+    /// There is one, or there will be none.
+    Over,
+}
+
+/// A connection in the making. What it took is noted by whoever uses it, so this matters only until
+/// then.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Dial {
+    times: PhaseTimes,
+    at: Option<(DialPhase, Instant)>,
+}
+
+impl Dial {
+    fn goes_on(&mut self, phase: DialPhase, now: Instant) {
+        *self = match phase {
+            DialPhase::Dns => Self { times: PhaseTimes::default(), at: Some((phase, now)) },
+            _ => Self { times: self.so_far(now), at: Some((phase, now)) },
+        };
+    }
+
+    fn so_far(&self, now: Instant) -> PhaseTimes {
+        let Some((phase, since)) = self.at else { return self.times };
+        let time = Some(now.saturating_duration_since(since));
+        match phase {
+            DialPhase::Dns => PhaseTimes { dns: time, ..self.times },
+            DialPhase::Connect => PhaseTimes { connect: time, ..self.times },
+            DialPhase::Tls => PhaseTimes { tls: time, ..self.times },
+            DialPhase::Over => self.times,
+        }
     }
 }
 
@@ -93,6 +147,8 @@ pub(crate) struct Seen {
     pub(crate) dns: Option<Duration>,
     pub(crate) connect: Option<Duration>,
     pub(crate) tls: Option<Duration>,
+    /// A connection that is made for it.
+    pub(crate) dial: Dial,
     pub(crate) first_byte: Option<Duration>,
     pub(crate) broke: Option<(Break, String)>,
     /// What happened on the connection until now, or the end of the body.
@@ -125,6 +181,19 @@ impl Seen {
 }
 
 impl Seen {
+    /// The same of an attempt that has not ended: with what its connection has taken until now, if
+    /// that was not noted yet.
+    pub(crate) fn so_far(self, now: Instant) -> Self {
+        let noted = self.dns.or(self.connect).or(self.tls).is_some();
+        // One that it got before the one it had asked for was made.
+        let kept = self.mark.is_some() && !matches!(self.dial.at, Some((DialPhase::Over, _)));
+        if noted || kept {
+            return self;
+        }
+        let PhaseTimes { dns, connect, tls } = self.dial.so_far(now);
+        Self { dns, connect, tls, ..self }
+    }
+
     /// Whether the body is an error's, whatever the status: S3 may fail after it has said 200.
     pub(crate) fn holds_error(&self) -> bool {
         let body = String::from_utf8_lossy(&self.body_start);

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_origin::{
-    AttemptOutcome, ObjectMeta, OriginError, OriginErrorKind, OriginSettings, OriginStore, Origins,
-    ReadRecord,
+    AttemptOutcome, Journal, JournalEntry, ObjectMeta, OriginError, OriginErrorKind,
+    OriginSettings, OriginStore, Origins, ReadRecord,
 };
 use tokio::task::JoinSet;
 
@@ -425,6 +425,61 @@ async fn a_silent_resolver_times_out_as_what_it_is() {
     let error = origins.open(&uri).unwrap().head(uri.key()).await.unwrap_err();
     assert_eq!(error.kind, OriginErrorKind::DnsFailed, "{error}");
     assert!(error.attempt_log.iter().all(|a| a.dns.is_some_and(|dns| dns.as_secs() == 3)));
+}
+
+/// Journals that are read while a head is under way, and after it was given up.
+async fn looked_at(origins: Origins, url: &str, after: Duration) -> [Vec<JournalEntry>; 2] {
+    let (uri, journal) = (uri(url), Journal::default());
+    let store = origins.open(&uri).unwrap();
+    let mut work = Box::pin(journal.of(store.head(uri.key())));
+    tokio::time::timeout(after, &mut work).await.unwrap_err();
+    let under_way = journal.entries();
+    drop(work);
+    [under_way, journal.entries()]
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_given_up_while_a_name_resolves_is_charged_to_that() {
+    let origins = Origins::new(quick(), Arc::new(Deaf)).unwrap();
+    let after = Duration::from_secs(2);
+    for entries in looked_at(origins, "http://origin.test/o", after).await {
+        let [JournalEntry { attempt, wanted, ended, .. }] = &entries[..] else {
+            panic!("{entries:?}")
+        };
+        assert_eq!(attempt.outcome, AttemptOutcome::GivenUp);
+        assert_eq!((attempt.dns, attempt.connect, attempt.first_byte), (Some(after), None, None));
+        assert_eq!((*ended - *wanted, attempt.body), (after, Duration::ZERO));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_given_up_while_a_connection_is_made_is_charged_to_that() {
+    let (address, _held) = deaf_listener();
+    let after = Duration::from_millis(700);
+    for entries in looked_at(origins(quick()), &format!("http://{address}/o"), after).await {
+        let [JournalEntry { attempt, .. }] = &entries[..] else { panic!("{entries:?}") };
+        assert_eq!((attempt.dns, attempt.connect), (None, Some(after)));
+    }
+}
+
+#[tokio::test]
+async fn what_is_given_up_later_is_charged_to_what_it_waited_for() {
+    // A head that does not come; then an answer that says to come back, and the wait for that.
+    let server = Server::start(|_| vec![Act::Stall]).await;
+    let after = Duration::from_millis(300);
+    for entries in looked_at(origins(quick()), &server.url("o"), after).await {
+        let [JournalEntry { attempt, .. }] = &entries[..] else { panic!("{entries:?}") };
+        assert!(attempt.first_byte.unwrap() >= after * 9 / 10, "{attempt:?}");
+        assert!(attempt.address.is_some() && attempt.outcome == AttemptOutcome::GivenUp);
+    }
+    let slow_down = response(503, &[("retry-after", "5")], b"");
+    let server = Server::start(move |_| vec![Act::Send(slow_down.clone())]).await;
+    for entries in looked_at(origins(quick()), &server.url("o"), after).await {
+        let [throttled, waits] = &entries[..] else { panic!("{entries:?}") };
+        assert_eq!(throttled.attempt.outcome, AttemptOutcome::Failed(OriginErrorKind::Throttled));
+        assert_eq!((waits.attempt.outcome, waits.call), (AttemptOutcome::Unsent, throttled.call));
+        assert!(waits.ended - waits.wanted >= after / 2, "{waits:?}");
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,5 @@
+//! Fuzzes `forebay_server::fuzz::ranges`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| forebay_server::fuzz::ranges(bytes));

@@ -1,0 +1,154 @@
+//! A lane's line, fair to users: whose loads run least goes first, and who asks first among equals.
+//!
+//! A full queue is no way for one user to keep others out: who has the most in it makes room for
+//! somebody who has clearly less ([`crowder`]). So a user who asks fifty times as often as another
+//! waits in its own line, and the other one gets its part.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use tokio::time::Instant;
+
+use super::queue::Ticket;
+
+/// One that waits.
+#[derive(Debug, Clone, Copy)]
+struct Waiter {
+    ticket: Ticket,
+    user: u32,
+    offered: Instant,
+}
+
+/// Those that wait in one lane, in the order in which they came.
+#[derive(Debug, Default)]
+pub(super) struct Line(VecDeque<Waiter>);
+
+impl Line {
+    /// One more, at the end.
+    pub(super) fn push(&mut self, ticket: Ticket, user: u32, offered: Instant) {
+        self.0.push_back(Waiter { ticket, user, offered });
+    }
+
+    /// The next to start: of the user with the fewest that run, and its first.
+    pub(super) fn next(&mut self, running: impl Fn(u32) -> usize) -> Option<(Ticket, u32)> {
+        let fewest = self.0.iter().enumerate().min_by_key(|(_, waiter)| running(waiter.user));
+        let (at, _) = fewest?;
+        self.0.remove(at).map(|waiter| (waiter.ticket, waiter.user))
+    }
+
+    /// Takes one out, wherever it is.
+    pub(super) fn remove(&mut self, ticket: Ticket) {
+        self.0.retain(|waiter| waiter.ticket != ticket);
+    }
+
+    /// Takes all out.
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = Ticket> + '_ {
+        self.0.drain(..).map(|waiter| waiter.ticket)
+    }
+
+    /// Takes out the last one of a user.
+    fn pop_last_of(&mut self, user: u32) -> Option<Ticket> {
+        let at = self.0.iter().rposition(|waiter| waiter.user == user)?;
+        self.0.remove(at).map(|waiter| waiter.ticket)
+    }
+
+    /// Those that start before one more of `user`: its own, and of each other user as many as it
+    /// takes until that one runs no fewer and has got as far in the line.
+    pub(super) fn ahead(&self, user: u32, running: impl Fn(u32) -> usize) -> usize {
+        let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
+        for waiter in &self.0 {
+            *counts.entry(waiter.user).or_default() += 1;
+        }
+        let own = counts.remove(&user).unwrap_or_default();
+        let of = |(other, waiting): (u32, usize)| {
+            waiting.min(own + 1 + running(user).saturating_sub(running(other)))
+        };
+        own + counts.into_iter().map(of).sum::<usize>()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// When the first of them came.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.0.front().map(|waiter| waiter.offered)
+    }
+}
+
+/// Takes out the last of the user with the most in these lines, if those are more than `user` would
+/// have with one more: the later lane gives way first.
+pub(super) fn crowder(lines: &mut [Line], user: u32) -> Option<Ticket> {
+    let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
+    for waiter in lines.iter().flat_map(|line| &line.0) {
+        *counts.entry(waiter.user).or_default() += 1;
+    }
+    let own = counts.get(&user).copied().unwrap_or_default();
+    let (crowder, most) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+    if crowder == user || most <= own + 1 {
+        return None;
+    }
+    lines.iter_mut().rev().find_map(|line| line.pop_last_of(crowder))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whose_loads_run_least_goes_first() {
+        let mut line = Line::default();
+        for (ticket, user) in [(1, 7), (2, 7), (3, 8), (4, 7)] {
+            line.push(Ticket(ticket), user, Instant::now());
+        }
+        let running = |user| if user == 7 { 3 } else { 1 };
+        assert_eq!(line.next(running), Some((Ticket(3), 8)));
+        assert_eq!(line.next(|_| 0), Some((Ticket(1), 7)), "else who came first");
+        line.remove(Ticket(2));
+        assert_eq!(line.drain().collect::<Vec<_>>(), [Ticket(4)]);
+        assert_eq!(line.next(|_| 0), None);
+    }
+
+    #[test]
+    fn who_waits_in_a_long_line_of_its_own_is_in_nobody_elses_way() {
+        let mut line = Line::default();
+        (0..60).for_each(|ticket| line.push(Ticket(ticket), 7, Instant::now()));
+        assert_eq!(line.ahead(7, |_| 2), 60);
+        assert_eq!(line.ahead(8, |_| 2), 1, "one in turn");
+        assert_eq!(line.ahead(8, |user| if user == 8 { 5 } else { 2 }), 4, "it runs more");
+        assert_eq!(line.ahead(8, |user| if user == 8 { 0 } else { 2 }), 1);
+        line.push(Ticket(60), 8, Instant::now());
+        assert_eq!((line.ahead(7, |_| 0), line.ahead(8, |_| 0)), (61, 3));
+        // What it is told is how it comes.
+        let running = std::cell::RefCell::new(BTreeMap::from([(7, 1_usize), (8, 1)]));
+        let of = |user| running.borrow().get(&user).copied().unwrap_or_default();
+        let before = line.ahead(8, of);
+        line.push(Ticket(61), 8, Instant::now());
+        let mut gone = 0;
+        while let Some((ticket, user)) = line.next(of) {
+            if ticket == Ticket(61) {
+                break;
+            }
+            *running.borrow_mut().entry(user).or_default() += 1;
+            gone += 1;
+        }
+        assert_eq!(gone, before);
+    }
+
+    #[test]
+    fn who_has_the_most_makes_room_and_nobody_else() {
+        let mut lines = [Line::default(), Line::default()];
+        for ticket in 0..4 {
+            lines[usize::from(ticket % 2 == 1)].push(Ticket(ticket), 7, Instant::now());
+        }
+        assert!(crowder(&mut lines, 7).is_none(), "not for itself");
+        assert_eq!(crowder(&mut lines, 8), Some(Ticket(3)));
+        lines[0].push(Ticket(9), 8, Instant::now());
+        assert_eq!(crowder(&mut lines, 8), Some(Ticket(1)));
+        lines[0].push(Ticket(10), 8, Instant::now());
+        assert!(crowder(&mut lines, 8).is_none(), "they have the same");
+    }
+}

@@ -1,0 +1,225 @@
+//! How fast loads start while others wait, and what that means for one that comes now.
+//!
+//! A bound on how many wait does not bound how long: behind 256 loads that start five a second,
+//! the last waits for most of a minute, and then has no time left for what it waited for. If all
+//! that start are late, nothing is in time, however busy the daemon is. So the gaps between starts
+//! are averaged while loads wait, and a load that would wait for too much of its time is refused at
+//! once, when its caller can still go elsewhere.
+//!
+//! What is too much: a quarter of its time, or half a second if that is less, so that a daemon that
+//! was asked for too much is itself again soon after. Where loads take longer than that, one may
+//! wait for as long as they usually take. Nothing is known, and nothing refused, before some loads
+//! have started while others waited.
+//!
+//! What it may wait is less where the load itself will take most of its time: for that, what loads
+//! usually take is left to it. As that is of loads of all sizes, a sixteenth of its time may always
+//! be waited.
+//!
+//! Half a second is for a burst, which is over when it was worked off. Where loads have waited for
+//! longer than that without a break, more come than can be served: a queue then only makes each of
+//! them late, and no more of them end. From there on one may wait for a tenth of that, or as long as
+//! loads usually take (controlled delay: "Fail at Scale", ACM Queue 13(8), has it for servers).
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Gaps until something is known, and over which they are averaged.
+const GAPS_MIN: u32 = 8;
+const GAPS_AVERAGED: u32 = 64;
+
+/// Of the time that a load has, what it may wait at most, as a divisor.
+const WAIT_DIVISOR: u32 = 4;
+
+/// Of that time, the part in which it should be over; and what it may wait however long others
+/// take, as a divisor.
+const OVER_WITHIN: f64 = 0.75;
+const ALWAYS_DIVISOR: u32 = 16;
+
+/// What any load may wait if its time allows: in a burst, and where more come than can be served.
+const WAIT: Duration = Duration::from_millis(500);
+const WAIT_STANDING: Duration = Duration::from_millis(50);
+
+/// How long a queue has to have been there to be no burst.
+const STANDING: Duration = Duration::from_millis(500);
+
+/// For how long nobody waits at a break: a queue that is kept short is empty at times.
+const BREAK: Duration = Duration::from_millis(100);
+
+/// The gaps between starts of one stretch of time in which loads wait; see the module's head.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Pace {
+    last: Option<Instant>,
+    gaps: u32,
+    seconds: f64,
+    /// Since when loads wait, without a break.
+    since: Option<Instant>,
+    /// Since when none does.
+    empty: Option<Instant>,
+}
+
+impl Pace {
+    /// A load starts.
+    pub(super) fn started(&mut self, now: Instant) {
+        if let Some(last) = self.last {
+            self.gaps = self.gaps.saturating_add(1);
+            let gap = now.saturating_duration_since(last).as_secs_f64();
+            self.seconds += (gap - self.seconds) / f64::from(self.gaps.min(GAPS_AVERAGED));
+        }
+        self.last = Some(now);
+    }
+
+    /// Whether loads wait, now that all have started that can.
+    pub(super) fn looked(&mut self, waits: bool, now: Instant) {
+        if self.empty.is_some_and(|empty| now.saturating_duration_since(empty) >= BREAK) {
+            // What comes next may be quite another time.
+            *self = Self::default();
+        }
+        if waits {
+            self.empty = None;
+            self.since.get_or_insert(now);
+            // Loads that began together end together: what they took belongs to the next start.
+            self.last.get_or_insert(now);
+        } else {
+            self.empty.get_or_insert(now);
+            // From the last start to the next one it is not that somebody waits.
+            self.last = None;
+        }
+    }
+
+    /// Whether a load that starts now, while `active` run, would hardly end in the time that it has.
+    pub(super) fn is_too_late(&self, active: usize, remaining: Duration) -> bool {
+        let usual = self.seconds * active as f64;
+        self.gaps >= GAPS_MIN && remaining.as_secs_f64() < usual * OVER_WITHIN
+    }
+
+    /// How long a load would wait behind `ahead` others, if that is too long for one that has
+    /// `remaining`, while `active` run.
+    pub(super) fn too_long(
+        &self,
+        ahead: usize,
+        active: usize,
+        remaining: Duration,
+        now: Instant,
+    ) -> Option<Duration> {
+        if self.gaps < GAPS_MIN || self.empty.is_some() {
+            return None;
+        }
+        let of = |loads: usize| Duration::try_from_secs_f64(self.seconds * loads as f64).ok();
+        let wait = of(ahead + 1)?;
+        // As many run as start while one of them does.
+        let usual = of(active)?;
+        let since = self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let any = if since > STANDING { WAIT_STANDING } else { WAIT };
+        let left = remaining.mul_f64(OVER_WITHIN).saturating_sub(usual);
+        let left = left.max(remaining / ALWAYS_DIVISOR);
+        let bearable = (remaining / WAIT_DIVISOR).min(any.max(usual)).min(left);
+        (wait > bearable).then_some(wait)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn millis(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    /// Of loads that started every so many milliseconds while others waited, and when the last did.
+    fn pace(gap: u64, starts: u64) -> (Pace, Instant) {
+        let (mut pace, mut now) = (Pace::default(), Instant::now());
+        for start in 0..starts {
+            now += millis(if start == 0 { 0 } else { gap });
+            pace.started(now);
+            pace.looked(true, now);
+        }
+        (pace, now)
+    }
+
+    #[test]
+    fn a_quarter_of_a_loads_time_is_what_it_may_wait() {
+        let (pace, now) = pace(10, 50);
+        assert_eq!(pace.too_long(23, 8, SECOND, now), None);
+        let wait = pace.too_long(30, 8, SECOND, now).unwrap();
+        assert!((wait.as_secs_f64() - 0.31).abs() < 1e-6, "{wait:?}");
+        // However much time it has, it is refused where the wait is out of proportion.
+        assert_eq!(pace.too_long(45, 8, 100 * SECOND, now), None);
+        assert!(pace.too_long(60, 8, 100 * SECOND, now).is_some());
+    }
+
+    #[test]
+    fn where_loads_are_slow_one_may_wait_as_long_as_they_take() {
+        // Sixty-four run, and one is over every two seconds: each takes about two minutes.
+        let (pace, now) = pace(2000, 40);
+        assert_eq!(pace.too_long(50, 64, 900 * SECOND, now), None);
+        assert!(pace.too_long(70, 64, 900 * SECOND, now).is_some());
+        assert!(pace.too_long(50, 64, 300 * SECOND, now).is_some(), "it has no time for that");
+    }
+
+    #[test]
+    fn what_loads_take_is_left_to_them() {
+        // Sixteen run, of which one is over every 40 ms: each takes 0.64 s.
+        let (pace, now) = pace(40, 11);
+        assert_eq!(pace.too_long(1, 16, SECOND, now), None);
+        assert!(pace.too_long(2, 16, SECOND, now).is_some());
+        assert_eq!(pace.too_long(9, 16, 2 * SECOND, now), None);
+        // Who has less time than others take is perhaps not like them.
+        assert_eq!(pace.too_long(0, 64, SECOND, now), None);
+        assert!(pace.too_long(1, 64, SECOND, now).is_some());
+    }
+
+    #[test]
+    fn what_loads_took_that_began_together_counts() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        pace.looked(true, start);
+        for n in 0..16 {
+            let now = start + millis(640 + n);
+            pace.started(now);
+            pace.looked(true, now);
+        }
+        // Sixteen in 0.655 s: each takes about that.
+        assert!(pace.is_too_late(16, millis(490)));
+        assert!(!pace.is_too_late(16, millis(500)));
+        assert!(!Pace::default().is_too_late(16, Duration::ZERO), "nothing is known");
+    }
+
+    #[test]
+    fn a_queue_that_stays_is_kept_short() {
+        let (burst, now) = pace(1, 501);
+        assert_eq!(burst.too_long(400, 8, 100 * SECOND, now), None);
+        let (mut stays, now) = pace(1, 502);
+        assert!(stays.too_long(400, 8, 100 * SECOND, now).is_some());
+        assert!(stays.too_long(50, 8, 100 * SECOND, now).is_some());
+        assert_eq!(stays.too_long(49, 8, 100 * SECOND, now), None);
+        // As long as sixty-four take that run at once.
+        assert_eq!(stays.too_long(63, 64, 100 * SECOND, now), None);
+
+        // That it is empty for a moment is no break. A load that comes then finds none ahead.
+        stays.looked(false, now);
+        assert_eq!(stays.too_long(0, 8, millis(1), now), None);
+        stays.looked(true, now + millis(99));
+        assert!(stays.too_long(50, 8, 100 * SECOND, now + millis(99)).is_some());
+        // And the pause is not the pace of starts.
+        stays.started(now + millis(100));
+        assert_eq!(stays.too_long(49, 8, 100 * SECOND, now + millis(100)), None);
+        stays.looked(false, now + millis(100));
+        stays.looked(true, now + millis(200));
+        assert_eq!(stays.too_long(400, 8, 100 * SECOND, now + millis(200)), None);
+    }
+
+    #[test]
+    fn nothing_is_refused_before_enough_is_known_or_when_that_is_long_ago() {
+        let few = u64::from(GAPS_MIN);
+        let (pace_of_few, now) = pace(10_000, few);
+        assert_eq!(pace_of_few.too_long(9, 1, SECOND, now), None);
+        let (mut known, now) = pace(10_000, few + 1);
+        assert!(known.too_long(9, 1, SECOND, now).is_some());
+        known.looked(false, now);
+        assert_eq!(known.too_long(9, 1, SECOND, now), None, "nobody waits");
+        known.looked(true, now + BREAK);
+        assert_eq!(known.too_long(9, 1, SECOND, now + BREAK), None, "that was another time");
+    }
+}
