@@ -161,8 +161,8 @@ impl LoadRequest {
     /// Until when somebody waits for it alone. One rank that made way would waste what the others
     /// load, and who comes first among them is no guess about the last.
     fn waited_for_until(&self) -> Option<Instant> {
-        let is_rank = self.selection.shard.as_ref().is_some_and(|shard| shard.ranks() > 1);
-        (self.lane == Lane::Interactive && !is_rank).then(|| self.deadline.at())
+        let alone = self.lane == Lane::Interactive && !self.selection.is_one_of_many();
+        alone.then(|| self.deadline.at())
     }
 
     /// What was asked for, by whatever name.

@@ -113,6 +113,13 @@ pub(crate) struct Selection {
     pub(crate) shard: Option<Shard>,
 }
 
+impl Selection {
+    /// Whether others load the rest of the same checkpoint at the same time, and need all of it.
+    pub(crate) fn is_one_of_many(&self) -> bool {
+        self.shard.as_ref().is_some_and(|shard| shard.ranks() > 1)
+    }
+}
+
 /// Nothing matches.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PlanError {
@@ -466,6 +473,9 @@ mod tests {
         assert_eq!(chosen(3, 4, &["body"]), [5]);
         let shard = Shard::new(0, 2).unwrap().along("**", 0).unwrap();
         let selection = Selection { shard: Some(shard), ..all() };
+        assert!(selection.is_one_of_many() && !all().is_one_of_many());
+        let whole = Selection { shard: Some(Shard::new(0, 1).unwrap()), ..all() };
+        assert!(!whole.is_one_of_many());
         let none = manifest_for_tests(&[("config", 100)], &[]);
         assert_eq!(plan(&none, &selection, CHUNK).unwrap_err(), PlanError::NoTensors);
     }

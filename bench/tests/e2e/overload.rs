@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use forebay_client::{CallOptions, Client, ClientError, Endpoint, Failure, LoadRequest, Reason};
 use forebay_proto::pb;
-use forebay_testkit::{Content, LinkOptions, S3Options, S3Origin};
+use forebay_testkit::{Content, Fault, FaultRule, LinkOptions, S3Options, S3Origin};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -373,55 +373,103 @@ async fn refusal(node: &Node, open: pb::LoadOpen, timeout: &str) -> Failure {
     }
 }
 
+/// A node whose places are all held, and that knows how fast loads start; one load waits.
+struct Held {
+    node: Node,
+    caller: Caller,
+    /// Each keeps a place until it is dropped: what it asks for is never answered.
+    holders: Vec<RawLoad>,
+    /// What has waited for longer than the one, and since when.
+    early: Option<(RawLoad, Instant)>,
+}
+
+/// Waits until so many loads wait.
+async fn waiting(node: &Node, depth: usize) {
+    let gauge = "forebay_admission_queue_depth{lane=\"interactive\"}";
+    let is_so = async || (node.metric(gauge).await == Some(depth as f64)).then_some(());
+    until("so many loads wait", is_so).await;
+}
+
+impl Held {
+    async fn start(origin: &S3Origin, places: usize, early: Option<&str>) -> Self {
+        const LOADS: usize = 10;
+        origin.fault(FaultRule::new("held-*", Fault::StallBeforeHeaders).on_any());
+        let spec = NodeSpec::of(origin).set("max_loads", &places.to_string());
+        let node = spec.set("max_queue", "64").start().await;
+        let open = async |key: &str| RawLoad::open(&node.daemon, opening(&s3_uri(key))).await;
+        let mut first = Vec::new();
+        for n in 0..places {
+            let key = format!("held-{n}");
+            first.push(open(&key).await);
+            let is_asked = async || (origin.counts(&key).requests() > 0).then_some(());
+            until("it has a place", is_asked).await;
+        }
+        let mut caller = Caller::new(&node, "between", None).await;
+        caller.offer(origin, LOADS);
+        waiting(&node, LOADS).await;
+        let mut holders = Vec::new();
+        for _ in 0..places {
+            holders.push(open("held-again").await);
+            waiting(&node, LOADS + holders.len()).await;
+        }
+        let early = match early {
+            Some(timeout) => {
+                let request = |stream| within(stream, timeout);
+                let open = RawLoad::open_with(&node.daemon, opening(&s3_uri("early")), request);
+                Some((open.await.unwrap(), Instant::now()))
+            }
+            None => None,
+        };
+        let ahead = LOADS + places + usize::from(early.is_some());
+        waiting(&node, ahead).await;
+        // While this one waits, it stays known how fast they start.
+        caller.offer(origin, 1);
+        waiting(&node, ahead + 1).await;
+        drop(first);
+        for _ in 0..LOADS {
+            assert_eq!(caller.ended(64).await, Some(true));
+        }
+        waiting(&node, ahead - LOADS - places + 1).await;
+        Self { node, caller, holders, early }
+    }
+}
+
 /// Two ranks of a load come to a queue that is too slow for the first, which has little time.
 #[tokio::test]
 async fn all_ranks_of_a_load_are_told_what_the_first_is() {
-    const LOADS: usize = 10;
-    let origin = origin_at(16 << 20).await;
-    origin.put(BUCKET, "long", Content::synthetic(11, 5 << 20));
-    let node = NodeSpec::of(&origin).set("max_loads", "2").set("max_queue", "64").start().await;
-    let waiting = async |depth: usize| {
-        let gauge = "forebay_admission_queue_depth{lane=\"interactive\"}";
-        let is_so = async || (node.metric(gauge).await == Some(depth as f64)).then_some(());
-        until("so many loads wait", is_so).await;
-    };
-    let hold = async || RawLoad::open(&node.daemon, opening(&s3_uri("long"))).await;
-    let mut first = [hold().await, hold().await];
-    for holder in &mut first {
-        holder.hold(1).await;
-    }
-    let mut caller = Caller::new(&node, "between", None).await;
-    caller.offer(&origin, LOADS);
-    waiting(LOADS).await;
-    // These keep the places that they wait for.
-    let _last = [hold().await, hold().await];
-    waiting(LOADS + 2).await;
-    // While this one waits, the pace of starts is remembered.
-    caller.offer(&origin, 1);
-    waiting(LOADS + 3).await;
-    for holder in first {
-        holder.report().await.unwrap();
-    }
-    for _ in 0..LOADS {
-        assert_eq!(caller.ended(64).await, Some(true));
-    }
-    waiting(1).await;
-
+    let origin = origin_at(1 << 20).await;
+    let held = Held::start(&origin, 2, None).await;
+    let node = &held.node;
     // Two run, and one is over every 0.2 s: behind another one, a load would wait for 0.4 s.
     let part = |rank| pb::LoadOpen {
         shard: Some(pb::Shard { rank, ranks: 2, rules: Vec::new() }),
-        ..opening(&s3_uri("long"))
+        ..opening(&s3_uri("parts"))
     };
-    let told = refusal(&node, part(0), "1S").await;
+    let told = refusal(node, part(0), "1S").await;
     assert_eq!(told.reason, Reason::QueueFull, "{told}");
     // This one could wait.
-    let too = refusal(&node, part(1), "600S").await;
-    assert_eq!((too.reason, &too.facts), (told.reason, &told.facts), "{too}");
+    let too = refusal(node, part(1), "600S").await;
+    let wait = |told: &Failure| told.facts["wait_seconds"].clone();
+    assert_eq!((too.reason, wait(&too)), (told.reason, wait(&told)), "{too}");
     // Who comes again comes with all others, and now all are taken.
     let mut taken = Vec::new();
     for (rank, timeout) in [(0, "600S"), (1, "60S")] {
         let open = RawLoad::open_with(&node.daemon, part(rank), |stream| within(stream, timeout));
         taken.push(open.await.unwrap());
-        waiting(1 + taken.len()).await;
+        waiting(node, 1 + taken.len()).await;
     }
+}
+
+/// What has waited until it could not end in time is not begun in the place of one that can.
+#[tokio::test]
+async fn who_waited_for_too_long_makes_way() {
+    let origin = origin_at(512 << 10).await;
+    // Eight run, and one is over every 0.3 s: each takes 2.2 s.
+    let mut held = Held::start(&origin, 8, Some("8S")).await;
+    let (told, since) = held.early.take().unwrap();
+    tokio::time::sleep_until(since + Duration::from_secs(7)).await;
+    drop(held.holders.remove(0));
+    let told = told.failure().await;
+    assert_eq!(told.reason, Reason::QueueFull, "{told}");
+    assert_eq!(held.caller.ended(64).await, Some(true));
 }
