@@ -296,7 +296,8 @@ async fn a_rule_rolls_back_once_and_says_so() {
     let last = acted.history.last().unwrap();
     assert_eq!(last.kind, "rule");
     assert!(last.why.as_ref().unwrap().contains("was 1.000 over 3 loads"), "{last:?}");
-    assert!(node.daemon.log().contains("a rule rolled an alias back"));
+    let is_told = async || node.daemon.log().contains("a rule rolled an alias back").then_some(());
+    until("it is in the log", is_told).await;
     switched.loads(node, one).await;
     // A person goes forward; the rule has had its turn, also over a restart.
     node.client.rollback("prod").await.unwrap();

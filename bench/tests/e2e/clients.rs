@@ -258,7 +258,7 @@ async fn a_client_without_handoff_releases_on_its_stream() {
 async fn a_client_that_holds_its_window_makes_no_progress() {
     let origin = s3().await;
     origin.put(BUCKET, "blob", Content::synthetic(4, 32 * CHUNK));
-    let node = NodeSpec::of(&origin).ram("512KiB").set("no_progress", "300ms").start().await;
+    let node = NodeSpec::of(&origin).ram("512KiB").set("no_progress", "1s").start().await;
     let load = RawLoad::open(&node.daemon, opening(&s3_uri("blob"))).await;
     let failure = load.failure().await;
     assert_eq!(failure.reason, Reason::NoProgress, "{failure}");
@@ -273,7 +273,7 @@ async fn a_pool_that_is_held_is_refused_with_the_name_of_its_holder() {
     let origin = s3().await;
     origin.put(BUCKET, "held", Content::synthetic(5, 8 * CHUNK));
     origin.put(BUCKET, "blob", Content::synthetic(6, CHUNK));
-    let node = NodeSpec::of(&origin).ram("512KiB").set("no_progress", "300ms").start().await;
+    let node = NodeSpec::of(&origin).ram("512KiB").set("no_progress", "1s").start().await;
     let open = pb::LoadOpen { load_id: "hoarder".to_owned(), ..opening(&s3_uri("held")) };
     let mut hoarder = RawLoad::open(&node.daemon, open).await;
     // It has all it asked for, so it may keep it for as long as it lives.

@@ -150,7 +150,7 @@ async fn an_origin_that_drips_makes_progress() {
     origin.put(BUCKET, "blob", content.clone());
     // A second for each part, and a byte every few milliseconds.
     origin.fault(FaultRule::new("blob", Fault::Drip { bytes_per_second: CHUNK }).on(Op::Get));
-    let node = NodeSpec::of(&origin).set("no_progress", "300ms").start().await;
+    let node = NodeSpec::of(&origin).set("no_progress", "800ms").start().await;
     node.loads(&s3_uri("blob"), &[("blob".to_owned(), content)]).await;
 }
 
@@ -159,7 +159,7 @@ async fn a_deadline_that_cannot_be_met_is_refused_at_once() {
     const RATE: u64 = 2 << 20;
     let link = LinkOptions { total_bytes_per_second: Some(RATE), ..Default::default() };
     let origin = S3Origin::start(S3Options { link, ..Default::default() }).await;
-    origin.put(BUCKET, "first", Content::synthetic(5, 5 * RATE));
+    origin.put(BUCKET, "first", Content::synthetic(5, 8 * RATE));
     origin.put(BUCKET, "second", Content::synthetic(6, 3 * RATE));
     let node = NodeSpec::of(&origin).ram("32MiB").set("connections", "4").start().await;
     let load = |name: &str, millis| {
@@ -186,7 +186,7 @@ async fn a_deadline_that_cannot_be_met_is_refused_at_once() {
     let refused = "forebay_admission_rejected_total{reason=\"DEADLINE_INFEASIBLE\"}";
     assert_eq!(node.metric(refused).await, Some(1.0));
     // What is in RAM needs no origin, and with enough time the rest is loaded.
-    let warm = load("first", 1000).await.unwrap().1;
-    assert_eq!(warm.bytes_by_tier.ram, 5 * RATE);
+    let warm = load("first", 5000).await.unwrap().1;
+    assert_eq!(warm.bytes_by_tier.ram, 8 * RATE);
     load("second", 60_000).await.unwrap();
 }

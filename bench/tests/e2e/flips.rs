@@ -132,7 +132,9 @@ async fn on_the_wire_each_chunk_is_told_and_fetched_once_more() {
         let caught = packed.caught().await - before;
         // Some bits of a frame mean nothing: what it decodes to is right, and that was checked.
         let harmless = rules.len() as f64 - caught;
-        assert!((0.0..=2.0).contains(&harmless), "{caught} of {} are caught", rules.len());
+        // Nor is one caught of which a second copy came first.
+        let most = 2.0 + report.hedges as f64;
+        assert!((0.0..=most).contains(&harmless), "{caught} of {} are caught", rules.len());
         assert!(report.attempts as f64 >= rules.len() as f64 + caught, "{report:?}");
         done += rules.len();
         packed.origin.clear_faults();

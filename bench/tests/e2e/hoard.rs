@@ -126,7 +126,7 @@ async fn nothing_is_taken_from_who_never_releases() {
         origin.put(BUCKET, &format!("other{n}"), Content::synthetic(20 + n, 3 * CHUNK));
     }
     // Eight slots, and one client has them all.
-    let node = NodeSpec::of(&origin).ram("512KiB").set("no_progress", "300ms").start().await;
+    let node = NodeSpec::of(&origin).ram("512KiB").set("no_progress", "1s").start().await;
     assert_eq!(oldest(&node).await, 0.0);
     let mut hoarder = Hoarder::start(&node, None);
     let first = oldest(&node).await;
@@ -167,7 +167,7 @@ async fn another_domain_neither_lacks_what_is_hoarded_nor_hears_of_it() {
     origin.put(BUCKET, "mine", Content::synthetic(6, 8 * CHUNK));
     origin.put(BUCKET, "more", Content::synthetic(7, 2 * CHUNK));
     let (_dir, path) = configured(&(block("blue", BLUE, "") + &block("red", RED, "")));
-    let spec = NodeSpec::of(&origin).ram("1MiB").config(&path).set("no_progress", "300ms");
+    let spec = NodeSpec::of(&origin).ram("1MiB").config(&path).set("no_progress", "1s");
     let node = spec.start().await;
     let (blue, red) = (with(&node, BLUE).await, with(&node, RED).await);
     let mut hoarder = Hoarder::start(&node, Some(BLUE));

@@ -119,11 +119,9 @@ async fn a_small_disk_holds_what_it_can_and_a_full_one_nothing() {
     node.client.evict(s3_uri("")).await.unwrap();
     fill(&others);
     node.loads(URI, &files(&made)).await;
-    let said = degraded(&node).await;
-    assert!(
-        said.iter().any(|said| said.starts_with("nvme: ") && said.contains("full")),
-        "{said:?}"
-    );
+    let is_full = |said: &String| said.starts_with("nvme: ") && said.contains("full");
+    let is_said = async || degraded(&node).await.iter().any(is_full).then_some(());
+    until("it is said that the disk is full", is_said).await;
     assert_eq!(node.metric("forebay_degraded{what=\"nvme\"}").await, Some(1.0));
     assert_eq!(node.client.status().await.unwrap().nvme.state, "normal", "no fault of the disk");
     node.loads(&s3_uri("larger/"), &files(&larger)).await;
@@ -137,9 +135,9 @@ async fn a_small_disk_holds_what_it_can_and_a_full_one_nothing() {
     // A daemon that begins on a disk without a byte left.
     let node = spec().start().await;
     node.loads(URI, &files(&made)).await;
-    let said = degraded(&node).await;
-    let is_said = |said: &String| said.contains("full") || said.contains("No space");
-    assert!(said.iter().any(is_said), "{said:?}");
+    let is_full = |said: &String| said.contains("full") || said.contains("No space");
+    let is_said = async || degraded(&node).await.iter().any(is_full).then_some(());
+    until("it is said that the disk is full", is_said).await;
     assert_eq!(node.sum("forebay_cache_quarantined_total").await, 0.0);
 }
 

@@ -231,12 +231,16 @@ async fn at_ten_times_the_load_everything_that_is_done_is_of_use() {
     caller.tell();
     let Came { offered, served, refused, .. } = &caller.came;
     assert_eq!(served.len() + refused.len(), *offered);
-    assert!(refused.len() >= SERVED * 8, "{} of {offered} were refused", refused.len());
+    assert!(refused.len() >= SERVED * 4, "{} of {offered} were refused", refused.len());
     let of = |which: &BTreeSet<usize>| -> Vec<_> {
         which.iter().map(|n| origin.counts(&object("open", *n).0)).collect()
     };
     let sent: u64 = of(served).iter().map(|counts| counts.body_bytes).sum();
-    assert_eq!(sent, served.len() as u64 * BYTES, "each byte was asked for once");
+    // Once, but for second copies of what was late.
+    let copies = "forebay_hedge_decisions_total{made=\"true\",reason=\"slow\"}";
+    let copies = node.metric(copies).await.unwrap_or_default();
+    let more = sent as f64 - (served.len() as u64 * BYTES) as f64;
+    assert!((0.0..=copies * CHUNK as f64).contains(&more), "{more} more, in {copies} copies");
     let asked: u64 = of(refused).iter().map(|counts| counts.requests()).sum();
     assert_eq!(asked, 0, "nothing was asked for in vain");
     let rejected = "forebay_admission_rejected_total{reason=\"QUEUE_FULL\"}";
@@ -277,7 +281,9 @@ async fn flooded(origin: &S3Origin, node: &Node, [flood, modest]: [(&'static str
     let [of_flood, of_modest] = [&flood, &modest].map(|caller| caller.came.served.len());
     flood.tell();
     modest.tell();
-    assert!(5 * of_modest >= 2 * (of_flood + of_modest), "{of_modest} beside {of_flood}");
+    // Half of it, but for places that stand empty while this process is busy with the flood. If
+    // each load counted for one, it would be a fiftieth.
+    assert!(5 * of_modest >= of_flood + of_modest, "{of_modest} beside {of_flood}");
     assert!(of_flood > 0, "what is left over is not left idle");
     assert!(flood.came.refused.len() >= 10 * ROUNDS, "{}", flood.came.refused.len());
     for caller in [&mut flood, &mut modest] {
@@ -463,11 +469,11 @@ async fn all_ranks_of_a_load_are_told_what_the_first_is() {
 /// What has waited until it could not end in time is not begun in the place of one that can.
 #[tokio::test]
 async fn who_waited_for_too_long_makes_way() {
-    let origin = origin_at(512 << 10).await;
-    // Eight run, and one is over every 0.3 s: each takes 2.2 s.
-    let mut held = Held::start(&origin, 8, Some("8S")).await;
+    let origin = origin_at(640 << 10).await;
+    // Eight run, and one is over every 0.2 s: each takes 1.8 s.
+    let mut held = Held::start(&origin, 8, Some("12S")).await;
     let (told, since) = held.early.take().unwrap();
-    tokio::time::sleep_until(since + Duration::from_secs(7)).await;
+    tokio::time::sleep_until(since + Duration::from_secs(11)).await;
     drop(held.holders.remove(0));
     let told = told.failure().await;
     assert_eq!(told.reason, Reason::QueueFull, "{told}");

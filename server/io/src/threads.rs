@@ -194,10 +194,13 @@ mod tests {
         }
     }
 
+    /// Long enough for a thread to begin with an operation, on a machine that does much else.
+    const HUNG_AFTER: Duration = Duration::from_millis(500);
+
     #[tokio::test]
     async fn a_hung_call_is_told_and_keeps_its_memory_until_it_ends() {
         let gate = Arc::new(Gate::default());
-        let engine = engine(Arc::clone(&gate) as Arc<dyn Calls>, Duration::from_millis(5));
+        let engine = engine(Arc::clone(&gate) as Arc<dyn Calls>, HUNG_AFTER);
         let file = Arc::new(DataFile::in_memory());
         let (kept, dropped) = futures::channel::oneshot::channel::<()>();
         let target = crate::Carried { bytes: buffer(), with: kept };

@@ -56,8 +56,8 @@ impl Fake {
             ..RetryPolicy::default()
         };
         let timeouts = Timeouts {
-            first_byte: Duration::from_millis(300),
-            body_idle: Duration::from_millis(300),
+            first_byte: Duration::from_secs(1),
+            body_idle: Duration::from_secs(1),
             ..Timeouts::default()
         };
         let env = env.into_iter().collect();

@@ -115,7 +115,7 @@ async fn an_address_that_swallows_connections_is_left_out() {
 #[tokio::test]
 async fn an_address_that_crawls_is_left_out() {
     let mut site = site_of(7, 8, true).await;
-    let link = LinkOptions { bytes_per_second: Some(BYTES * 8), ..LinkOptions::default() };
+    let link = LinkOptions { bytes_per_second: Some(BYTES * 2), ..LinkOptions::default() };
     site.serve(8, link).await;
     let origins = origins(&site, settings());
     let (store, meta) = open(&site, &origins).await;

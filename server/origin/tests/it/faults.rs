@@ -466,10 +466,10 @@ async fn what_is_given_up_while_a_connection_is_made_is_charged_to_that() {
 async fn what_is_given_up_later_is_charged_to_what_it_waited_for() {
     // A head that does not come; then an answer that says to come back, and the wait for that.
     let server = Server::start(|_| vec![Act::Stall]).await;
-    let after = Duration::from_millis(300);
+    let after = Duration::from_secs(1);
     for entries in looked_at(origins(quick()), &server.url("o"), after).await {
         let [JournalEntry { attempt, .. }] = &entries[..] else { panic!("{entries:?}") };
-        assert!(attempt.first_byte.unwrap() >= after * 9 / 10, "{attempt:?}");
+        assert!(attempt.first_byte.unwrap() >= after / 2, "{attempt:?}");
         assert!(attempt.address.is_some() && attempt.outcome == AttemptOutcome::GivenUp);
     }
     let slow_down = response(503, &[("retry-after", "5")], b"");
