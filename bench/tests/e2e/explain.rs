@@ -179,15 +179,12 @@ fn is_attributed(report: &Report) -> bool {
 /// Of several loads at least one; all of its time. A machine that runs much else beside takes time
 /// from between two stages of a load; not of each.
 async fn assert_one_attributed(what: &str, mut load: impl AsyncFnMut() -> Report) -> Report {
-    let mut reports = Vec::new();
-    while reports.len() < 5 {
-        let report = load().await;
-        if is_attributed(&report) {
-            return report;
-        }
-        reports.push(report);
+    let mut reports = vec![load().await];
+    while reports.len() < 5 && !reports.last().is_some_and(is_attributed) {
+        reports.push(load().await);
     }
-    panic!("{what}: {reports:#?}");
+    assert!(reports.last().is_some_and(is_attributed), "{what}: {reports:#?}");
+    reports.remove(reports.len() - 1)
 }
 
 #[tokio::test]
@@ -297,10 +294,11 @@ fn assert_charged(rows: &[&str], more: &[&str]) -> bool {
         let mut found = found.iter();
         left.retain(|_| !found.next().is_some_and(holds));
         if left.is_empty() {
-            return were_put;
+            break;
         }
     }
-    panic!("{left:?} did not charge what they put there, {TRIES} times");
+    assert!(left.is_empty(), "{left:?} did not charge what they put there, {TRIES} times");
+    were_put
 }
 
 #[test]

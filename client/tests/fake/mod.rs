@@ -226,10 +226,9 @@ impl Drop for Fake {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             // All of it is gone at once, as of a process. A runtime cannot wait for another one.
-            let gone = std::thread::spawn(move || {
-                runtime.shutdown_timeout(std::time::Duration::from_secs(10))
-            });
-            drop(gone.join());
+            let wait = move || runtime.shutdown_timeout(std::time::Duration::from_secs(10));
+            let gone = std::thread::Builder::new().spawn(wait).map(std::thread::JoinHandle::join);
+            assert!(matches!(gone, Ok(Ok(()))), "{gone:?}");
         }
     }
 }
