@@ -18,6 +18,7 @@ use forebay_proto::otlp::{
     ExportTraceServiceRequest, ExportTraceServiceResponse, KeyValue, Span, SpanKind, StatusCode,
 };
 use forebay_testkit::{BlackHole, CANARY, Content, HttpOptions, HttpOrigin, canary_in, temp_dir};
+use futures::StreamExt;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -319,7 +320,8 @@ async fn a_dead_collector_costs_spans_and_nothing_else() {
     let load = async |n: usize| daemon.load(&uri, &format!("l{n}"), "01").await;
     // Many more than the queue holds, while it is tried to connect.
     until("spans are dropped", async || {
-        for ended in futures::future::join_all((0..100).map(&load)).await {
+        let mut loads = futures::stream::iter((0..100).map(&load)).buffer_unordered(8);
+        while let Some(ended) = loads.next().await {
             ended.unwrap();
         }
         daemon.counted().await.get("queue_full").copied().filter(|spans| *spans > 0.0)
