@@ -112,6 +112,7 @@ async fn a_load_that_fails_is_explained_and_one_that_nobody_knows_is_not_found()
     assert_eq!(none.reason(), Reason::LoadNotKept);
     origin.fault(FaultRule::new("blob", Fault::StallAfter(10)).on(Op::Get));
     let request = LoadRequest::new(s3_uri("blob")).load_id("it");
+    // The first attempt is given up after a second, and another one begins.
     let request = request.deadline(Duration::from_millis(1500));
     assert_eq!(failure(&node.client, request).await.reason(), Reason::Deadline);
     let told = node.client.explain(Some("it")).await.unwrap();

@@ -106,13 +106,20 @@ impl TcpWatch {
         });
     }
 
-    /// What the kernel says of a silence that has just ended.
-    fn silence(&self, stream: &Stream, start: Instant, length: Duration, waits: &mut Waits) {
+    /// What the kernel says of a silence that has just ended, with a byte or because nobody waits any
+    /// longer.
+    fn silence(
+        &self,
+        stream: &Stream,
+        (start, length, came): (Instant, Duration, bool),
+        waits: &mut Waits,
+    ) {
         let now = self.evidence.tcp(stream.socket());
         let before = waits.out_of_order.or_else(|| self.before.map(|before| before.out_of_order));
         let (mut late, mut out_of_order, mut receive_rtt) = Default::default();
         if let Some(now) = now {
-            late = now.silent.min(length);
+            // Of what came last before it, if nothing ended it.
+            late = if came { now.silent.min(length) } else { Duration::ZERO };
             out_of_order = before.map_or(0, |before| now.out_of_order.saturating_sub(before));
             receive_rtt = now.receive_rtt;
             waits.out_of_order = Some(now.out_of_order);
@@ -387,17 +394,18 @@ impl DirectBody {
             }
         });
         let some = some.await;
-        self.waited();
+        self.waited(some.as_ref().is_ok_and(|bytes| *bytes > 0));
         some
     }
 
     /// A wait for bytes is over, if there was one.
-    fn waited(&mut self) {
+    fn waited(&mut self, came: bool) {
         let Some(since) = self.patience.since.take() else { return };
         let length = since.elapsed();
         self.waits.all += length;
         if length >= SILENCE_MIN {
-            self.terms.watch.silence(&self.wire.stream, since, length, &mut self.waits);
+            let stream = &self.wire.stream;
+            self.terms.watch.silence(stream, (since, length, came), &mut self.waits);
         }
     }
 
@@ -412,7 +420,7 @@ impl DirectBody {
             });
             more.await
         };
-        self.waited();
+        self.waited(more.as_ref().is_ok_and(|bytes| *bytes > 0));
         more
     }
 }

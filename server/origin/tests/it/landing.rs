@@ -148,13 +148,13 @@ async fn an_attempt_that_a_copy_overtook_tells_what_it_waited_for() {
 
 #[tokio::test]
 async fn an_attempt_tells_when_nothing_came() {
-    const IDLE: Duration = Duration::from_millis(200);
+    const IDLE: Duration = Duration::from_millis(500);
     let origin = HttpOrigin::start(HttpOptions::default()).await;
     origin.put("o", Content::synthetic(7, BYTES));
     let uri = uri(&origin.url("o"));
     let mut settings = quick();
     settings.timeouts.body_idle = IDLE;
-    let store = origins(settings).with_evidence(Arc::<Kernel>::default()).open(&uri).unwrap();
+    let store = origins(settings).with_evidence(Arc::<Lossy>::default()).open(&uri).unwrap();
     let meta = store.head(uri.key()).await.unwrap();
     origin.fault(FaultRule::new("o", Fault::StallAfter(BYTES / 2)).nth(1));
     let mut bytes = vec![0; usize::try_from(BYTES).unwrap()];
@@ -162,6 +162,7 @@ async fn an_attempt_tells_when_nothing_came() {
     let stalled = &record.attempt_log[0];
     let longest = stalled.silences.iter().max_by_key(|silence| silence.length).unwrap();
     assert!(longest.length >= IDLE, "{longest:?}");
+    assert_eq!(longest.late, Duration::ZERO, "nothing ended it that could have lain there");
     assert!(stalled.waited >= longest.length && stalled.waited <= stalled.body, "{stalled:?}");
     assert!(stalled.silences.is_sorted_by_key(|silence| silence.start));
 }
