@@ -30,7 +30,7 @@ use tokio::time::Instant;
 
 use gang::Gangs;
 use pace::Pace;
-use queue::{Decision, Limits, Queue, Refusal, Ticket};
+use queue::{Decision, Limits, Queue, Ticket};
 use refusal::{Holding, SlowQueue};
 
 pub(crate) use gang::Part;
@@ -51,7 +51,7 @@ pub(crate) struct LaneDepth {
 }
 
 /// What a waiter is told; nothing if the daemon drains.
-type Answer = Result<Decision, Refusal>;
+type Answer = Result<Decision, AdmissionError>;
 
 /// The admission of one domain.
 #[derive(Debug)]
@@ -197,7 +197,7 @@ impl Admission {
             let mut state = self.shared.lock();
             let (ticket, instead) = state.queue.offer(lane, holder.uid, Instant::now())?;
             if let Some(crowder) = instead {
-                state.displace(crowder);
+                state.displace(crowder, |depth| AdmissionError::QueueFull { depth });
             }
             let (sender, granted) = oneshot::channel();
             state.waiters.insert(ticket, sender);
@@ -282,7 +282,7 @@ impl Shared {
         loop {
             if let Ok(answer) = tokio::time::timeout_at(limit, &mut granted).await {
                 let answer = answer.map_err(|_dropped| AdmissionError::Draining)?;
-                return answer.map_err(AdmissionError::from);
+                return answer;
             }
             limit = self.lock().next_limit(ticket, limit, stall)?;
         }
@@ -302,29 +302,54 @@ impl Shared {
 }
 
 impl State {
-    /// A load that waited has to go: for one of a user who has less waiting, or since it is too late.
-    fn displace(&mut self, ticket: Ticket) {
+    /// A load that waited has to go: for one of a user who has less waiting, or since it is or will
+    /// be too late. Why, by the number of those that wait on.
+    fn displace(&mut self, ticket: Ticket, why: impl FnOnce(usize) -> AdmissionError) {
+        self.queue.finish(ticket);
         self.holders.remove(&ticket);
         let depth = self.queue.queued();
         if let Some(waiter) = self.waiters.remove(&ticket) {
             // One that is gone has nobody to be told.
-            waiter.send(Err(Refusal::QueueFull { depth })).ok();
+            waiter.send(Err(why(depth))).ok();
         }
+    }
+
+    /// Refuses those at the end of the line of which it turned out that they would wait for too long.
+    /// Loads that nobody waits for, and ranks, of which all start or none, wait on.
+    fn shorten(&mut self, now: Instant) {
+        while let Some((ticket, wait)) = self.too_far_back(now) {
+            self.displace(ticket, |depth| AdmissionError::QueueSlow { depth, wait });
+        }
+    }
+
+    fn too_far_back(&self, now: Instant) -> Option<(Ticket, Duration)> {
+        let (ticket, ahead) = self.queue.last(Lane::Interactive)?;
+        let until = self.holders.get(&ticket)?.until?;
+        let remaining = until.saturating_duration_since(now);
+        let wait = self.pace.turned_out_too_long(ahead, self.queue.active(), remaining)?;
+        Some((ticket, wait))
     }
 
     /// Carries out what can be granted.
     fn dispatch(&mut self) {
+        let mut started = false;
         while let Some(decision) = self.queue.decide() {
             let (Decision::Admit(ticket, _) | Decision::Slot(ticket)) = decision;
-            if matches!(decision, Decision::Admit(..)) && !self.starts(ticket) {
+            let starts = matches!(decision, Decision::Admit(..));
+            if starts && !self.starts(ticket) {
                 continue;
             }
+            started |= starts;
             // A waiter that is gone gives back what it was handed when its guard drops, which is
             // after this lock is free again.
             let waiter = self.waiters.remove(&ticket);
             let _told = waiter.is_some_and(|waiter| waiter.send(Ok(decision)).is_ok());
         }
-        self.pace.looked(self.queue.queued() > 0, Instant::now());
+        let now = Instant::now();
+        self.pace.looked(self.queue.queued() > 0, now);
+        if started {
+            self.shorten(now);
+        }
         self.keep_time();
     }
 
@@ -338,8 +363,7 @@ impl State {
         };
         let makes_way = self.queue.depth(Lane::Interactive) > 0 && until.is_some_and(is_late);
         if makes_way {
-            self.queue.finish(ticket);
-            self.displace(ticket);
+            self.displace(ticket, |depth| AdmissionError::QueueFull { depth });
         } else {
             self.pace.started(now);
         }
@@ -546,6 +570,7 @@ mod tests {
     use std::collections::VecDeque;
 
     use forebay_proto::{Failure, Reason};
+    use futures::FutureExt as _;
 
     use super::*;
 
@@ -798,7 +823,7 @@ mod tests {
             running.push_back(waiting.pop_front().unwrap().await.unwrap());
         }
         // Each takes two seconds: the first of these has one.
-        for until in [12, 20, 11].map(|seconds| Some(now + second * seconds)) {
+        for until in [12, 20, 15].map(|seconds| Some(now + second * seconds)) {
             let mut waiter = Box::pin(admission.admit_until(Lane::Interactive, holder("c"), until));
             assert!(futures::poll!(&mut waiter).is_pending());
             waiting.push_back(waiter);
@@ -808,9 +833,43 @@ mod tests {
         let refused = waiting.pop_front().unwrap().await.unwrap_err();
         assert!(matches!(refused, AdmissionError::QueueFull { .. }), "{refused}");
         running.push_back(waiting.pop_front().unwrap().await.unwrap());
+        tokio::time::advance(3 * second).await;
         running.pop_front();
-        // It has no time at all, and nobody would take its place.
+        // It has as little now, and nobody would take its place.
         running.push_back(waiting.pop_front().unwrap().await.unwrap());
         assert_eq!(admission.active(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_turns_out_to_wait_for_too_long_is_told_at_once() {
+        let limits = Limits { queued_max: 256, active_max: 2 };
+        let admission = Admission::new(limits, Duration::from_secs(1000));
+        admission.grow(64);
+        let mut running =
+            VecDeque::from([admit(&admission, "a").await, admit(&admission, "b").await]);
+        let until = Instant::now() + Duration::from_millis(2020);
+        let waits = |until| {
+            let mut waiter = Box::pin(admission.admit_until(Lane::Interactive, holder("c"), until));
+            assert!((&mut waiter).now_or_never().is_none());
+            waiter
+        };
+        // Nothing is known yet of how fast loads start.
+        let mut waiting: VecDeque<_> = (0..100).map(|_| waits(Some(until))).collect();
+        for _ in 0..8 {
+            tokio::time::advance(Duration::from_millis(10)).await;
+            running.pop_front();
+            running.push_back(waiting.pop_front().unwrap().await.unwrap());
+        }
+        // Each has 1.94 s, of which it may wait for a quarter, and half as long again.
+        for told in waiting.split_off(72) {
+            let refused = told.now_or_never().unwrap().unwrap_err();
+            assert!(matches!(refused, AdmissionError::QueueSlow { .. }), "{refused}");
+        }
+        // A rank is not told, and who is before it waits on.
+        waiting.push_back(waits(None));
+        tokio::time::advance(Duration::from_millis(10)).await;
+        running.pop_front();
+        running.push_back(waiting.pop_front().unwrap().await.unwrap());
+        assert_eq!(admission.lanes(Instant::now())[0].depth, 72);
     }
 }

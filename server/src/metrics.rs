@@ -163,6 +163,11 @@ pub(crate) fn failed(failure: &Failure) {
     }
 }
 
+/// A call was refused since too many wait.
+pub(crate) fn refused(seconds: f64) {
+    histogram!(REFUSAL_SECONDS).record(seconds);
+}
+
 /// A call has a `traceparent` that is not valid.
 pub(crate) fn bad_trace_parent() {
     counter!(BAD_TRACE_PARENTS).increment(1);

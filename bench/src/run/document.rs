@@ -10,7 +10,7 @@ use super::Scenario;
 use super::capacity::Prediction;
 use super::goodput::Sums;
 use super::knee::Verdict;
-use super::regimes::{Overload, Phase, Round, Steady, oldest_queue, usual_queue};
+use super::regimes::{AT_ONCE, Overload, Phase, Round, Steady, oldest_queue, usual_queue};
 use super::sample::{self, Sample, micro};
 use super::watch;
 use crate::measure::Spread;
@@ -24,6 +24,11 @@ pub(super) const FORM: u64 = 1;
 const GOODPUT_MIN: f64 = 0.9;
 /// Seconds after the end of an overload until loads are as fast as alone, at most.
 const RECOVERY_MAX: f64 = 1.0;
+/// How long the slowest of a hundred loads that were let in takes, of what it does at the steady
+/// rate, at most.
+const P99_MAX: f64 = 2.0;
+/// Of all refusals those that come at once, at least.
+const AT_ONCE_MIN: f64 = 0.99;
 /// The factor that is held to bounds.
 const BOUND_FACTOR: u32 = 10;
 
@@ -107,6 +112,7 @@ impl Measured {
                 "factor": overload.factor,
                 "goodput_of_peak": peak.map(|peak| overload.phase.sums.goodput / peak),
                 "recovery_seconds": overload.recovery,
+                "refused_at_once": overload.refused_at_once,
                 "as_fast_as_alone_seconds": overload.threshold,
                 "probes": overload.probes,
                 "phase": phase(&overload.phase),
@@ -195,9 +201,12 @@ impl Measured {
 
     fn overload_row(&self, overload: &Overload) -> Row {
         let Overload { factor, phase, recovery, .. } = overload;
-        let what = format!("overload {factor}x: {:.1} loads/s", phase.rate.unwrap_or(f64::NAN));
+        let rate = phase.rate.unwrap_or(f64::NAN);
+        let what = format!("overload {factor}x: {rate:.1} loads/s for {:.0} s", phase.seconds);
         let mut row = row(self.scenario.name(), what);
-        let Sums { arrived, met, refused, goodput, p99, refusal_p99, behind_p99, .. } = phase.sums;
+        let Sums { arrived, met, refused, goodput, p99, .. } = phase.sums;
+        let Sums { refusal_median, refusal_p99, behind_p99, .. } = phase.sums;
+        let at_once = overload.refused_at_once;
         let peak = self.peak().unwrap_or(f64::NAN);
         let recovered = recovery.unwrap_or(f64::NAN);
         let usual = self.best().map_or(f64::NAN, |best| best.sums.p99);
@@ -208,7 +217,9 @@ impl Measured {
             figure("admitted, p99", "s", p99),
             figure("admitted, p99, of the steady one", "times", p99 / usual),
             figure("refused", "of all", refused as f64 / arrived as f64),
+            figure("refused after, median", "s", refusal_median),
             figure("refused after, p99", "s", refusal_p99),
+            figure(format!("refused within {AT_ONCE} s, says the daemon"), "of it", at_once),
             figure("neither refused nor in time", "of all", other as f64 / arrived as f64),
             figure("as fast as alone again after", "s", recovered),
             figure("age of the oldest waiter, worst", "s", oldest_queue(phase)),
@@ -224,7 +235,14 @@ impl Measured {
             row.bounds = vec![
                 Bound::new("goodput, of the peak", kept.median(), Limit::AtLeast(GOODPUT_MIN)),
                 Bound::new("s until floor latency", recovered, Limit::AtMost(RECOVERY_MAX)),
+                Bound::new(
+                    "times the steady p99, of those let in",
+                    p99 / usual,
+                    Limit::AtMost(P99_MAX),
+                ),
             ];
+            let told = Bound::new("of refusals at once", at_once, Limit::AtLeast(AT_ONCE_MIN));
+            row.bounds.extend(at_once.is_finite().then_some(told));
         }
         row
     }
@@ -335,6 +353,7 @@ mod tests {
                 factor: 10,
                 phase: phase_of(100.0, overload),
                 probes: Vec::new(),
+                refused_at_once: 0.995,
                 threshold: 0.01,
                 recovery,
             }],
@@ -346,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overload_is_held_to_goodput_and_recovery() {
+    fn an_overload_is_held_to_its_bounds() {
         let holds = |measured: &Measured| {
             measured.rows().iter().flat_map(|row| &row.bounds).all(Bound::holds)
         };
@@ -360,6 +379,14 @@ mod tests {
         assert!(holds(&Measured { rounds, ..measured(Some(0.9), 50) }));
         let rounds = vec![round(100, 85), round(50, 48), round(100, 40)];
         assert!(!holds(&Measured { rounds, ..measured(Some(0.9), 95) }));
+        // Those that are let in, and those that are not, are to know soon.
+        let mut slow = measured(Some(0.9), 95);
+        slow.overloads[0].refused_at_once = 0.98;
+        assert!(!holds(&slow));
+        slow.overloads[0].refused_at_once = f64::NAN;
+        assert!(holds(&slow), "nobody was refused");
+        slow.overloads[0].phase.sums.p99 *= 2.1;
+        assert!(!holds(&slow));
         let (overloads, rounds) = (Vec::new(), Vec::new());
         let nothing = Measured { steady: None, overloads, rounds, ..measured(None, 1) };
         assert!(holds(&nothing));

@@ -23,6 +23,11 @@ use crate::origin::progress;
 
 /// What the rates of overload are of the best steady one.
 pub(super) const FACTORS: [u32; 3] = [2, 5, 10];
+/// How many times as long as other rates the largest multiple is held: what a queue that fills at
+/// once does to the first loads is not to be what the slowest hundredth of all is.
+const LARGEST_LONGER: f64 = 6.0;
+/// A refusal that came within this was there at once, in seconds as metrics name it.
+pub(super) const AT_ONCE: &str = "0.01";
 /// How often the largest multiple is compared with the rate at which most loads end in time.
 const ROUNDS: u64 = 3;
 /// Arrivals of a step, at least; it is made longer for that, up to so many times.
@@ -71,6 +76,8 @@ pub(super) struct Overload {
     pub(super) phase: Phase,
     /// Loads after it: seconds since its end at which each ended, and what it took if it ended well.
     pub(super) probes: Vec<(f64, Option<f64>)>,
+    /// Of the refusals of the daemon, by its own clock, the part that came at once.
+    pub(super) refused_at_once: f64,
     /// What counts as being as fast as alone.
     pub(super) threshold: f64,
     /// When they were.
@@ -257,6 +264,9 @@ pub(super) async fn overload(
 ) -> Outcome<Overload> {
     let alone: Vec<f64> = floor.samples.iter().map(Sample::latency).collect();
     let threshold = threshold(&alone);
+    let longer = if FACTORS.last() == Some(&factor) { LARGEST_LONGER } else { 1.0 };
+    let terms = Terms { seconds: terms.seconds * longer, ..terms };
+    let refused_before = refusals(ground)?;
     let seed = terms.seed.wrapping_add(1000).wrapping_add(factor.into());
     let ended = Instant::now();
     let (rate, mut probes) = (rate * f64::from(factor), Vec::new());
@@ -276,8 +286,15 @@ pub(super) async fn overload(
         Ok(())
     };
     let (phase, probed) = tokio::join!(open_loop(ground, terms, rate, seed), probing);
-    probed.and(phase).map(|phase| {
-        let recovery = recovery(&probes, threshold);
-        Overload { factor, phase, probes, threshold, recovery }
-    })
+    let phase = probed.and(phase)?;
+    let refused = refusals(ground)?;
+    let refused_at_once = (refused.0 - refused_before.0) / (refused.1 - refused_before.1);
+    let recovery = recovery(&probes, threshold);
+    Ok(Overload { factor, phase, probes, refused_at_once, threshold, recovery })
+}
+
+/// How many calls the daemon refused at once so far, and how many in all.
+fn refusals(ground: &Ground) -> Outcome<(f64, f64)> {
+    let of = |what: &str| ground.node().metric(&format!("forebay_refusal_duration_seconds_{what}"));
+    Ok((of(&format!("bucket{{le=\"{AT_ONCE}\"}}"))?, of("count")?))
 }

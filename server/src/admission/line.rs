@@ -45,6 +45,13 @@ impl Line {
         self.0.drain(..).map(|waiter| waiter.ticket)
     }
 
+    /// The last one of the user with the most in this line.
+    pub(super) fn last_of_most(&self) -> Option<(Ticket, u32)> {
+        let (most, _) = counts([self]).into_iter().max_by_key(|(_, count)| *count)?;
+        let last = self.0.iter().rfind(|waiter| waiter.user == most)?;
+        Some((last.ticket, most))
+    }
+
     /// Takes out the last one of a user.
     fn pop_last_of(&mut self, user: u32) -> Option<Ticket> {
         let at = self.0.iter().rposition(|waiter| waiter.user == user)?;
@@ -54,10 +61,7 @@ impl Line {
     /// Those that start before one more of `user`: its own, and of each other user as many as it
     /// takes until that one runs no fewer and has got as far in the line.
     pub(super) fn ahead(&self, user: u32, running: impl Fn(u32) -> usize) -> usize {
-        let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
-        for waiter in &self.0 {
-            *counts.entry(waiter.user).or_default() += 1;
-        }
+        let mut counts = counts([self]);
         let own = counts.remove(&user).unwrap_or_default();
         let of = |(other, waiting): (u32, usize)| {
             waiting.min(own + 1 + running(user).saturating_sub(running(other)))
@@ -79,13 +83,19 @@ impl Line {
     }
 }
 
+/// How many of each user are in these lines.
+fn counts<'a>(lines: impl IntoIterator<Item = &'a Line>) -> BTreeMap<u32, usize> {
+    let mut counts = BTreeMap::new();
+    for waiter in lines.into_iter().flat_map(|line| &line.0) {
+        *counts.entry(waiter.user).or_default() += 1;
+    }
+    counts
+}
+
 /// Takes out the last of the user with the most in these lines, if those are more than `user` would
 /// have with one more: the later lane gives way first.
 pub(super) fn crowder(lines: &mut [Line], user: u32) -> Option<Ticket> {
-    let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
-    for waiter in lines.iter().flat_map(|line| &line.0) {
-        *counts.entry(waiter.user).or_default() += 1;
-    }
+    let counts = counts(&*lines);
     let own = counts.get(&user).copied().unwrap_or_default();
     let (crowder, most) = counts.into_iter().max_by_key(|(_, count)| *count)?;
     if crowder == user || most <= own + 1 {
@@ -146,7 +156,9 @@ mod tests {
         }
         assert!(crowder(&mut lines, 7).is_none(), "not for itself");
         assert_eq!(crowder(&mut lines, 8), Some(Ticket(3)));
+        assert_eq!(lines[0].last_of_most(), Some((Ticket(2), 7)));
         lines[0].push(Ticket(9), 8, Instant::now());
+        assert_eq!(lines[0].last_of_most(), Some((Ticket(2), 7)));
         assert_eq!(crowder(&mut lines, 8), Some(Ticket(1)));
         lines[0].push(Ticket(10), 8, Instant::now());
         assert!(crowder(&mut lines, 8).is_none(), "they have the same");

@@ -17,8 +17,14 @@
 //!
 //! Half a second is for a burst, which is over when it was worked off. Where loads have waited for
 //! longer than that without a break, more come than can be served: a queue then only makes each of
-//! them late, and no more of them end. From there on one may wait for a tenth of that, or as long as
-//! loads usually take (controlled delay: "Fail at Scale", ACM Queue 13(8), has it for servers).
+//! them late, and no more of them end. From there on one may wait for a tenth of that, or half as
+//! long as loads usually take (controlled delay: "Fail at Scale", ACM Queue 13(8), has it for
+//! servers).
+//!
+//! One that waits already may turn out to wait for too much of its time: it came before anything was
+//! known, or loads became slower. It is told as soon as that is known, with half of that time on top,
+//! so that a pace that varies turns nobody away who was let in. One that has the time may wait on,
+//! however many came with it.
 
 use std::time::Duration;
 
@@ -39,6 +45,10 @@ const ALWAYS_DIVISOR: u32 = 16;
 /// What any load may wait if its time allows: in a burst, and where more come than can be served.
 const WAIT: Duration = Duration::from_millis(500);
 const WAIT_STANDING: Duration = Duration::from_millis(50);
+
+/// For how many starts one may wait however few run: its own, and one of somebody else whose turn it
+/// is before.
+const STARTS_MIN: usize = 2;
 
 /// How long a queue has to have been there to be no burst.
 const STANDING: Duration = Duration::from_millis(500);
@@ -102,20 +112,50 @@ impl Pace {
         remaining: Duration,
         now: Instant,
     ) -> Option<Duration> {
-        if self.gaps < GAPS_MIN || self.empty.is_some() {
-            return None;
-        }
-        let of = |loads: usize| Duration::try_from_secs_f64(self.seconds * loads as f64).ok();
-        let wait = of(ahead + 1)?;
-        // As many run as start while one of them does.
-        let usual = of(active)?;
-        let since = self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        let any = if since > STANDING { WAIT_STANDING } else { WAIT };
-        let left = remaining.mul_f64(OVER_WITHIN).saturating_sub(usual);
-        let left = left.max(remaining / ALWAYS_DIVISOR);
-        let bearable = (remaining / WAIT_DIVISOR).min(any.max(usual)).min(left);
-        (wait > bearable).then_some(wait)
+        let wait = self.wait(ahead)?;
+        (wait > self.bearable(active, remaining, now)?).then_some(wait)
     }
+
+    /// The same of a load that waits already.
+    pub(super) fn turned_out_too_long(
+        &self,
+        ahead: usize,
+        active: usize,
+        remaining: Duration,
+    ) -> Option<Duration> {
+        let wait = self.wait(ahead)?;
+        let bearable = of_its_time(self.starts(active)?, remaining);
+        (wait > bearable + bearable / 2).then_some(wait)
+    }
+
+    /// How long a load waits behind `ahead` others, if that is known.
+    fn wait(&self, ahead: usize) -> Option<Duration> {
+        let is_known = self.gaps >= GAPS_MIN && self.empty.is_none();
+        is_known.then(|| self.starts(ahead + 1)).flatten()
+    }
+
+    /// How long so many take to start.
+    fn starts(&self, loads: usize) -> Option<Duration> {
+        Duration::try_from_secs_f64(self.seconds * loads as f64).ok()
+    }
+
+    /// How long a load may wait.
+    fn bearable(&self, active: usize, remaining: Duration, now: Instant) -> Option<Duration> {
+        // As many run as start while one of them does.
+        let usual = self.starts(active)?;
+        let since = self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let any = match since > STANDING {
+            true => WAIT_STANDING.max(self.starts((active / 2).max(STARTS_MIN))?),
+            false => WAIT.max(usual),
+        };
+        Some(of_its_time(usual, remaining).min(any))
+    }
+}
+
+/// What a load may wait of the time that it has, where loads usually take so long.
+fn of_its_time(usual: Duration, remaining: Duration) -> Duration {
+    let left = remaining.mul_f64(OVER_WITHIN).saturating_sub(usual);
+    (remaining / WAIT_DIVISOR).min(left.max(remaining / ALWAYS_DIVISOR))
 }
 
 #[cfg(test)]
@@ -152,11 +192,12 @@ mod tests {
 
     #[test]
     fn where_loads_are_slow_one_may_wait_as_long_as_they_take() {
-        // Sixty-four run, and one is over every two seconds: each takes about two minutes.
+        // Sixty-four run, and one is over every two seconds: each takes about two minutes, and half
+        // of that one may wait.
         let (pace, now) = pace(2000, 40);
-        assert_eq!(pace.too_long(50, 64, 900 * SECOND, now), None);
-        assert!(pace.too_long(70, 64, 900 * SECOND, now).is_some());
-        assert!(pace.too_long(50, 64, 300 * SECOND, now).is_some(), "it has no time for that");
+        assert_eq!(pace.too_long(31, 64, 900 * SECOND, now), None);
+        assert!(pace.too_long(32, 64, 900 * SECOND, now).is_some());
+        assert!(pace.too_long(31, 64, 240 * SECOND, now).is_some(), "it has no time for that");
     }
 
     #[test]
@@ -194,8 +235,16 @@ mod tests {
         assert!(stays.too_long(400, 8, 100 * SECOND, now).is_some());
         assert!(stays.too_long(50, 8, 100 * SECOND, now).is_some());
         assert_eq!(stays.too_long(49, 8, 100 * SECOND, now), None);
-        // As long as sixty-four take that run at once.
-        assert_eq!(stays.too_long(63, 64, 100 * SECOND, now), None);
+        // Half as long as those take of whom so many run at once.
+        assert_eq!(stays.too_long(63, 128, 100 * SECOND, now), None);
+        assert!(stays.too_long(64, 128, 100 * SECOND, now).is_some());
+        let (slow, then) = pace(1000, 10);
+        assert_eq!(slow.too_long(1, 1, 100 * SECOND, then), None);
+        assert!(slow.too_long(2, 1, 100 * SECOND, then).is_some());
+        // Who waits already and has the time waits on.
+        assert_eq!(stays.turned_out_too_long(400, 8, 100 * SECOND), None);
+        assert_eq!(stays.turned_out_too_long(74, 8, millis(202)), None);
+        assert!(stays.turned_out_too_long(75, 8, millis(202)).is_some());
 
         // That it is empty for a moment is no break. A load that comes then finds none ahead.
         stays.looked(false, now);

@@ -363,6 +363,12 @@ impl Queue {
         self.lanes[lane.index()].ahead(user, |user| self.running(user))
     }
 
+    /// Of those that wait in `lane`, the last of the user with the most, and how many start before it.
+    pub(crate) fn last(&self, lane: Lane) -> Option<(Ticket, usize)> {
+        let (ticket, user) = self.lanes[lane.index()].last_of_most()?;
+        Some((ticket, self.ahead(lane, user).saturating_sub(1)))
+    }
+
     /// Loads of a user that run.
     fn running(&self, user: u32) -> usize {
         self.active.values().filter(|load| load.user == user).count()

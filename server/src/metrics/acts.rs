@@ -152,6 +152,10 @@ pub(super) const ACTS: &[(&str, &str)] = &[
         "`QUEUE_FULL`: spread the starts or raise `max_queue`; `RAM_EXHAUSTED`: a larger `ram`, or find who holds it in `forebay status`; `DEADLINE_INFEASIBLE`: longer deadlines or a prefetch; `DRAINING`: an upgrade is under way",
     ),
     (
+        "forebay_refusal_duration_seconds",
+        "callers are to go elsewhere at once: more than 10 ms and `forebay_runtime_lag_seconds` with it: the CPUs are used up; without it: loads became slower while some waited, see `forebay_stage_service_seconds`",
+    ),
+    (
         "forebay_cache_evictions_total",
         "`room` while the same checkpoints come back: a larger tier; `floor`: somebody else fills the filesystem",
     ),

@@ -117,6 +117,7 @@ impl Ending {
         metrics::request_ended(self.method, failure.kind().as_str(), seconds);
         metrics::failed(&failure);
         if failure.reason == Reason::QueueFull {
+            metrics::refused(seconds);
             // A flood of refusals would be a flood of lines; metrics count them.
             tracing::debug!(method = self.method, seconds, %failure, "request refused");
         } else {
