@@ -29,7 +29,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use gang::Gangs;
-use pace::Pace;
+use pace::{Pace, Place};
 use queue::{Decision, Limits, Queue, Ticket};
 use refusal::{Holding, SlowQueue};
 
@@ -165,7 +165,8 @@ impl Admission {
         let now = Instant::now();
         let slow = gangs.answer(part, now, || {
             let ahead = queue.ahead(Lane::Interactive, part.uid);
-            let wait = pace.too_long(ahead, queue.active(), remaining, now)?;
+            let place = Place { ahead, active: queue.active() };
+            let wait = pace.too_long(place, remaining, now)?;
             Some(SlowQueue { depth: queue.depth(Lane::Interactive), wait })
         });
         match slow {
@@ -185,8 +186,9 @@ impl Admission {
     }
 
     /// Waits for a place among the active loads. A load that somebody waits for until a given time is
-    /// refused instead if others wait too and it has waited for so long that it would not end in
-    /// time: its place is worth more to them.
+    /// refused while it waits, as soon as it is known that others before it take too much of that
+    /// time; and when its turn comes, if others wait too and it would not end in time: its place is
+    /// worth more to them.
     pub(crate) async fn admit_until(
         &self,
         lane: Lane,
@@ -314,20 +316,28 @@ impl State {
         }
     }
 
-    /// Refuses those at the end of the line of which it turned out that they would wait for too long.
-    /// Loads that nobody waits for, and ranks, of which all start or none, wait on.
+    /// Refuses those of whom it turned out that they would wait for too long. Loads that nobody waits
+    /// for, and ranks, of which all start or none, wait on.
     fn shorten(&mut self, now: Instant) {
-        while let Some((ticket, wait)) = self.too_far_back(now) {
-            self.displace(ticket, |depth| AdmissionError::QueueSlow { depth, wait });
+        for (ticket, wait) in self.too_far_back(now) {
+            let depth = self.queue.depth(Lane::Interactive) - 1;
+            self.displace(ticket, |_| AdmissionError::QueueSlow { depth, wait });
         }
     }
 
-    fn too_far_back(&self, now: Instant) -> Option<(Ticket, Duration)> {
-        let (ticket, ahead) = self.queue.last(Lane::Interactive)?;
-        let until = self.holders.get(&ticket)?.until?;
-        let remaining = until.saturating_duration_since(now);
-        let wait = self.pace.turned_out_too_long(ahead, self.queue.active(), remaining)?;
-        Some((ticket, wait))
+    fn too_far_back(&self, now: Instant) -> Vec<(Ticket, Duration)> {
+        let active = self.queue.active();
+        let mut told = Vec::new();
+        for (ticket, ahead) in self.queue.places(Lane::Interactive) {
+            // Those behind do not wait for those that go. One that starts next is in nobody's way, or
+            // makes way when it does.
+            let place = Place { ahead: ahead.saturating_sub(told.len()), active };
+            let until = self.holders.get(&ticket).and_then(|held| held.until);
+            let Some(until) = until.filter(|_| place.ahead > 0) else { continue };
+            let remaining = until.saturating_duration_since(now);
+            told.extend(self.pace.turned_out_too_long(place, remaining).map(|wait| (ticket, wait)));
+        }
+        told
     }
 
     /// Carries out what can be granted.
@@ -346,7 +356,8 @@ impl State {
             let _told = waiter.is_some_and(|waiter| waiter.send(Ok(decision)).is_ok());
         }
         let now = Instant::now();
-        self.pace.looked(self.queue.queued() > 0, now);
+        // Prefetches that wait keep nobody else waiting.
+        self.pace.looked(self.queue.depth(Lane::Interactive) > 0, now);
         if started {
             self.shorten(now);
         }
@@ -855,21 +866,24 @@ mod tests {
         };
         // Nothing is known yet of how fast loads start.
         let mut waiting: VecDeque<_> = (0..100).map(|_| waits(Some(until))).collect();
+        // A rank, and one that has the time: both wait on, and hide nobody.
+        waiting.push_back(waits(None));
+        waiting.push_back(waits(Some(until + Duration::from_secs(600))));
         for _ in 0..8 {
             tokio::time::advance(Duration::from_millis(10)).await;
             running.pop_front();
             running.push_back(waiting.pop_front().unwrap().await.unwrap());
         }
         // Each has 1.94 s, of which it may wait for a quarter, and half as long again.
-        for told in waiting.split_off(72) {
+        let stay = waiting.len() - 2;
+        for told in waiting.drain(72..stay) {
             let refused = told.now_or_never().unwrap().unwrap_err();
             assert!(matches!(refused, AdmissionError::QueueSlow { .. }), "{refused}");
         }
-        // A rank is not told, and who is before it waits on.
-        waiting.push_back(waits(None));
-        tokio::time::advance(Duration::from_millis(10)).await;
-        running.pop_front();
-        running.push_back(waiting.pop_front().unwrap().await.unwrap());
-        assert_eq!(admission.lanes(Instant::now())[0].depth, 72);
+        assert_eq!(waiting.len(), 74);
+        for waiter in &mut waiting {
+            assert!(waiter.now_or_never().is_none());
+        }
+        assert_eq!(admission.lanes(Instant::now())[0].depth, 74);
     }
 }

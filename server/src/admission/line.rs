@@ -1,5 +1,8 @@
 //! A lane's line, fair to users: whose loads run least goes first, and who asks first among equals.
 //!
+//! Who would wait for how many is told by the same rule ([`Line::ahead`], [`Line::places`]): whoever
+//! runs less is served before those that came earlier.
+//!
 //! A full queue is no way for one user to keep others out: who has the most in it makes room for
 //! somebody who has clearly less ([`crowder`]). So a user who asks fifty times as often as another
 //! waits in its own line, and the other one gets its part.
@@ -45,28 +48,31 @@ impl Line {
         self.0.drain(..).map(|waiter| waiter.ticket)
     }
 
-    /// The last one of the user with the most in this line.
-    pub(super) fn last_of_most(&self) -> Option<(Ticket, u32)> {
-        let (most, _) = counts([self]).into_iter().max_by_key(|(_, count)| *count)?;
-        let last = self.0.iter().rfind(|waiter| waiter.user == most)?;
-        Some((last.ticket, most))
-    }
-
     /// Takes out the last one of a user.
     fn pop_last_of(&mut self, user: u32) -> Option<Ticket> {
         let at = self.0.iter().rposition(|waiter| waiter.user == user)?;
         self.0.remove(at).map(|waiter| waiter.ticket)
     }
 
-    /// Those that start before one more of `user`: its own, and of each other user as many as it
-    /// takes until that one runs no fewer and has got as far in the line.
+    /// Those that start before one more of `user`.
     pub(super) fn ahead(&self, user: u32, running: impl Fn(u32) -> usize) -> usize {
-        let mut counts = counts([self]);
-        let own = counts.remove(&user).unwrap_or_default();
-        let of = |(other, waiting): (u32, usize)| {
-            waiting.min(own + 1 + running(user).saturating_sub(running(other)))
+        let counts = counts([self]);
+        ahead(&counts, user, counts.get(&user).copied().unwrap_or_default(), &running)
+    }
+
+    /// All that wait, in the order in which they came, and how many start before each.
+    pub(super) fn places(&self, running: impl Fn(u32) -> usize) -> Vec<(Ticket, usize)> {
+        let counts = counts([self]);
+        let run: BTreeMap<u32, usize> = counts.keys().map(|user| (*user, running(*user))).collect();
+        let running = |user| run.get(&user).copied().unwrap_or_default();
+        let mut seen: BTreeMap<u32, usize> = BTreeMap::new();
+        let place = |waiter: &Waiter| {
+            let own = seen.entry(waiter.user).or_default();
+            let ahead = ahead(&counts, waiter.user, *own, &running);
+            *own += 1;
+            (waiter.ticket, ahead)
         };
-        own + counts.into_iter().map(of).sum::<usize>()
+        self.0.iter().map(place).collect()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -81,6 +87,24 @@ impl Line {
     pub(super) fn oldest(&self) -> Option<Instant> {
         self.0.front().map(|waiter| waiter.offered)
     }
+}
+
+/// Those that start before the load of `user` that has `own` others before it: these, and of each
+/// other user as many as it takes until that one runs no fewer and has got as far in the line. Of one
+/// that runs more none start until both run as many: each place that it leaves goes to `user`.
+fn ahead(
+    counts: &BTreeMap<u32, usize>,
+    user: u32,
+    own: usize,
+    running: &impl Fn(u32) -> usize,
+) -> usize {
+    let runs = running(user);
+    let of = |(other, waiting): (&u32, &usize)| {
+        let more = own + 1 + runs.saturating_sub(running(*other));
+        let less = running(*other).saturating_sub(runs).div_ceil(2);
+        (*waiting).min(more.saturating_sub(less))
+    };
+    own + counts.iter().filter(|(other, _)| **other != user).map(of).sum::<usize>()
 }
 
 /// How many of each user are in these lines.
@@ -128,8 +152,9 @@ mod tests {
         (0..60).for_each(|ticket| line.push(Ticket(ticket), 7, Instant::now()));
         assert_eq!(line.ahead(7, |_| 2), 60);
         assert_eq!(line.ahead(8, |_| 2), 1, "one in turn");
+        assert_eq!(line.places(|_| 2)[41], (Ticket(41), 41));
         assert_eq!(line.ahead(8, |user| if user == 8 { 5 } else { 2 }), 4, "it runs more");
-        assert_eq!(line.ahead(8, |user| if user == 8 { 0 } else { 2 }), 1);
+        assert_eq!(line.ahead(8, |user| if user == 8 { 0 } else { 2 }), 0, "it goes first");
         line.push(Ticket(60), 8, Instant::now());
         assert_eq!((line.ahead(7, |_| 0), line.ahead(8, |_| 0)), (61, 3));
         // What it is told is how it comes.
@@ -148,6 +173,25 @@ mod tests {
         assert_eq!(gone, before);
     }
 
+    /// Places that come free one after the other, each of a load of whoever runs most.
+    #[test]
+    fn what_is_told_of_a_wait_is_how_it_comes_where_one_user_has_all_places() {
+        let mut line = Line::default();
+        (0..31).for_each(|ticket| line.push(Ticket(ticket), 7, Instant::now()));
+        (31..63).for_each(|ticket| line.push(Ticket(ticket), 8, Instant::now()));
+        let mut running = BTreeMap::from([(7, 64_usize), (8, 0)]);
+        let told = line.places(|user| running[&user]);
+        assert_eq!(told[31], (Ticket(31), 0));
+        assert_eq!(told[62], (Ticket(62), 31));
+        for start in 0..32 {
+            *running.get_mut(&7).unwrap() -= 1;
+            let (ticket, user) = line.next(|user| running[&user]).unwrap();
+            assert_eq!(told[31 + start], (ticket, start));
+            *running.get_mut(&user).unwrap() += 1;
+        }
+        assert_eq!(running[&8], 32);
+    }
+
     #[test]
     fn who_has_the_most_makes_room_and_nobody_else() {
         let mut lines = [Line::default(), Line::default()];
@@ -156,9 +200,7 @@ mod tests {
         }
         assert!(crowder(&mut lines, 7).is_none(), "not for itself");
         assert_eq!(crowder(&mut lines, 8), Some(Ticket(3)));
-        assert_eq!(lines[0].last_of_most(), Some((Ticket(2), 7)));
         lines[0].push(Ticket(9), 8, Instant::now());
-        assert_eq!(lines[0].last_of_most(), Some((Ticket(2), 7)));
         assert_eq!(crowder(&mut lines, 8), Some(Ticket(1)));
         lines[0].push(Ticket(10), 8, Instant::now());
         assert!(crowder(&mut lines, 8).is_none(), "they have the same");

@@ -8,7 +8,7 @@
 //!
 //! What is too much: a quarter of its time, or half a second if that is less, so that a daemon that
 //! was asked for too much is itself again soon after. Where loads take longer than that, one may
-//! wait for as long as they usually take. Nothing is known, and nothing refused, before some loads
+//! wait for as long as they usually take, at first. Nothing is known, and nothing refused, before some loads
 //! have started while others waited.
 //!
 //! What it may wait is less where the load itself will take most of its time: for that, what loads
@@ -19,12 +19,12 @@
 //! longer than that without a break, more come than can be served: a queue then only makes each of
 //! them late, and no more of them end. From there on one may wait for a tenth of that, or half as
 //! long as loads usually take (controlled delay: "Fail at Scale", ACM Queue 13(8), has it for
-//! servers).
+//! servers); and always for two starts, its own and one of somebody else.
 //!
 //! One that waits already may turn out to wait for too much of its time: it came before anything was
-//! known, or loads became slower. It is told as soon as that is known, with half of that time on top,
-//! so that a pace that varies turns nobody away who was let in. One that has the time may wait on,
-//! however many came with it.
+//! known, loads became slower, or somebody who runs less goes before it. It is told as soon as that
+//! is known, with half of that time on top, so that a pace that varies turns nobody away who was let
+//! in. One that has the time may wait on, however many came with it.
 
 use std::time::Duration;
 
@@ -55,6 +55,15 @@ const STANDING: Duration = Duration::from_millis(500);
 
 /// For how long nobody waits at a break: a queue that is kept short is empty at times.
 const BREAK: Duration = Duration::from_millis(100);
+
+/// Where a load would wait.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    /// Those that start before it.
+    pub(super) ahead: usize,
+    /// Loads that run.
+    pub(super) active: usize,
+}
 
 /// The gaps between starts of one stretch of time in which loads wait; see the module's head.
 #[derive(Debug, Clone, Copy, Default)]
@@ -103,28 +112,25 @@ impl Pace {
         self.gaps >= GAPS_MIN && remaining.as_secs_f64() < usual * OVER_WITHIN
     }
 
-    /// How long a load would wait behind `ahead` others, if that is too long for one that has
-    /// `remaining`, while `active` run.
+    /// How long a load would wait, if that is too long for one that has `remaining`.
     pub(super) fn too_long(
         &self,
-        ahead: usize,
-        active: usize,
+        place: Place,
         remaining: Duration,
         now: Instant,
     ) -> Option<Duration> {
-        let wait = self.wait(ahead)?;
-        (wait > self.bearable(active, remaining, now)?).then_some(wait)
+        let wait = self.wait(place.ahead)?;
+        (wait > self.bearable(place.active, remaining, now)?).then_some(wait)
     }
 
-    /// The same of a load that waits already.
+    /// How long a load that waits already will go on to, if it has no time for that.
     pub(super) fn turned_out_too_long(
         &self,
-        ahead: usize,
-        active: usize,
+        place: Place,
         remaining: Duration,
     ) -> Option<Duration> {
-        let wait = self.wait(ahead)?;
-        let bearable = of_its_time(self.starts(active)?, remaining);
+        let wait = self.wait(place.ahead)?;
+        let bearable = of_its_time(self.starts(place.active)?, remaining);
         (wait > bearable + bearable / 2).then_some(wait)
     }
 
@@ -168,6 +174,10 @@ mod tests {
         Duration::from_millis(millis)
     }
 
+    fn at(ahead: usize, active: usize) -> Place {
+        Place { ahead, active }
+    }
+
     /// Of loads that started every so many milliseconds while others waited, and when the last did.
     fn pace(gap: u64, starts: u64) -> (Pace, Instant) {
         let (mut pace, mut now) = (Pace::default(), Instant::now());
@@ -182,12 +192,12 @@ mod tests {
     #[test]
     fn a_quarter_of_a_loads_time_is_what_it_may_wait() {
         let (pace, now) = pace(10, 50);
-        assert_eq!(pace.too_long(23, 8, SECOND, now), None);
-        let wait = pace.too_long(30, 8, SECOND, now).unwrap();
+        assert_eq!(pace.too_long(at(23, 8), SECOND, now), None);
+        let wait = pace.too_long(at(30, 8), SECOND, now).unwrap();
         assert!((wait.as_secs_f64() - 0.31).abs() < 1e-6, "{wait:?}");
         // However much time it has, it is refused where the wait is out of proportion.
-        assert_eq!(pace.too_long(45, 8, 100 * SECOND, now), None);
-        assert!(pace.too_long(60, 8, 100 * SECOND, now).is_some());
+        assert_eq!(pace.too_long(at(45, 8), 100 * SECOND, now), None);
+        assert!(pace.too_long(at(60, 8), 100 * SECOND, now).is_some());
     }
 
     #[test]
@@ -195,21 +205,21 @@ mod tests {
         // Sixty-four run, and one is over every two seconds: each takes about two minutes, and half
         // of that one may wait.
         let (pace, now) = pace(2000, 40);
-        assert_eq!(pace.too_long(31, 64, 900 * SECOND, now), None);
-        assert!(pace.too_long(32, 64, 900 * SECOND, now).is_some());
-        assert!(pace.too_long(31, 64, 240 * SECOND, now).is_some(), "it has no time for that");
+        assert_eq!(pace.too_long(at(31, 64), 900 * SECOND, now), None);
+        assert!(pace.too_long(at(32, 64), 900 * SECOND, now).is_some());
+        assert!(pace.too_long(at(31, 64), 240 * SECOND, now).is_some(), "it has no time for that");
     }
 
     #[test]
     fn what_loads_take_is_left_to_them() {
         // Sixteen run, of which one is over every 40 ms: each takes 0.64 s.
         let (pace, now) = pace(40, 11);
-        assert_eq!(pace.too_long(1, 16, SECOND, now), None);
-        assert!(pace.too_long(2, 16, SECOND, now).is_some());
-        assert_eq!(pace.too_long(9, 16, 2 * SECOND, now), None);
+        assert_eq!(pace.too_long(at(1, 16), SECOND, now), None);
+        assert!(pace.too_long(at(2, 16), SECOND, now).is_some());
+        assert_eq!(pace.too_long(at(9, 16), 2 * SECOND, now), None);
         // Who has less time than others take is perhaps not like them.
-        assert_eq!(pace.too_long(0, 64, SECOND, now), None);
-        assert!(pace.too_long(1, 64, SECOND, now).is_some());
+        assert_eq!(pace.too_long(at(0, 64), SECOND, now), None);
+        assert!(pace.too_long(at(1, 64), SECOND, now).is_some());
     }
 
     #[test]
@@ -230,45 +240,45 @@ mod tests {
     #[test]
     fn a_queue_that_stays_is_kept_short() {
         let (burst, now) = pace(1, 501);
-        assert_eq!(burst.too_long(400, 8, 100 * SECOND, now), None);
+        assert_eq!(burst.too_long(at(400, 8), 100 * SECOND, now), None);
         let (mut stays, now) = pace(1, 502);
-        assert!(stays.too_long(400, 8, 100 * SECOND, now).is_some());
-        assert!(stays.too_long(50, 8, 100 * SECOND, now).is_some());
-        assert_eq!(stays.too_long(49, 8, 100 * SECOND, now), None);
+        assert!(stays.too_long(at(400, 8), 100 * SECOND, now).is_some());
+        assert!(stays.too_long(at(50, 8), 100 * SECOND, now).is_some());
+        assert_eq!(stays.too_long(at(49, 8), 100 * SECOND, now), None);
         // Half as long as those take of whom so many run at once.
-        assert_eq!(stays.too_long(63, 128, 100 * SECOND, now), None);
-        assert!(stays.too_long(64, 128, 100 * SECOND, now).is_some());
+        assert_eq!(stays.too_long(at(63, 128), 100 * SECOND, now), None);
+        assert!(stays.too_long(at(64, 128), 100 * SECOND, now).is_some());
         let (slow, then) = pace(1000, 10);
-        assert_eq!(slow.too_long(1, 1, 100 * SECOND, then), None);
-        assert!(slow.too_long(2, 1, 100 * SECOND, then).is_some());
+        assert_eq!(slow.too_long(at(1, 1), 100 * SECOND, then), None);
+        assert!(slow.too_long(at(2, 1), 100 * SECOND, then).is_some());
         // Who waits already and has the time waits on.
-        assert_eq!(stays.turned_out_too_long(400, 8, 100 * SECOND), None);
-        assert_eq!(stays.turned_out_too_long(74, 8, millis(202)), None);
-        assert!(stays.turned_out_too_long(75, 8, millis(202)).is_some());
+        assert_eq!(stays.turned_out_too_long(at(400, 8), 100 * SECOND), None);
+        assert_eq!(stays.turned_out_too_long(at(74, 8), millis(202)), None);
+        assert!(stays.turned_out_too_long(at(75, 8), millis(202)).is_some());
 
         // That it is empty for a moment is no break. A load that comes then finds none ahead.
         stays.looked(false, now);
-        assert_eq!(stays.too_long(0, 8, millis(1), now), None);
+        assert_eq!(stays.too_long(at(0, 8), millis(1), now), None);
         stays.looked(true, now + millis(99));
-        assert!(stays.too_long(50, 8, 100 * SECOND, now + millis(99)).is_some());
+        assert!(stays.too_long(at(50, 8), 100 * SECOND, now + millis(99)).is_some());
         // And the pause is not the pace of starts.
         stays.started(now + millis(100));
-        assert_eq!(stays.too_long(49, 8, 100 * SECOND, now + millis(100)), None);
+        assert_eq!(stays.too_long(at(49, 8), 100 * SECOND, now + millis(100)), None);
         stays.looked(false, now + millis(100));
         stays.looked(true, now + millis(200));
-        assert_eq!(stays.too_long(400, 8, 100 * SECOND, now + millis(200)), None);
+        assert_eq!(stays.too_long(at(400, 8), 100 * SECOND, now + millis(200)), None);
     }
 
     #[test]
     fn nothing_is_refused_before_enough_is_known_or_when_that_is_long_ago() {
         let few = u64::from(GAPS_MIN);
         let (pace_of_few, now) = pace(10_000, few);
-        assert_eq!(pace_of_few.too_long(9, 1, SECOND, now), None);
+        assert_eq!(pace_of_few.too_long(at(9, 1), SECOND, now), None);
         let (mut known, now) = pace(10_000, few + 1);
-        assert!(known.too_long(9, 1, SECOND, now).is_some());
+        assert!(known.too_long(at(9, 1), SECOND, now).is_some());
         known.looked(false, now);
-        assert_eq!(known.too_long(9, 1, SECOND, now), None, "nobody waits");
+        assert_eq!(known.too_long(at(9, 1), SECOND, now), None, "nobody waits");
         known.looked(true, now + BREAK);
-        assert_eq!(known.too_long(9, 1, SECOND, now + BREAK), None, "that was another time");
+        assert_eq!(known.too_long(at(9, 1), SECOND, now + BREAK), None, "that was another time");
     }
 }

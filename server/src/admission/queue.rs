@@ -363,10 +363,9 @@ impl Queue {
         self.lanes[lane.index()].ahead(user, |user| self.running(user))
     }
 
-    /// Of those that wait in `lane`, the last of the user with the most, and how many start before it.
-    pub(crate) fn last(&self, lane: Lane) -> Option<(Ticket, usize)> {
-        let (ticket, user) = self.lanes[lane.index()].last_of_most()?;
-        Some((ticket, self.ahead(lane, user).saturating_sub(1)))
+    /// Those that wait in `lane`, in the order in which they came, and how many start before each.
+    pub(crate) fn places(&self, lane: Lane) -> Vec<(Ticket, usize)> {
+        self.lanes[lane.index()].places(|user| self.running(user))
     }
 
     /// Loads of a user that run.

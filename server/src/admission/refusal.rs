@@ -64,7 +64,7 @@ pub(crate) enum AdmissionError {
         depth: usize,
     },
     /// The queue is too slow for the time that the load has.
-    #[error("{depth} loads already wait for admission, so another would wait {wait:.1?}")]
+    #[error("{depth} loads already wait for admission, so this one would wait {wait:.1?}")]
     QueueSlow {
         /// Loads waiting.
         depth: usize,

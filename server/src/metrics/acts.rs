@@ -153,7 +153,7 @@ pub(super) const ACTS: &[(&str, &str)] = &[
     ),
     (
         "forebay_refusal_duration_seconds",
-        "callers are to go elsewhere at once: more than 10 ms and `forebay_runtime_lag_seconds` with it: the CPUs are used up; without it: loads became slower while some waited, see `forebay_stage_service_seconds`",
+        "callers are to go elsewhere at once. More than 10 ms, and `forebay_runtime_lag_seconds` with it: the CPUs are used up; without it: many came at once, before it was known how fast loads start, or loads became slower while some waited, see `forebay_stage_service_seconds`",
     ),
     (
         "forebay_cache_evictions_total",

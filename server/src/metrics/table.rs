@@ -91,7 +91,7 @@ table! {
     POOL_EJECTIONS "forebay_address_ejections_total" Counter Count [EJECTION] "Times that an address was left out: failing or slow";
     ORIGIN_BYTES "forebay_origin_bytes_total" Counter Bytes [] "Body bytes received from origins by finished loads, failed attempts included";
     REJECTED "forebay_admission_rejected_total" Counter Count [REJECTION] "Loads refused by admission";
-    REFUSAL_SECONDS "forebay_refusal_duration_seconds" Histogram Seconds [] "From the request to its refusal with QUEUE_FULL: at once, or after a wait that turned out to be too long";
+    REFUSAL_SECONDS "forebay_refusal_duration_seconds" Histogram Seconds [] "From a call's headers to its refusal with QUEUE_FULL: at once, or after a wait that turned out to be too long or was ended for somebody else's";
     EVICTIONS "forebay_cache_evictions_total" Counter Count [CACHE EVICTION] "Chunks given up: for room, for the filesystem's floor, because somebody asked, or with the segment that they lay in (resize)";
     CACHE_REQUESTS "forebay_cache_requests_total" Counter Count [CACHE LOOKUP] "Chunks asked of a tier: hit, miss, corrupt, or bypass where its disk is left alone or fails";
     CHOICES "forebay_tier_decisions_total" Counter Count [SOURCE CHOICE] "Chunks of loads by the tier that they were taken from, and why from there: cached or stored there, or joined on the way for another load; from the origin because there is no NVMe tier, it does not have them, its disk is left alone, or what it had could not be read or was bad";
