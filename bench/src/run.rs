@@ -62,7 +62,7 @@ const KNOWN_LOADS: usize = 48;
 /// What `--help` says at its end.
 pub const HELP: &str = "\
 Every load that was made is in the file of --output; `forebay-bench compare A.json B.json` says what
-changed between two. A full run takes some 25 minutes and 4 GiB of memory, --quick five.
+changed between two. A full run takes some 30 minutes and 4 GiB of memory, --quick six.
 
 Example: forebay-bench run ram cold --quick --html report.html";
 
@@ -86,6 +86,16 @@ pub enum Scenario {
 }
 
 impl Scenario {
+    /// Where bytes come from, if from one tier only.
+    fn tier(self) -> Option<&'static str> {
+        match self {
+            Self::Cold | Self::Packed | Self::TensorParallel | Self::ManySmall => Some("origin"),
+            Self::Nvme => Some("NVMe"),
+            Self::Ram => Some("RAM"),
+            Self::Mixed => None,
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Cold => "cold",
@@ -144,7 +154,7 @@ pub struct RunArgs {
     /// Size of the checkpoint of one load in MiB [default: 64; 16 with --quick]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=65536))]
     mib: Option<u64>,
-    /// Seconds of each rate [default: 10; 2 with --quick]
+    /// Seconds of each rate; ten times the best is held for six times that [default: 10; 2 with --quick]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=3600))]
     seconds: Option<u16>,
     /// What a load may take where loads arrive [default: 20 times what it takes alone, 1s at least]

@@ -34,7 +34,12 @@ pub(crate) struct Ground {
 impl Ground {
     /// A checkpoint of normally distributed bf16 weights with all that lies beside them, packed.
     pub(crate) async fn of_weights(bytes: u64) -> Outcome<Self> {
-        let made = checkpoint(CheckpointSpec::new(SEED, bytes).shards(SHARDS).normal());
+        Self::of_other_weights(SEED, bytes).await
+    }
+
+    /// The same, of weights that are others for each seed.
+    pub(crate) async fn of_other_weights(seed: u64, bytes: u64) -> Outcome<Self> {
+        let made = checkpoint(CheckpointSpec::new(seed, bytes).shards(SHARDS).normal());
         let origin = S3Origin::start(S3Options::default()).await;
         let ground = Self { origin, made };
         ground.put(RAW, ground.made.files());

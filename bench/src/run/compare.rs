@@ -173,6 +173,10 @@ fn conditions(before: &Value, after: &Value) -> Vec<String> {
     differing(before, after, &places, "")
 }
 
+/// What of a scenario has to be the same, beside what is loaded.
+const CONDITIONS: [&str; 4] =
+    ["/settings_that_differ", "/what", "/deadline_seconds", "/seconds_of_the_largest_overload"];
+
 /// What of a scenario is not the same.
 fn conditions_of(before: &Value, after: &Value) -> Vec<String> {
     let scenario = before["scenario"].as_str().unwrap_or_default();
@@ -188,7 +192,7 @@ fn conditions_of(before: &Value, after: &Value) -> Vec<String> {
         ],
         false => &["/checkpoint/embedded", "/checkpoint/revision"],
     };
-    let places = [checkpoint, &["/settings_that_differ", "/what", "/deadline_seconds"]].concat();
+    let places = [checkpoint, &CONDITIONS].concat();
     differing(before, after, &places, &format!("{scenario}: "))
 }
 
@@ -250,11 +254,11 @@ fn overloads<'a>(before: &'a Value, after: &'a Value) -> Vec<(u64, &'a Value, &'
     both.collect()
 }
 
-/// Seconds that loads took which ended with all their bytes, in the order in which they came.
+/// Seconds that loads took which were let in, in the order in which they came.
 fn latencies(phase: &Value) -> Vec<f64> {
-    let complete = |load: &Kept| ["met", "late"].contains(&load.outcome.as_str());
+    let let_in = |load: &Kept| ["met", "late", "expired"].contains(&load.outcome.as_str());
     let loads = read(&phase["loads"]);
-    loads.iter().filter(|load| complete(load)).map(|load| load.ended - load.scheduled).collect()
+    loads.iter().filter(|load| let_in(load)).map(|load| load.ended - load.scheduled).collect()
 }
 
 /// Loads a second that ended in time, for each piece of a phase.

@@ -10,7 +10,7 @@ use super::Scenario;
 use super::capacity::Prediction;
 use super::goodput::Sums;
 use super::knee::Verdict;
-use super::regimes::{AT_ONCE, Overload, Phase, Round, Steady, oldest_queue, usual_queue};
+use super::regimes::{AT_ONCE, LARGEST, Overload, Phase, Round, Steady, oldest_queue, usual_queue};
 use super::sample::{self, Sample, micro};
 use super::watch;
 use crate::measure::Spread;
@@ -27,10 +27,10 @@ const RECOVERY_MAX: f64 = 1.0;
 /// How long the slowest of a hundred loads that were let in takes, of what it does at the steady
 /// rate, at most.
 const P99_MAX: f64 = 2.0;
+/// Of the bytes those that come from where the scenario is about, at least: or it measures another.
+const FROM_TIER_MIN: f64 = 0.9;
 /// Of all refusals those that come at once, at least.
 const AT_ONCE_MIN: f64 = 0.99;
-/// The factor that is held to bounds.
-const BOUND_FACTOR: u32 = 10;
 
 /// Where most loads ended in time.
 pub(super) fn peak_of<'a>(
@@ -118,6 +118,7 @@ impl Measured {
                 "phase": phase(&overload.phase),
             })
         };
+        let largest = self.overloads.iter().find(|overload| overload.factor == LARGEST);
         let round = |round: &Round| {
             json!({
                 "goodput_of_peak": round.kept(),
@@ -129,6 +130,7 @@ impl Measured {
             "scenario": self.scenario.name(),
             "what": self.what,
             "deadline_seconds": self.deadline,
+            "seconds_of_the_largest_overload": largest.map(|largest| micro(largest.phase.seconds)),
             "settings_that_differ": self.settings,
             "checkpoint": self.checkpoint,
             "machine_meanwhile": self.machine,
@@ -156,8 +158,15 @@ impl Measured {
         let rate = |sample: &Sample| sample.bytes as f64 / 1e9 / sample.latency();
         row.figures.push(Figure::new("a load", "s", of(Sample::latency)));
         row.figures.push(Figure::new("a load", "GB/s", of(rate)));
-        for (tier, share) in tiers(samples) {
-            row.figures.push(figure(format!("bytes from {tier}"), "of it", share));
+        let tiers = tiers(samples);
+        for (tier, share) in &tiers {
+            row.figures.push(figure(format!("bytes from {tier}"), "of it", *share));
+        }
+        if let Some(tier) = self.scenario.tier().filter(|_| !tiers.is_empty()) {
+            let share =
+                tiers.iter().find(|(from, _)| *from == tier).map_or(0.0, |(_, share)| *share);
+            let what = format!("of the bytes from {tier}, as it should be");
+            row.bounds.push(Bound::new(what, share, Limit::AtLeast(FROM_TIER_MIN)));
         }
         let well = samples.iter().filter(|sample| sample.is_complete()).count();
         let share = well as f64 / samples.len() as f64;
@@ -225,12 +234,12 @@ impl Measured {
             figure("age of the oldest waiter, worst", "s", oldest_queue(phase)),
             figure("the generator was late by, p99", "s", behind_p99),
         ];
-        if *factor == BOUND_FACTOR {
+        if *factor == LARGEST {
             row.figures.push(Figure::new("in time, of the peak, in turn", "of it", self.kept()));
         }
         // Nothing was refused, say.
         row.figures.retain(|figure| figure.spread.median().is_finite());
-        if *factor == BOUND_FACTOR {
+        if *factor == LARGEST {
             let kept = self.kept();
             row.bounds = vec![
                 Bound::new("goodput, of the peak", kept.median(), Limit::AtLeast(GOODPUT_MIN)),
@@ -242,7 +251,7 @@ impl Measured {
                 ),
             ];
             let told = Bound::new("of refusals at once", at_once, Limit::AtLeast(AT_ONCE_MIN));
-            row.bounds.extend(at_once.is_finite().then_some(told));
+            row.bounds.extend((refused > 0).then_some(told));
         }
         row
     }
@@ -323,6 +332,8 @@ fn timeline(trace: &Trace) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use forebay_client::model::BytesByTier;
+
     use super::super::goodput::sums;
     use super::super::regimes::SteadyStep;
     use super::super::sample::Ended;
@@ -381,12 +392,25 @@ mod tests {
         assert!(!holds(&Measured { rounds, ..measured(Some(0.9), 95) }));
         // Those that are let in, and those that are not, are to know soon.
         let mut slow = measured(Some(0.9), 95);
+        slow.overloads[0].phase.sums.met -= 5;
+        slow.overloads[0].phase.sums.refused = 5;
+        assert!(holds(&slow));
         slow.overloads[0].refused_at_once = 0.98;
         assert!(!holds(&slow));
         slow.overloads[0].refused_at_once = f64::NAN;
+        assert!(!holds(&slow), "the daemon counts none of those that clients had");
+        slow.overloads[0].phase.sums.refused = 0;
         assert!(holds(&slow), "nobody was refused");
         slow.overloads[0].phase.sums.p99 *= 2.1;
         assert!(!holds(&slow));
+        // What came from elsewhere is no load of that kind.
+        let from = |ram, origin| {
+            let mut elsewhere = measured(Some(0.9), 95);
+            let tiers = BytesByTier { ram, origin, ..BytesByTier::default() };
+            elsewhere.floor.samples.iter_mut().for_each(|sample| sample.tiers = tiers);
+            elsewhere
+        };
+        assert!(holds(&from(96, 4)) && !holds(&from(80, 20)) && !holds(&from(0, 1)));
         let (overloads, rounds) = (Vec::new(), Vec::new());
         let nothing = Measured { steady: None, overloads, rounds, ..measured(None, 1) };
         assert!(holds(&nothing));

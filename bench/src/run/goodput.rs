@@ -22,7 +22,8 @@ pub(super) struct Sums {
     pub(super) failed: usize,
     /// Loads a second that met their deadline.
     pub(super) goodput: f64,
-    /// Seconds from when admitted loads were to begin to their end.
+    /// Seconds from when loads that were let in were to begin to their end, which may be that their
+    /// time was over.
     pub(super) median: f64,
     pub(super) p99: f64,
     /// Seconds until a refusal was there.
@@ -36,7 +37,7 @@ pub(super) struct Sums {
 pub(super) fn sums(samples: &[Sample], seconds: f64) -> Sums {
     let count = |outcome: Ended| samples.iter().filter(|sample| sample.outcome == outcome).count();
     let latencies: Vec<f64> =
-        samples.iter().filter(|sample| sample.is_complete()).map(Sample::latency).collect();
+        samples.iter().filter(|sample| sample.was_let_in()).map(Sample::latency).collect();
     let refused = samples.iter().filter(|sample| sample.outcome == Ended::Refused);
     let answers: Vec<f64> = refused.map(|sample| sample.ended - sample.started).collect();
     let behind: Vec<f64> = samples.iter().map(|sample| sample.started - sample.scheduled).collect();
@@ -119,6 +120,9 @@ mod tests {
         assert_eq!((sums.arrived, sums.met, sums.late, sums.refused), (102, 51, 1, 50));
         assert!((sums.median - 0.1).abs() < 1e-9 && sums.p99 > 3.9, "{sums:?}");
         assert!((sums.refusal_p99 - 0.002).abs() < 1e-9, "{sums:?}");
+        // One whose time was over had been let in as well.
+        let expired = [sample(0.0, 0.1, Ended::Met), sample(0.0, 1.0, Ended::Expired)];
+        assert!(super::sums(&expired, 10.0).p99 > 0.9);
         let ends: Vec<f64> = samples
             .iter()
             .filter(|sample| sample.outcome == Ended::Met)

@@ -34,6 +34,9 @@ pub(super) const RANKS: u32 = 4;
 /// more even if most loads of a round are refused.
 const COLD_POOLS: u64 = 30;
 const COLD_COPIES_MIN: u64 = 64;
+/// Packed checkpoints: each has to be packed before. A load that comes round to one again finds it
+/// dropped.
+const PACKED_COPIES: u64 = 24;
 /// The same of those that lie on NVMe.
 const NVME_POOLS: u64 = 2;
 const NVME_COPIES_MIN: u64 = 8;
@@ -88,7 +91,10 @@ impl Ground {
             Scenario::Nvme | Scenario::Mixed => copies(NVME_POOLS, NVME_COPIES_MIN),
             _ => 0,
         };
-        let all = stored + copies(COLD_POOLS, COLD_COPIES_MIN);
+        let all = match scenario {
+            Scenario::Packed => PACKED_COPIES,
+            _ => stored + copies(COLD_POOLS, COLD_COPIES_MIN),
+        };
         let origin = match options.uris.is_empty() {
             true => {
                 let form = match scenario {
@@ -142,9 +148,10 @@ impl Ground {
             let target = Target { uri, forget: None, ranks: 0 };
             Box::pin(self.load(number, &target, None)).await?;
         }
-        // A user's only checkpoint is not left in a tier that it is not measured from.
+        // A checkpoint that comes round again is not left in a tier that it is not measured from.
         let left = match self.scenario {
             Scenario::Ram => &[],
+            Scenario::Packed => self.uris.as_slice(),
             _ if self.origin.is_some() => &[],
             _ => self.uris.as_slice(),
         };
@@ -268,10 +275,12 @@ impl Ground {
                 let uri = self.stored(number);
                 (uri.clone(), Some(EvictRequest::new(uri).tier(KeepTier::Ram)))
             }
-            // The user's are few, and would be in RAM the next time; of ours there are plenty.
+            // The user's are few, and would be in RAM the next time, as would packed ones; of our
+            // others there are plenty.
             Tier::Origin => {
                 let uri = self.cold(number);
-                let forget = self.origin.is_none().then(|| EvictRequest::new(&uri));
+                let are_few = self.origin.is_none() || self.scenario == Scenario::Packed;
+                let forget = are_few.then(|| EvictRequest::new(&uri));
                 (uri, forget)
             }
         };

@@ -1,7 +1,8 @@
 //! The embedded origin, in a process of its own: one checkpoint in memory, under many prefixes.
 //!
 //! To a daemon each prefix is a checkpoint of its own, so that as many cold loads can be made as
-//! anybody wants from the memory of one. As with `raw-origin`, the parent starts itself with a
+//! anybody wants from the memory of one. Not so where it is packed: chunks are known by their digests
+//! then, wherever they lie, and each prefix has weights of its own. As with `raw-origin`, the parent starts itself with a
 //! hidden verb; the child says on its standard output where it serves, and ends when its standard
 //! input does.
 
@@ -130,7 +131,6 @@ fn prefix(copy: usize) -> String {
 /// If the memory or a socket cannot be had.
 pub fn serve(args: &OriginArgs) -> Outcome<()> {
     let (files, entry) = files(args)?;
-    let files = files.below((0..args.copies).map(prefix));
     let options = RawOptions {
         total_bytes_per_second: args.bytes_per_second,
         first_byte: Duration::from_millis(args.first_byte),
@@ -144,20 +144,26 @@ pub fn serve(args: &OriginArgs) -> Outcome<()> {
     Ok(())
 }
 
-/// The files of one prefix, and which of them to name where the prefix itself is not enough.
+/// The files of all prefixes, and which of one to name where the prefix itself is not enough.
 fn files(args: &OriginArgs) -> Outcome<(RawFiles, &'static str)> {
     let shards = match args.form {
         Form::Plain => SHARDS,
         Form::Small => SMALL_SHARDS,
-        Form::Packed => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let ground = runtime.block_on(packed::Ground::of_weights(args.bytes))?;
-            let packed = ground.packed()?;
-            let files = packed.iter().map(|(name, content)| (name.clone(), content));
-            // Web servers have no listing, so a packed checkpoint is named by its manifest.
-            return Ok((RawFiles::make(files)?, MANIFEST_NAME));
-        }
+        // Web servers have no listing, so a packed checkpoint is named by its manifest.
+        Form::Packed => return Ok((packed_files(args)?, MANIFEST_NAME)),
     };
     let made = checkpoint(CheckpointSpec::new(SEED, args.bytes).shards(shards));
-    Ok((RawFiles::checkpoint("", &made)?, ""))
+    Ok((RawFiles::checkpoint("", &made)?.below((0..args.copies).map(prefix)), ""))
+}
+
+fn packed_files(args: &OriginArgs) -> Outcome<RawFiles> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut files = RawFiles::default();
+    for (copy, seed) in (0..args.copies).zip(SEED..) {
+        let ground = runtime.block_on(packed::Ground::of_other_weights(seed, args.bytes))?;
+        let packed = ground.packed()?;
+        let one = packed.iter().map(|(name, content)| (format!("{}{name}", prefix(copy)), content));
+        files = files.and(&RawFiles::make(one)?);
+    }
+    Ok(files)
 }

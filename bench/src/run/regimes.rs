@@ -21,8 +21,9 @@ use super::watch::{Look, Watch};
 use crate::Outcome;
 use crate::origin::progress;
 
-/// What the rates of overload are of the best steady one.
-pub(super) const FACTORS: [u32; 3] = [2, 5, 10];
+/// What the rates of overload are of the best steady one; the largest is held to bounds.
+pub(super) const FACTORS: [u32; 3] = [2, 5, LARGEST];
+pub(super) const LARGEST: u32 = 10;
 /// How many times as long as other rates the largest multiple is held: what a queue that fills at
 /// once does to the first loads is not to be what the slowest hundredth of all is.
 const LARGEST_LONGER: f64 = 6.0;
@@ -264,7 +265,7 @@ pub(super) async fn overload(
 ) -> Outcome<Overload> {
     let alone: Vec<f64> = floor.samples.iter().map(Sample::latency).collect();
     let threshold = threshold(&alone);
-    let longer = if FACTORS.last() == Some(&factor) { LARGEST_LONGER } else { 1.0 };
+    let longer = if factor == LARGEST { LARGEST_LONGER } else { 1.0 };
     let terms = Terms { seconds: terms.seconds * longer, ..terms };
     let refused_before = refusals(ground)?;
     let seed = terms.seed.wrapping_add(1000).wrapping_add(factor.into());

@@ -3,7 +3,7 @@
 //! Times are seconds since their phase began. In JSON a phase's loads are rows of a table with
 //! named columns: of 10,000 loads the names alone would be most of the file otherwise.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use forebay_client::model::{BytesByTier, Report};
 use forebay_client::{ClientError, ErrorKind, Reason};
@@ -85,6 +85,11 @@ impl Sample {
         self.ended - self.scheduled
     }
 
+    /// Whether it was begun and ended, by all its bytes or since its time was over.
+    pub(super) fn was_let_in(&self) -> bool {
+        self.is_complete() || self.outcome == Ended::Expired
+    }
+
     /// Whether all its bytes came, in time or not.
     pub(super) fn is_complete(&self) -> bool {
         matches!(self.outcome, Ended::Met | Ended::Late)
@@ -127,7 +132,8 @@ const COLUMNS: [&str; 11] = [
     "stages",
 ];
 
-/// All loads of a phase.
+/// All loads of a phase. Those that were refused are most of an overload, and have nothing to tell
+/// but when: they are columns.
 pub(super) fn table(samples: &[Sample]) -> Value {
     let names = samples.iter().flat_map(|sample| &sample.stages).map(|stage| stage.stage.as_str());
     let names: Vec<&str> = names.collect::<BTreeSet<_>>().into_iter().collect();
@@ -151,11 +157,25 @@ pub(super) fn table(samples: &[Sample]) -> Value {
             stages.collect::<Vec<_>>(),
         ])
     };
+    let refused = || samples.iter().filter(|sample| sample.outcome == Ended::Refused);
+    let times = |of: fn(&Sample) -> f64| refused().map(|load| micro(of(load))).collect::<Vec<_>>();
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    refused().for_each(|load| *reasons.entry(load.reason).or_default() += 1);
     json!({
         "columns": COLUMNS,
         "stages_are": ["stage", "queue_seconds", "service_seconds", "critical_path_seconds"],
         "stage_names": names,
-        "rows": samples.iter().map(row).collect::<Vec<_>>(),
+        "rows": samples
+            .iter()
+            .filter(|sample| sample.outcome != Ended::Refused)
+            .map(row)
+            .collect::<Vec<_>>(),
+        "refused": {
+            "reasons": reasons,
+            "scheduled": times(|load| load.scheduled),
+            "began_after": times(|load| load.started - load.scheduled),
+            "ended_after": times(|load| load.ended - load.started),
+        },
     })
 }
 
@@ -172,7 +192,7 @@ pub(super) struct Kept {
     pub(super) outcome: String,
 }
 
-/// The loads of a table; none of what is no table.
+/// The loads of a table that were not refused; none of what is no table.
 pub(super) fn read(table: &Value) -> Vec<Kept> {
     let columns: Vec<&str> =
         table["columns"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
@@ -225,9 +245,14 @@ pub(super) mod tests {
         assert_eq!(table["stage_names"], json!(["body", "resolve"]));
         assert_eq!(table["rows"][0][10], json!([[0, 0.1, 0.2, 0.15], [1, 0.1, 0.2, 0.05]]));
         let kept = read(&table);
-        assert_eq!(kept.len(), 2);
+        assert_eq!(kept.len(), 1);
         assert_eq!((kept[0].scheduled, kept[0].ended), (0.5, 0.75));
-        assert_eq!(kept[1].outcome, "refused");
+        let refused = &table["refused"];
+        assert_eq!(
+            (&refused["scheduled"], &refused["ended_after"]),
+            (&json!([1.0]), &json!([0.001]))
+        );
+        assert_eq!(refused["reasons"], json!({ "": 1 }));
         assert!(read(&json!({})).is_empty() && read(&json!({"columns": ["a"]})).is_empty());
     }
 }

@@ -61,6 +61,13 @@ impl RawFiles {
         Self(Arc::new(prefixes.into_iter().flat_map(below).collect()))
     }
 
+    /// These and others.
+    #[must_use]
+    pub fn and(&self, others: &Self) -> Self {
+        let all = self.0.iter().chain(others.0.iter());
+        Self(Arc::new(all.map(|(key, file)| (key.clone(), Arc::clone(file))).collect()))
+    }
+
     pub(crate) fn get(&self, key: &str) -> Option<&RawFile> {
         self.0.get(key).map(Arc::as_ref)
     }

@@ -17,12 +17,15 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).expect("the bench has written it")
 }
 
-/// Rows of a table that keeps loads or looks.
+/// What a table keeps of loads or looks: rows, and columns of loads that were refused.
 fn count(table: &Value) -> usize {
     let columns = table["columns"].as_array().expect("columns").len();
     let rows = table["rows"].as_array().expect("rows");
     assert!(rows.iter().all(|row| row.as_array().is_some_and(|row| row.len() == columns)));
-    rows.len()
+    let refused = ["scheduled", "began_after", "ended_after"]
+        .map(|column| table["refused"][column].as_array().map_or(0, Vec::len));
+    assert_eq!(refused, [refused[0]; 3]);
+    rows.len() + refused[0]
 }
 
 /// Every element that is opened is closed, in order.
