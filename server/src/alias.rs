@@ -112,6 +112,8 @@ pub(crate) struct View {
 pub(crate) struct Setting {
     aliases: Arc<Aliases>,
     name: AliasName,
+    /// Who sets it.
+    domain: String,
     /// Of the record as it was when this began; none if there was none.
     generation: Option<u64>,
 }
@@ -234,8 +236,12 @@ impl Aliases {
         changing.await
     }
 
-    /// Nobody else sets the name until what is returned is dropped.
-    pub(crate) fn begin(self: &Arc<Self>, name: &AliasName, uri: &str) -> Result<Setting, Failure> {
+    /// Nobody else sets the name until what is returned is dropped. It will be of `domain`.
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        (name, domain): (&AliasName, &str),
+        uri: &str,
+    ) -> Result<Setting, Failure> {
         self.kept()?;
         if self.nvme.is_none() {
             let why = "an alias keeps its revisions in the NVMe tier, and this daemon has none";
@@ -249,13 +255,15 @@ impl Aliases {
             let message = format!("there are {ALIASES_MAX} aliases, which is their limit");
             return Err(Failure::new(Reason::LimitExceeded, &message).with_quota(message));
         }
-        if let Some(other) = table.setting.get(name) {
-            let message = format!("{name} is being set to {other} by another call");
+        if table.setting.contains_key(name) {
+            // To what is not every caller's business.
+            let message = format!("{name} is being set by another call");
             return Err(Failure::new(Reason::AliasBusy, message));
         }
         table.setting.insert(name.clone(), uri.to_owned());
         let generation = table.entries.get(name).map(|entry| entry.record.generation);
-        Ok(Setting { aliases: Arc::clone(self), name: name.clone(), generation })
+        let (name, domain) = (name.clone(), domain.to_owned());
+        Ok(Setting { aliases: Arc::clone(self), name, domain, generation })
     }
 
     /// Switches a name to what was stored and checked for it; whether it stood for something else.
@@ -267,11 +275,13 @@ impl Aliases {
         now: Duration,
     ) -> Result<(View, bool), Failure> {
         let (name, generation) = (setting.name.clone(), setting.generation);
+        let domain = setting.domain.clone();
         let changing = self.commit(move |aliases, kept| {
             let bytes = saved(&manifest).map_err(|error| not_kept(&name, &error.to_string()))?;
             let target = Target::of(&manifest);
             let set = aliases.table().set(&name, generation, &target, rule, now);
             let (record, is_new) = set?;
+            let record = record.of(&domain);
             aliases.pin(&aliases.table(), Some(manifest.revision()));
             let written = kept.store.keep_manifest(&target.revision, &bytes);
             let written = written.and_then(|()| kept.store.keep(&record));
@@ -320,13 +330,15 @@ impl Aliases {
         (table.entries.len(), armed.count())
     }
 
-    /// What was damaged, in sentences.
-    pub(crate) fn troubles(&self) -> Vec<String> {
+    /// What was damaged, in sentences, of names that are the asker's business; a record that cannot be
+    /// read is everybody's, and tells no name.
+    pub(crate) fn troubles(&self, is_ours: impl Fn(&Record) -> bool) -> Vec<String> {
         let table = self.table();
         let nameless = table.damaged.iter().map(|(stem, why)| {
             format!("aliases: the record {}… was damaged and is put aside: {why}", &stem[..12])
         });
-        let named = table.entries.iter().flat_map(|(name, entry)| {
+        let ours = table.entries.iter().filter(|(_, entry)| is_ours(&entry.record));
+        let named = ours.flat_map(|(name, entry)| {
             let known = [Some(&entry.current), entry.previous.as_ref()].into_iter().flatten();
             let bad = known.filter_map(|known| known.as_ref().err());
             bad.map(move |why| format!("aliases: a revision of {name} cannot be loaded: {why}"))

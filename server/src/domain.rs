@@ -100,8 +100,8 @@ pub(crate) struct Domain {
     spec: DomainSpec,
     /// Its number, which its segments carry.
     index: u32,
-    /// It is the only one.
-    alone: bool,
+    /// Of all domains.
+    names: Arc<[Arc<str>]>,
     /// What it loaded, where no prefixes say what is its business.
     seen: Mutex<BTreeSet<String>>,
 }
@@ -119,7 +119,19 @@ impl Domain {
 
     /// Whether it is the only one, so that nothing has to be kept from it.
     pub(crate) fn is_alone(&self) -> bool {
-        self.alone
+        self.names.len() == 1
+    }
+
+    /// What it signs what outlives the daemon with; empty if nothing has to be kept from anybody.
+    pub(crate) fn signature(&self) -> &str {
+        if self.is_alone() { "" } else { &self.spec.name }
+    }
+
+    /// Whether it may change what was signed so: its own, and what is nobody's, as of a domain that
+    /// the settings do not have any more.
+    pub(crate) fn may_change(&self, signature: &str) -> bool {
+        let is_somebodys = self.names.iter().any(|name| **name == *signature);
+        self.is_alone() || *self.spec.name == *signature || !is_somebodys
     }
 
     /// An error unless it may load what lies at `uri`, which is in canonical form.
@@ -149,7 +161,7 @@ impl Domain {
 
     /// It loads what lies at `uri`.
     pub(crate) fn uses(&self, uri: &str) {
-        if self.alone || !self.spec.uri_prefixes.is_empty() {
+        if self.is_alone() || !self.spec.uri_prefixes.is_empty() {
             return;
         }
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -162,7 +174,7 @@ impl Domain {
     /// Whether what is stored of `uri` is its business: what it may load, where the settings say
     /// that, else what it has loaded since the daemon was started.
     pub(crate) fn sees(&self, uri: &str) -> bool {
-        if self.alone || !self.spec.uri_prefixes.is_empty() {
+        if self.is_alone() || !self.spec.uri_prefixes.is_empty() {
             return self.may_load(uri);
         }
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).contains(uri)
@@ -172,7 +184,7 @@ impl Domain {
     pub(crate) fn sees_origin(&self, origin: &str) -> bool {
         let within = |uri: &str| is_at_or_under(uri, origin) || is_at_or_under(origin, uri);
         match self.spec.uri_prefixes.as_slice() {
-            [] if self.alone => true,
+            [] if self.is_alone() => true,
             [] => {
                 let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
                 seen.iter().any(|uri| within(uri))
@@ -189,9 +201,10 @@ pub(crate) struct Domains(Arc<[Arc<Domain>]>);
 impl Domains {
     /// As the settings have them.
     pub(crate) fn new(specs: &[DomainSpec]) -> Self {
-        let alone = specs.len() == 1;
+        let names: Arc<[Arc<str>]> = specs.iter().map(|spec| Arc::clone(&spec.name)).collect();
         let domain = |(index, spec): (u32, &DomainSpec)| {
-            Arc::new(Domain { spec: spec.clone(), index, alone, seen: Mutex::default() })
+            let (spec, names) = (spec.clone(), Arc::clone(&names));
+            Arc::new(Domain { spec, index, names, seen: Mutex::default() })
         };
         Self((0..).zip(specs).map(domain).collect())
     }

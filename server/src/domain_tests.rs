@@ -158,3 +158,19 @@ fn lanes_are_those_that_it_may_use() {
     let refused = domain.check_lane(Lane::Interactive).unwrap_err();
     assert_eq!(refused.reason, Reason::LaneNotAllowed);
 }
+
+#[test]
+fn what_a_domain_signed_only_it_may_change() {
+    let domains = Domains::new(&[spec("blue", &[1], None), spec("red", &[2], None)]);
+    let [blue, red] = [0, 1].map(|index| Arc::clone(domains.iter().nth(index).unwrap()));
+    assert_eq!((blue.signature(), red.signature()), ("blue", "red"));
+    assert!(blue.may_change("blue") && !red.may_change("blue"));
+    // Of before there were domains, and of one that is gone.
+    for signature in ["", "green"] {
+        assert!(blue.may_change(signature) && red.may_change(signature));
+    }
+    let alone = Domains::new(&[spec("blue", &[1], None)]);
+    let alone = alone.iter().next().unwrap();
+    assert_eq!(alone.signature(), "");
+    assert!(alone.may_change("red"));
+}

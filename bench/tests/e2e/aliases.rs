@@ -26,7 +26,11 @@ fn spec(origin: &S3Origin) -> NodeSpec {
     NodeSpec::of(origin).nvme("64MiB")
 }
 
-async fn set(client: &Client, name: &str, uri: &str) -> Result<AliasReport, ClientError> {
+pub(crate) async fn set(
+    client: &Client,
+    name: &str,
+    uri: &str,
+) -> Result<AliasReport, ClientError> {
     set_with(client, name, uri, None).await
 }
 

@@ -21,6 +21,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::aliases;
 use crate::canary;
 use crate::command::{command, object, run, text};
 use crate::harness::{
@@ -286,6 +287,38 @@ async fn prefetched(client: &Client, uri: &str) -> Result<(), ClientError> {
     let mut prefetch = client.prefetch(PrefetchRequest::new(uri)).await?;
     while prefetch.next().await?.is_some() {}
     Ok(())
+}
+
+#[tokio::test]
+async fn only_the_domain_that_set_a_name_may_change_it() {
+    let (origin, node, _content, _dir) = two("8MiB", "64MiB").await;
+    let next = Content::synthetic(4, CHUNK);
+    origin.put(BUCKET, "n", next.clone());
+    let (blue, red) = (with(&node, BLUE).await, with(&node, RED).await);
+    for object in ["m", "n"] {
+        aliases::set(&blue, "prod", &s3_uri(object)).await.unwrap();
+    }
+    // Whoever may load what it stands for may do so by the name, and see it.
+    let (mapped, _) = digests(&red, LoadRequest::new("prod")).await.unwrap();
+    assert_eq!(mapped, expected_digests(&[("n".to_owned(), next)]));
+    assert_eq!(red.aliases(Some("prod")).await.unwrap().len(), 1);
+    for error in [
+        red.rollback("prod").await.unwrap_err(),
+        red.remove_alias("prod").await.unwrap_err(),
+        aliases::set(&red, "prod", &s3_uri("m")).await.unwrap_err(),
+    ] {
+        assert_ends(&error, Reason::UriNotAllowed, 8);
+        assert!(!error.to_string().contains("blue"), "{error}");
+    }
+    let stands_for =
+        async |client: &Client| client.aliases(Some("prod")).await.unwrap().remove(0).current.uri;
+    assert_eq!(stands_for(&blue).await, s3_uri("n"));
+    blue.rollback("prod").await.unwrap();
+    assert_eq!(stands_for(&red).await, s3_uri("m"));
+    assert_eq!(blue.remove_alias("prod").await.unwrap(), 2);
+    aliases::set(&red, "prod", &s3_uri("n")).await.unwrap();
+    assert_ends(&blue.rollback("prod").await.unwrap_err(), Reason::UriNotAllowed, 8);
+    node.settled().await;
 }
 
 #[tokio::test]

@@ -169,6 +169,9 @@ pub(crate) struct Event {
 pub(crate) struct Record {
     /// The alias.
     pub(crate) name: String,
+    /// The domain that set it, where there are several.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) domain: String,
     /// How often it was switched.
     pub(crate) generation: u64,
     /// What it stands for.
@@ -207,6 +210,7 @@ impl Record {
     ) -> Self {
         let mut record = Self {
             name: name.to_owned(),
+            domain: String::new(),
             generation: 1,
             current,
             previous: None,
@@ -216,6 +220,12 @@ impl Record {
         };
         record.note(EventKind::Set, None, String::new());
         record
+    }
+
+    /// The same, of the domain that signs so.
+    #[must_use]
+    pub(crate) fn of(self, domain: &str) -> Self {
+        Self { domain: domain.to_owned(), ..self }
     }
 
     /// It stands for `target` from now on. If it did before, only its rule is another one.

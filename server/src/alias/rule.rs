@@ -34,7 +34,17 @@ impl Ended {
             | Reason::Superseded
             | Reason::Draining
             | Reason::QueueFull
-            | Reason::UidNotAllowed => return None,
+            | Reason::RamExhausted
+            | Reason::NvmeExhausted
+            | Reason::DeviceUnavailable
+            | Reason::DeviceExhausted
+            | Reason::DeviceFailed
+            | Reason::UidNotAllowed
+            | Reason::UriNotAllowed
+            | Reason::LaneNotAllowed
+            | Reason::TokenUnknown => return None,
+            // Of a client that keeps what it was lent, and not of an origin that sends nothing.
+            Reason::NoProgress if failure.stage.as_deref() != Some("fetch") => return None,
             reason if reason.kind() == ErrorKind::InvalidArgument => return None,
             _ => {}
         }
@@ -213,9 +223,18 @@ mod tests {
             Reason::Superseded,
             Reason::Draining,
             Reason::QueueFull,
+            Reason::RamExhausted,
+            Reason::NvmeExhausted,
+            Reason::DeviceUnavailable,
+            Reason::DeviceExhausted,
+            Reason::DeviceFailed,
             Reason::BadRequest,
             Reason::BadDeadline,
             Reason::UidNotAllowed,
+            Reason::UriNotAllowed,
+            Reason::LaneNotAllowed,
+            Reason::TokenUnknown,
+            Reason::NoProgress,
         ] {
             assert_eq!(of(reason), None, "{reason:?}");
         }
@@ -224,7 +243,8 @@ mod tests {
         assert_eq!(of(Reason::OriginRejected), Some(BAD));
         assert_eq!(of(Reason::RevisionChanged), Some(BAD));
         assert_eq!(of(Reason::Deadline), Some(LATE));
-        assert_eq!(of(Reason::NoProgress), Some(LATE));
+        let silent = Failure::new(Reason::NoProgress, "the origin sent no byte").at_stage("fetch");
+        assert_eq!(Ended::of(&silent), Some(LATE));
         assert_eq!(of(Reason::DeadlineInfeasible), Some(LATE));
         assert_eq!(of(Reason::DigestMismatch), Some(LOST));
         assert_eq!(of(Reason::Truncated), Some(LOST));

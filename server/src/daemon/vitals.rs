@@ -63,7 +63,7 @@ impl DaemonVitals {
             troubles.extend(nvme.degraded());
         }
         metrics::aliases(self.first.aliases.counts());
-        troubles.extend(self.first.aliases.troubles());
+        troubles.extend(self.first.aliases.troubles(|_| true));
         troubles.extend(dns.degraded.map(|why| format!("dns: {why}")));
         for what in ["ram", "memlock", "numa", "nvme", "cache-dir", "dns", "aliases"] {
             let is_degraded = self.first.degraded.iter().chain(&troubles).any(|sentence| {

@@ -15,7 +15,7 @@ use tonic::Status;
 
 use super::{Context, Shared, client_gone, convert, deadline, shown_uri};
 use crate::admission::Lane;
-use crate::alias::{By, Done, Ended, RuleState, Step, View, Work, set, wall_clock};
+use crate::alias::{By, Done, Ended, Record, RuleState, Step, View, Work, set, wall_clock};
 use crate::deadline::Deadline;
 use crate::error::stopping;
 use crate::flight::Waiter;
@@ -63,24 +63,47 @@ pub(super) fn named(shared: &Shared, text: &str) -> Result<String, Failure> {
 
 /// Whether an alias is a domain's business: it may load what the name stands for, and stood for
 /// before, which it may be rolled back to.
-fn is_ours(shared: &Shared, view: &View) -> bool {
-    let targets = [Some(&view.record.current), view.record.previous.as_ref()];
+pub(super) fn concerns(shared: &Shared, record: &Record) -> bool {
+    let targets = [Some(&record.current), record.previous.as_ref()];
     targets.into_iter().flatten().all(|of| shared.stages.domain.may_load(&of.uri))
 }
 
-/// Whether a name is taken by what is none of the domain's business.
-fn is_foreign(shared: &Shared, name: &AliasName) -> Result<bool, Failure> {
-    let views = shared.aliases.list(None)?;
-    let taken = views.iter().find(|view| view.record.name == name.as_str());
-    Ok(taken.is_some_and(|view| !is_ours(shared, view)))
+fn is_ours(shared: &Shared, view: &View) -> bool {
+    concerns(shared, &view.record)
 }
 
-/// An error where a name is none to the domain.
-fn check(shared: &Shared, name: &AliasName) -> Result<(), Failure> {
-    if is_foreign(shared, name)? {
-        return Err(Failure::new(Reason::AliasUnknown, format!("there is no alias {name}")));
+/// What a name is to the domain.
+enum Standing {
+    /// Free, or one that it may change.
+    Own,
+    /// It may load it, and another domain set it.
+    Shown,
+    /// None of its business.
+    Foreign,
+}
+
+fn standing(shared: &Shared, name: &AliasName) -> Result<Standing, Failure> {
+    let views = shared.aliases.list(None)?;
+    let taken = views.iter().find(|view| view.record.name == name.as_str());
+    Ok(match taken {
+        Some(view) if !is_ours(shared, view) => Standing::Foreign,
+        Some(view) if !shared.stages.domain.may_change(&view.record.domain) => Standing::Shown,
+        _ => Standing::Own,
+    })
+}
+
+/// An error where a name is none to the domain, or where it may not do more with it than load it.
+fn check(shared: &Shared, name: &AliasName, to_change: bool) -> Result<(), Failure> {
+    match standing(shared, name)? {
+        Standing::Foreign => {
+            Err(Failure::new(Reason::AliasUnknown, format!("there is no alias {name}")))
+        }
+        Standing::Shown if to_change => {
+            let message = format!("another domain set the alias {name}, and only it may change it");
+            Err(Failure::new(Reason::UriNotAllowed, message))
+        }
+        Standing::Own | Standing::Shown => Ok(()),
     }
-    Ok(())
 }
 
 /// What a request is about, as a manifest; of an alias nothing is asked.
@@ -132,10 +155,14 @@ pub(super) async fn set_alias(
 ) -> Result<(), Failure> {
     let name = AliasName::parse(&asked.name)?;
     let rule = asked.rule.as_ref().map(RollbackRule::receive).transpose()?;
-    if is_foreign(shared, &name)? {
-        let message = format!("the name {name} is taken on this node; give another one");
-        return Err(Failure::new(Reason::UriNotAllowed, message));
-    }
+    let own = || match standing(shared, &name)? {
+        Standing::Own => Ok(()),
+        Standing::Shown | Standing::Foreign => {
+            let message = format!("the name {name} is taken on this node; give another one");
+            Err(Failure::new(Reason::UriNotAllowed, message))
+        }
+    };
+    own()?;
     if shared.draining.is_cancelled() {
         return Err(stopping("the daemon is stopping"));
     }
@@ -145,7 +172,10 @@ pub(super) async fn set_alias(
                        is not kept; give one without, and the daemon credentials that may read it";
         return Err(Failure::new(Reason::BadRequest, message).at_stage("resolve"));
     }
-    let setting = shared.aliases.begin(&name, &target.shown_uri)?;
+    let signed = (&name, shared.stages.domain.signature());
+    let setting = shared.aliases.begin(signed, &target.shown_uri)?;
+    // Another domain may have set it meanwhile; from here on nobody else does.
+    own()?;
     let resolving = context.deadline.cut(manifest_of(shared, target, context.deadline));
     let manifest = resolving.await.map_err(|_expired| deadline())??;
     let given = Given::new(name.to_string(), 0, Arc::clone(&manifest));
@@ -230,7 +260,7 @@ pub(super) async fn rollback(
     asked: pb::RollbackRequest,
 ) -> Result<pb::RollbackResponse, Failure> {
     let name = AliasName::parse(&asked.name)?;
-    check(shared, &name)?;
+    check(shared, &name, true)?;
     let rolling = shared.aliases.roll_back(name, By::Caller, None, wall_clock());
     let view = context.deadline.cut(rolling).await.map_err(|_expired| deadline())??;
     let wall_seconds = context.opened.elapsed().as_secs_f64();
@@ -250,7 +280,7 @@ pub(super) fn list(shared: &Shared, name: &str) -> Result<pb::ListAliasesRespons
         true => None,
         false => Some(AliasName::parse(name)?),
     };
-    name.iter().try_for_each(|name| check(shared, name))?;
+    name.iter().try_for_each(|name| check(shared, name, false))?;
     let views = shared.aliases.list(name.as_ref())?;
     let ours = views.iter().filter(|view| is_ours(shared, view));
     Ok(pb::ListAliasesResponse { aliases: ours.map(alias).collect() })
@@ -270,7 +300,7 @@ pub(super) async fn remove(
     asked: pb::RemoveAliasRequest,
 ) -> Result<pb::RemoveAliasResponse, Failure> {
     let name = AliasName::parse(&asked.name)?;
-    check(shared, &name)?;
+    check(shared, &name, true)?;
     let removing = context.deadline.cut(shared.aliases.remove(name.clone()));
     let revisions = removing.await.map_err(|_expired| deadline())??;
     tracing::info!(alias = %name, revisions, "an alias is removed");

@@ -48,7 +48,7 @@ pub(super) fn now(shared: &Shared) -> pb::StatusResponse {
             .chain(stages.ram.pool().degraded())
             .chain(stages.workers.degraded())
             .chain(stages.nvme.iter().flat_map(|nvme| nvme.degraded()))
-            .chain(shared.aliases.troubles())
+            .chain(shared.aliases.troubles(|record| aliasing::concerns(shared, record)))
             .collect(),
         names: dns.names.iter().map(name).collect(),
         endpoints: endpoints.into_iter().map(endpoint).collect(),
