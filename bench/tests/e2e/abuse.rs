@@ -5,14 +5,16 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use forebay_client::{CallOptions, Client, LoadRequest, Reason};
+use forebay_client::{CallOptions, Client, Failure, LoadRequest, Reason};
 use forebay_proto::pb;
 use forebay_proto::pb::load_request::Event as Said;
 use forebay_testkit::Content;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::harness::{
     BUCKET, CHUNK, Node, NodeSpec, assert_ends, connect, digests, expected_digests, failure, s3,
@@ -214,6 +216,20 @@ async fn node() -> (forebay_testkit::S3Origin, Node, Content) {
 async fn serves(client: &Client, content: &Content) {
     let mapped = digests(client, LoadRequest::new(s3_uri("m"))).await.unwrap().0;
     assert_eq!(mapped, expected_digests(&[("m".to_owned(), content.clone())]));
+}
+
+/// A stream on which nothing is said is not kept for as long as a load may take.
+#[tokio::test]
+async fn a_load_that_is_not_opened_ends_soon() {
+    let (_origin, node, content) = node().await;
+    let (_said, silent) = mpsc::channel::<pb::LoadRequest>(1);
+    let mut client = forebay(&node.daemon).await;
+    let mut heard = client.load(ReceiverStream::new(silent)).await.unwrap().into_inner();
+    let failure = Failure::from_status(&heard.message().await.unwrap_err());
+    assert_eq!(failure.reason, Reason::BadRequest, "{failure}");
+    assert!(failure.message.contains("`open`"), "{failure}");
+    serves(&node.client, &content).await;
+    node.settled().await;
 }
 
 fn descriptors(node: &Node) -> usize {

@@ -7,6 +7,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
 
 use forebay_proto::{Failure, Placement, Reason, pb};
 use tokio::sync::mpsc;
@@ -33,6 +34,10 @@ pub(super) const GRANT_QUEUE: usize = 64;
 
 /// Pages on their way to the connection.
 pub(super) const PAGE_QUEUE: usize = 4;
+
+/// How long the `open` of a load may take: a stream without is kept for nothing, and holds up a daemon
+/// that stops.
+const OPEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Client messages between the connection and the load.
 const CLIENT_QUEUE: usize = 64;
@@ -155,7 +160,11 @@ pub(super) async fn load(
     mut incoming: Streaming<pb::LoadRequest>,
     out: &Out<pb::LoadResponse>,
 ) -> Result<(), Failure> {
-    let first = context.deadline.cut(incoming.message()).await.map_err(|_expired| deadline())?;
+    let first = tokio::time::timeout(OPEN_WITHIN, incoming.message());
+    let first = context.deadline.cut(first).await.map_err(|_expired| deadline())?;
+    let first = first.map_err(|_silent| {
+        Failure::new(Reason::BadRequest, format!("no `open` came within {OPEN_WITHIN:?}"))
+    })?;
     let first = first.map_err(|_broken| client_gone())?.and_then(|first| first.event);
     let Some(pb::load_request::Event::Open(open)) = first else {
         return Err(Failure::new(Reason::BadRequest, "a load begins with `open`"));
