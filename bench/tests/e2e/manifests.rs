@@ -135,6 +135,12 @@ const UNKNOWN: &[Spoilt] = &[
     (DAEMONSET, "health, --live]", "health, --alive]", "unexpected argument '--alive'"),
     (
         DAEMONSET,
+        "enableServiceLinks: false",
+        "enableServiceLinks: true",
+        "links to services would be settings",
+    ),
+    (
+        DAEMONSET,
         "terminationGracePeriodSeconds: 45",
         "terminationGracePeriodSeconds: 30",
         "within `drain`",

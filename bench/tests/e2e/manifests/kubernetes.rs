@@ -166,6 +166,10 @@ impl<'a> Pod<'a> {
                 problems.push("the selector does not match the template's labels".to_owned());
             }
         }
+        let has_ours = self.containers().any(|container| self.is_ours(container));
+        if has_ours && self.spec.get("enableServiceLinks") != Some(&Value::Bool(false)) {
+            problems.push("links to services would be settings of forebayd".to_owned());
+        }
         for volume in items(self.spec, "/volumes") {
             let name = text(volume, "/name");
             let used = self.containers().any(|container| {
