@@ -1,10 +1,10 @@
 //! The embedded origin, in a process of its own: one checkpoint in memory, under many prefixes.
 //!
 //! To a daemon each prefix is a checkpoint of its own, so that as many cold loads can be made as
-//! anybody wants from the memory of one. Not so where it is packed: chunks are known by their digests
-//! then, wherever they lie, and each prefix has weights of its own. As with `raw-origin`, the parent starts itself with a
-//! hidden verb; the child says on its standard output where it serves, and ends when its standard
-//! input does.
+//! anybody wants from the memory of one. Not so where it is packed: chunks are known by their
+//! digests then, wherever they lie, and each prefix has weights of its own. As with `raw-origin`, the
+//! parent starts itself with a hidden verb; the child says on its standard output where it serves,
+//! and ends when its standard input does.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};

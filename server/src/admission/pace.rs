@@ -8,8 +8,8 @@
 //!
 //! What is too much: a quarter of its time, or half a second if that is less, so that a daemon that
 //! was asked for too much is itself again soon after. Where loads take longer than that, one may
-//! wait for as long as they usually take, at first. Nothing is known, and nothing refused, before some loads
-//! have started while others waited.
+//! wait for as long as they usually take, at first. Nothing is known, and nothing refused, before
+//! some loads have started while others waited.
 //!
 //! What it may wait is less where the load itself will take most of its time: for that, what loads
 //! usually take is left to it. As that is of loads of all sizes, a sixteenth of its time may always
