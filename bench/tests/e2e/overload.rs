@@ -197,6 +197,7 @@ async fn who_comes_to_a_full_queue_is_told_how_long_it_is() {
     assert_eq!(node.metric(depth).await, Some(8.0));
     let rejected = "forebay_admission_rejected_total{reason=\"QUEUE_FULL\"}";
     assert_eq!(node.metric(rejected).await, Some(72.0));
+    assert_eq!(node.metric("forebay_refusal_duration_seconds_count").await, Some(72.0));
     tell_of_loads(&node).await;
     for holder in holders {
         holder.report().await.unwrap();
