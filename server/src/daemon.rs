@@ -1,5 +1,10 @@
 //! Builds the daemon, serves, and takes it down again.
 //!
+//! Calls and bytes have a runtime each: a call that is refused shall hear of it at once, and must not
+//! wait its turn behind bodies that are taken in. `forebay-calls` has connections of clients,
+//! admission, loads and what they hand over, and background work; `forebay-bytes` has flights,
+//! connections to origins, and the looks at the machine, which tell what bytes wait for.
+//!
 //! Start: sockets' folder and its lock, cache directory, RAM tier (its first segment; a task has
 //! the rest made), stages, sockets, then one log line and `READY=1`. Nothing touches an origin
 //! before a load does. What cannot be had without being essential degrades the daemon and is said
@@ -25,6 +30,7 @@ use forebay_origin::{AheadResolver, DnsSettings, NoEvidence, Origins, Resolve, S
 use forebay_proto::ErrorKind;
 use forebay_proto::pb::forebay_server::ForebayServer;
 use tokio::net::TcpListener;
+use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -144,15 +150,22 @@ fn run(flags: &Flags) -> Result<(), DaemonError> {
     }
     crate::log::start(settings.log(), settings.log_level);
     crate::remains::limit(settings.core_dumps);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("forebay-io")
-        .build()
-        .map_err(DaemonError::system("start the runtime"))?;
-    let ran = runtime.block_on(async { Daemon::start(settings).await?.until_stopped().await });
+    let bytes = runtime("forebay-bytes")?;
+    let calls = runtime("forebay-calls")?;
+    let serving = async { Daemon::start(settings, bytes.handle()).await?.until_stopped().await };
+    let ran = calls.block_on(serving);
     // What is left are tasks that ignored their end; they do not hold up the exit.
-    runtime.shutdown_background();
+    calls.shutdown_background();
+    bytes.shutdown_background();
     ran
+}
+
+fn runtime(name: &str) -> Result<Runtime, DaemonError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name(name)
+        .build()
+        .map_err(DaemonError::system(format!("start the runtime {name}")))
 }
 
 /// A daemon that serves.
@@ -178,7 +191,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn start(settings: Settings) -> Result<Self, DaemonError> {
+    async fn start(settings: Settings, bytes: &Handle) -> Result<Self, DaemonError> {
         let signals = Signals::listen()?;
         let mut degraded = Vec::new();
         let descriptors = place::raise_descriptor_limit();
@@ -189,12 +202,12 @@ impl Daemon {
         let (records, cache) = tiers::open_cache(&settings, &mut degraded)?;
         let (numa, workers) = survey(&mut degraded)?;
         let rams = tiers::make_rams(&settings, &domains, descriptors, numa.plan())?;
-        let (resolver, origins) = open_origins(&settings)?;
+        let (resolver, origins) = open_origins(&settings, bytes)?;
         let (flights, nvme_tasks) = (TaskTracker::new(), TaskTracker::new());
         let under = (cache.as_ref(), rams.as_slice(), &workers, &nvme_tasks);
         let (nvme, named) = tiers::open_nvme(&settings, under, &mut degraded);
-        let parts =
-            Parts { origins: &origins, records, flights: &flights, rams, nvme, numa, workers };
+        let flying = (&flights, bytes);
+        let parts = Parts { origins: &origins, records, flying, rams, nvme, numa, workers };
         let evidence = open_evidence(&settings, cache.as_ref());
         crate::remains::close(settings.core_dumps);
         let stages = cells::build_stages(&settings, &domains, parts, evidence)?;
@@ -219,7 +232,7 @@ impl Daemon {
         let routes: Result<Arc<[Routes]>, DaemonError> =
             shared.iter().map(|shared| routes(shared, health_service.clone())).collect();
         let face = Face { routes: routes?, domains };
-        watch(&mut listeners, &shared, &recorder, &closing);
+        watch((&mut listeners, bytes), &shared, &recorder, &closing);
         places.serve(&mut listeners, &shared, &face, &closing)?;
         let tcp_at = serve_tcp(&settings, &mut listeners, &face, &closing).await?;
         let metrics_at = serve_metrics(&settings, &mut listeners, &shared, recorder).await?;
@@ -351,9 +364,12 @@ fn tell_ready(settings: &Settings, listen: &str, metrics: Option<&str>) {
 }
 
 /// The object stores, and the resolver under them, which begins to look up what is configured.
-fn open_origins(settings: &Settings) -> Result<(Arc<AheadResolver>, Arc<Origins>), DaemonError> {
-    let runtime = tokio::runtime::Handle::current();
-    let resolver = Arc::new(AheadResolver::start(DnsSettings::default(), &runtime));
+/// Connections run on `bytes`, what asks for them anywhere.
+fn open_origins(
+    settings: &Settings,
+    bytes: &Handle,
+) -> Result<(Arc<AheadResolver>, Arc<Origins>), DaemonError> {
+    let resolver = Arc::new(AheadResolver::start(DnsSettings::default(), &Handle::current()));
     resolver.prime(settings.origin_hosts().iter().map(String::as_str));
     let shared: Arc<dyn Resolve> = Arc::clone(&resolver) as _;
     let sockets: Arc<dyn SocketEvidence> = match settings.evidence {
@@ -362,7 +378,8 @@ fn open_origins(settings: &Settings) -> Result<(Arc<AheadResolver>, Arc<Origins>
     };
     let origins = Origins::new(settings.origins.clone(), shared)
         .map_err(|error| DaemonError::Internal(error.to_string()))?
-        .with_evidence(sockets);
+        .with_evidence(sockets)
+        .on(bytes.clone());
     Ok((resolver, Arc::new(origins)))
 }
 
@@ -418,10 +435,10 @@ async fn serve_metrics(
     Ok(Some(bound.to_string()))
 }
 
-/// The tasks that live until the end: they give the RAM tier its size, measure how late the runtime
-/// is, look at the machine, sort what was measured, and have the rules of aliases act.
+/// The tasks that live until the end: they give the RAM tier its size, measure how late the runtimes
+/// are, look at the machine, sort what was measured, and have the rules of aliases act.
 fn watch(
-    tasks: &mut JoinSet<()>,
+    (tasks, bytes): (&mut JoinSet<()>, &Handle),
     shared: &[Arc<Shared>],
     recorder: &Metrics,
     closing: &CancellationToken,
@@ -433,13 +450,22 @@ fn watch(
     let (evidence, closing) = (Arc::clone(&first.stages.evidence), closing.clone());
     let recorder = recorder.clone();
     let (lateness, aliases) = (Arc::clone(&first.setup.lateness), Arc::clone(&first.aliases));
+    let closed = closing.clone();
+    // A look that comes late says what bytes wait for, and no call waits for a look.
+    let of_bytes = async move {
+        tokio::select! {
+            () = lag::watch(|late| metrics::runtime_lag("bytes", late)) => {}
+            () = evidence.watch() => {}
+            () = closed.cancelled() => {}
+        }
+    };
+    tasks.spawn_on(of_bytes, bytes);
     tasks.spawn(async move {
         tokio::select! {
             () = lag::watch(|late| {
-                metrics::runtime_lag(late);
+                metrics::runtime_lag("calls", late);
                 lateness.saw(late);
             }) => {}
-            () = evidence.watch() => {}
             () = recorder.keep_up() => {}
             () = aliases.watch() => {}
             () = closing.cancelled() => {}

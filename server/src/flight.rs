@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use forebay_origin::{Journal, ReadTerms, TraceTag};
 use forebay_proto::{Failure, Reason};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -271,12 +272,14 @@ pub(crate) enum Boarded {
 pub(crate) struct Flights {
     registry: Arc<Registry>,
     tasks: TaskTracker,
+    runtime: Handle,
 }
 
 impl Flights {
-    /// Flights that run as tasks of `tasks`.
-    pub(crate) fn new(tasks: TaskTracker) -> Self {
-        Self { registry: Arc::default(), tasks }
+    /// Flights that run as tasks of `tasks`, on the threads of `runtime`: those that answer calls do
+    /// not wait for bytes that come in.
+    pub(crate) fn new(tasks: TaskTracker, runtime: Handle) -> Self {
+        Self { registry: Arc::default(), tasks, runtime }
     }
 
     /// Whether a chunk is being fetched.
@@ -314,7 +317,7 @@ impl Flights {
             let landed = filling.await;
             sender.send_replace(Some(landed));
         });
-        let task = self.tasks.spawn(flying.in_current_span());
+        let task = self.tasks.spawn_on(flying.in_current_span(), &self.runtime);
         let flight = Arc::new(Flight {
             key,
             outcome,
@@ -346,7 +349,7 @@ mod tests {
     use super::*;
 
     fn flights() -> Flights {
-        Flights::new(TaskTracker::new())
+        Flights::new(TaskTracker::new(), Handle::current())
     }
 
     fn failing(count: &Arc<AtomicUsize>) -> impl Future<Output = Outcome> + Send + 'static {

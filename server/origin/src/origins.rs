@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use object_store::local::LocalFileSystem;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::credentials::standing::{self, CredentialStanding, Standing};
@@ -47,6 +48,8 @@ pub struct Origins {
     settings: OriginSettings,
     resolve: Arc<dyn Resolve>,
     evidence: Arc<dyn SocketEvidence>,
+    /// Where connections run: where they are used, if nothing else was said.
+    runtime: Option<Handle>,
     open: Mutex<Open>,
     book: Arc<Book>,
     strays: Arc<Strays>,
@@ -95,13 +98,20 @@ impl Origins {
         let book = Book::new(engine.ejection, engine.ejection_cap);
         let evidence = Arc::new(NoEvidence);
         let (open, strays) = (Mutex::default(), Arc::default());
-        Ok(Self { settings, resolve, evidence, open, book, strays })
+        Ok(Self { settings, resolve, evidence, runtime: None, open, book, strays })
     }
 
     /// The same, asking `evidence` about each connection.
     #[must_use]
     pub fn with_evidence(self, evidence: Arc<dyn SocketEvidence>) -> Self {
         Self { evidence, ..self }
+    }
+
+    /// The same, with connections that run on the threads of `runtime`, whoever asks. Bodies are read
+    /// where they are asked for.
+    #[must_use]
+    pub fn on(self, runtime: Handle) -> Self {
+        Self { runtime: Some(runtime), ..self }
     }
 
     /// The store of a URI. It serves every key of the URI's bucket or host.
@@ -325,7 +335,8 @@ impl Origins {
         let timeouts = self.settings.timeouts;
         let trust = Trust::new(block.ca_file.as_deref())?;
         let book = Arc::clone(&self.book);
-        let connector = Connector::new(Arc::clone(&self.resolve), trust, timeouts, book);
+        let connector =
+            Connector::new(Arc::clone(&self.resolve), trust, timeouts, book, self.runtime.clone());
         let evidence = Arc::clone(&self.evidence);
         let transport = Transport::new(connector, timeouts, block.max_connections, evidence);
         open.transports.insert(key, transport.clone());

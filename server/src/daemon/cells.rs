@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use forebay_origin::{AheadResolver, Origins};
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -50,7 +51,8 @@ const STAGED_CHUNKS_MAX: u64 = 256;
 pub(super) struct Parts<'a> {
     pub(super) origins: &'a Arc<Origins>,
     pub(super) records: Records,
-    pub(super) flights: &'a TaskTracker,
+    /// The tasks of flights, and where they run.
+    pub(super) flying: (&'a TaskTracker, &'a Handle),
     /// One per domain.
     pub(super) rams: Vec<Arc<RamTier>>,
     pub(super) nvme: Option<Arc<NvmeTier>>,
@@ -65,7 +67,7 @@ pub(super) fn build_stages(
     parts: Parts<'_>,
     evidence: Arc<Evidence>,
 ) -> Result<Vec<Arc<Stages>>, DaemonError> {
-    let Parts { origins, records, flights, rams, nvme, numa, workers } = parts;
+    let Parts { origins, records, flying: (flights, bytes), rams, nvme, numa, workers } = parts;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     // Plans and headers: short work, and rarely two at a time.
     let cpu = Workers::start("forebay-cpu", cores.div_ceil(2))
@@ -101,7 +103,7 @@ pub(super) fn build_stages(
             across: Arc::clone(&across),
             nvme: nvme.clone(),
             numa: Arc::clone(&numa),
-            flights: Flights::new(flights.clone()),
+            flights: Flights::new(flights.clone(), bytes.clone()),
             loads: Loads::default(),
             history: History::default(),
             cpu: Arc::clone(&cpu),

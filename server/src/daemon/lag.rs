@@ -1,4 +1,4 @@
-//! How late the runtime is: work on its threads that does not let go delays every socket.
+//! How late a runtime is: work on its threads that does not let go delays every socket.
 //!
 //! A task asks to be woken at a fixed pace and looks how long after its time it runs. What it finds
 //! is what any task finds whose turn has come: the queue before it, and whoever holds the threads.

@@ -144,7 +144,7 @@ fn count_everything() {
     ];
     fallbacks.into_iter().for_each(super::fell_back);
     super::decoded(1, 1, Duration::from_secs(1));
-    super::runtime_lag(Duration::ZERO);
+    ["calls", "bytes"].into_iter().for_each(|of| super::runtime_lag(of, Duration::ZERO));
     super::looked("glance", Duration::ZERO);
     drop(super::ram());
     let tier = super::TierMeters::new();

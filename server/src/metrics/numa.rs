@@ -43,9 +43,10 @@ pub(super) fn handed_over(bytes: NearBytes) {
     counter!(NUMA_REMOTE_BYTES, "stage" => "handoff").increment(bytes.far);
 }
 
-/// The runtime woke a task so late.
-pub(crate) fn runtime_lag(late: Duration) {
-    histogram!(RUNTIME_LAG_SECONDS, "runtime" => "main").record(late.as_secs_f64());
+/// A runtime woke a task so late.
+pub(crate) fn runtime_lag(runtime: &'static str, late: Duration) {
+    debug_assert!(labels::RUNTIME.allows(runtime), "{runtime}");
+    histogram!(RUNTIME_LAG_SECONDS, "runtime" => runtime).record(late.as_secs_f64());
 }
 
 /// A look at the machine took so much CPU time.

@@ -18,9 +18,11 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_util::context::TokioContext;
 use tower::Service;
 
 use super::probe::{Break, DialPhase, Route};
@@ -64,6 +66,7 @@ struct Shared {
     trust: Trust,
     timeouts: Timeouts,
     book: Arc<Book>,
+    runtime: Option<Handle>,
 }
 
 impl Connector {
@@ -72,8 +75,14 @@ impl Connector {
         trust: Trust,
         timeouts: Timeouts,
         book: Arc<Book>,
+        runtime: Option<Handle>,
     ) -> Self {
-        Self { shared: Arc::new(Shared { resolve, trust, timeouts, book }) }
+        Self { shared: Arc::new(Shared { resolve, trust, timeouts, book, runtime }) }
+    }
+
+    /// Which runtime's threads look after connections; that of who asks, if none.
+    pub(super) fn runtime(&self) -> Option<&Handle> {
+        self.shared.runtime.as_ref()
     }
 
     /// Makes a connection to the host of `uri`.
@@ -99,7 +108,16 @@ impl Service<Uri> for Connector {
 }
 
 impl Shared {
+    /// A socket is woken by the runtime in whose context it was made.
     async fn open(&self, uri: &Uri, route: &Route) -> Result<Stream, ConnectError> {
+        let opening = self.open_here(uri, route);
+        match &self.runtime {
+            Some(runtime) => TokioContext::new(opening, runtime.clone()).await,
+            None => opening.await,
+        }
+    }
+
+    async fn open_here(&self, uri: &Uri, route: &Route) -> Result<Stream, ConnectError> {
         let https = uri.scheme_str() == Some("https");
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });

@@ -17,12 +17,13 @@ use http::{Extensions, StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::capture_connection;
 use hyper_util::client::legacy::{Client, Error as ClientError};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody,
     HttpResponse, HttpResponseBody, HttpService,
 };
 use object_store::{ClientConfigKey, ClientOptions};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
 use super::answer::{added, made_fit, note_head, note_times, note_unconnected, redirect};
@@ -97,6 +98,23 @@ enum Refused {
     Redirect(&'static str),
 }
 
+/// Where hyper's own tasks run: on a given runtime, or on that of who asks.
+#[derive(Debug, Clone)]
+struct On(Option<Handle>);
+
+impl<F> hyper::rt::Executor<F> for On
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        // It ends with its connection; nobody waits for it.
+        drop(match &self.0 {
+            Some(runtime) => runtime.spawn(task),
+            None => tokio::spawn(task),
+        });
+    }
+}
+
 impl Transport {
     pub(crate) fn new(
         connector: Connector,
@@ -104,7 +122,7 @@ impl Transport {
         idle_max: Option<usize>,
         evidence: Arc<dyn SocketEvidence>,
     ) -> Self {
-        let mut builder = Client::builder(TokioExecutor::new());
+        let mut builder = Client::builder(On(connector.runtime().cloned()));
         builder
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)
