@@ -56,6 +56,10 @@ const POOL_CHECKPOINTS: u64 = 3;
 /// Where loads arrive, each has so many times what it takes alone, and this at least.
 const DEADLINE_FLOORS: f64 = 20.0;
 const DEADLINE_MIN: Duration = Duration::from_secs(1);
+/// Of the bytes those that come from where the scenario is about, at least. Ranks share the chunks at
+/// the edges of their slices, and all but the first may find these in RAM.
+const FROM_TIER_MIN: f64 = 0.9;
+const FROM_TIER_MIN_OF_RANKS: f64 = 0.7;
 /// The daemon knows its last 64 loads.
 const KNOWN_LOADS: usize = 48;
 
@@ -86,12 +90,14 @@ pub enum Scenario {
 }
 
 impl Scenario {
-    /// Where bytes come from, if from one tier only.
-    fn tier(self) -> Option<&'static str> {
+    /// Where bytes come from, if from one tier only, and how much of them at least: or a run
+    /// measures something else.
+    fn tier(self) -> Option<(&'static str, f64)> {
         match self {
-            Self::Cold | Self::Packed | Self::TensorParallel | Self::ManySmall => Some("origin"),
-            Self::Nvme => Some("NVMe"),
-            Self::Ram => Some("RAM"),
+            Self::Cold | Self::Packed | Self::ManySmall => Some(("origin", FROM_TIER_MIN)),
+            Self::TensorParallel => Some(("origin", FROM_TIER_MIN_OF_RANKS)),
+            Self::Nvme => Some(("NVMe", FROM_TIER_MIN)),
+            Self::Ram => Some(("RAM", FROM_TIER_MIN)),
             Self::Mixed => None,
         }
     }

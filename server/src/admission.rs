@@ -19,6 +19,7 @@ mod line;
 mod pace;
 pub(crate) mod queue;
 mod refusal;
+mod width;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,10 +33,14 @@ use gang::Gangs;
 use pace::{Pace, Place};
 use queue::{Decision, Limits, Queue, Ticket};
 use refusal::{Holding, SlowQueue};
+use width::Width;
 
 pub(crate) use gang::Part;
 pub(crate) use queue::Lane;
 pub(crate) use refusal::{AdmissionError, Holder};
+
+/// How often one that waits looks whether loads that run have stood still meanwhile, and more may.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Depths and ages, for status and metrics.
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +77,8 @@ struct State {
     queue: Queue,
     /// Of those that wait for a place.
     pace: Pace,
+    /// Of those that run.
+    width: Width,
     gangs: Gangs,
     waiters: HashMap<Ticket, oneshot::Sender<Answer>>,
     /// Who runs, or still has tokens out although its load is over.
@@ -104,6 +111,7 @@ impl Admission {
         let state = State {
             queue: Queue::new(limits),
             pace: Pace::default(),
+            width: Width::new(Instant::now()),
             gangs: Gangs::default(),
             waiters: HashMap::new(),
             holders: HashMap::new(),
@@ -163,6 +171,7 @@ impl Admission {
         let mut state = self.shared.lock();
         let State { queue, pace, gangs, .. } = &mut *state;
         let now = Instant::now();
+        pace.asked(now);
         let slow = gangs.answer(part, now, || {
             let ahead = queue.ahead(Lane::Interactive, part.uid);
             let place = Place { ahead, active: queue.active() };
@@ -255,6 +264,12 @@ impl Admission {
         state.queue.active() < state.queue.limits().active_max
     }
 
+    /// How many of a lane run at once while others wait, by what is known now.
+    pub(crate) fn width(&self) -> usize {
+        let state = self.shared.lock();
+        state.width.limit(true, Instant::now()).min(state.queue.limits().active_max)
+    }
+
     /// How many may run, and wait.
     pub(crate) fn limits(&self) -> Limits {
         self.shared.lock().queue.limits()
@@ -282,11 +297,17 @@ impl Shared {
     ) -> Result<Decision, AdmissionError> {
         let mut limit = Instant::now() + stall;
         loop {
-            if let Ok(answer) = tokio::time::timeout_at(limit, &mut granted).await {
+            let look = limit.min(Instant::now() + LOOK_AGAIN);
+            if let Ok(answer) = tokio::time::timeout_at(look, &mut granted).await {
                 let answer = answer.map_err(|_dropped| AdmissionError::Draining)?;
                 return answer;
             }
-            limit = self.lock().next_limit(ticket, limit, stall)?;
+            let mut state = self.lock();
+            if look < limit {
+                state.dispatch();
+            } else {
+                limit = state.next_limit(ticket, limit, stall)?;
+            }
         }
     }
 
@@ -342,6 +363,8 @@ impl State {
 
     /// Carries out what can be granted.
     fn dispatch(&mut self) {
+        let now = Instant::now();
+        self.set_width(now);
         let mut started = false;
         while let Some(decision) = self.queue.decide() {
             let (Decision::Admit(ticket, _) | Decision::Slot(ticket)) = decision;
@@ -355,13 +378,21 @@ impl State {
             let waiter = self.waiters.remove(&ticket);
             let _told = waiter.is_some_and(|waiter| waiter.send(Ok(decision)).is_ok());
         }
-        let now = Instant::now();
+        self.width.run(self.queue.active(), now);
         // Prefetches that wait keep nobody else waiting.
         self.pace.looked(self.queue.depth(Lane::Interactive) > 0, now);
         if started {
             self.shorten(now);
         }
         self.keep_time();
+    }
+
+    /// How many run at once. Where nobody waits yet, twice as many: a short load then need not wait
+    /// behind long ones, and one that comes with others is served with them.
+    fn set_width(&mut self, now: Instant) {
+        let waited = self.pace.is_waited();
+        let width = self.width.limit(waited, now);
+        self.queue.set_width(if waited { width } else { width.saturating_mul(2) });
     }
 
     /// Whether a load that was admitted starts: not if it would end too late, and another one could
@@ -565,7 +596,9 @@ impl WindowSlot {
     /// The slot is lent to a client from now on, until the token is dropped.
     pub(crate) fn lend(&self) {
         if !self.lent.swap(true, Ordering::Relaxed) {
-            self.shared.lock().lent += 1;
+            let mut state = self.shared.lock();
+            state.lent += 1;
+            state.width.handed_over();
         }
     }
 }
@@ -849,6 +882,34 @@ mod tests {
         // It has as little now, and nobody would take its place.
         running.push_back(waiting.pop_front().unwrap().await.unwrap());
         assert_eq!(admission.active(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn loads_that_stand_still_are_passed_by_though_nothing_happens() {
+        let limits = Limits { queued_max: 256, active_max: 64 };
+        let admission = Admission::new(limits, Duration::from_secs(1000));
+        admission.grow(1024);
+        // As much comes with six as with four.
+        for active in [6, 4] {
+            admission.shared.lock().width.run(active, Instant::now());
+            tokio::time::advance(Duration::from_secs(4)).await;
+            (0..2000).for_each(|_| admission.shared.lock().width.handed_over());
+        }
+        admission.shared.lock().width.run(0, Instant::now());
+        assert_eq!(admission.width(), 4);
+        let mut stuck = Vec::new();
+        for _ in 0..8 {
+            stuck.push(admit(&admission, "stuck").await);
+        }
+        let mut waiting: VecDeque<_> =
+            (0..8).map(|_| Box::pin(admission.admit(Lane::Interactive, holder("other")))).collect();
+        for waiter in &mut waiting {
+            assert!(waiter.now_or_never().is_none(), "twice as many as bring more");
+        }
+        let begun = Instant::now();
+        let first = waiting.pop_front().unwrap().await.unwrap();
+        assert!(begun.elapsed() <= Duration::from_secs(10), "{:?}", begun.elapsed());
+        drop(first);
     }
 
     #[tokio::test(start_paused = true)]

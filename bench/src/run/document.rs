@@ -27,8 +27,6 @@ const RECOVERY_MAX: f64 = 1.0;
 /// How long the slowest of a hundred loads that were let in takes, of what it does at the steady
 /// rate, at most.
 const P99_MAX: f64 = 2.0;
-/// Of the bytes those that come from where the scenario is about, at least: or it measures another.
-const FROM_TIER_MIN: f64 = 0.9;
 /// Of all refusals those that come at once, at least.
 const AT_ONCE_MIN: f64 = 0.99;
 
@@ -162,11 +160,11 @@ impl Measured {
         for (tier, share) in &tiers {
             row.figures.push(figure(format!("bytes from {tier}"), "of it", *share));
         }
-        if let Some(tier) = self.scenario.tier().filter(|_| !tiers.is_empty()) {
+        if let Some((tier, least)) = self.scenario.tier().filter(|_| !tiers.is_empty()) {
             let share =
                 tiers.iter().find(|(from, _)| *from == tier).map_or(0.0, |(_, share)| *share);
             let what = format!("of the bytes from {tier}, as it should be");
-            row.bounds.push(Bound::new(what, share, Limit::AtLeast(FROM_TIER_MIN)));
+            row.bounds.push(Bound::new(what, share, Limit::AtLeast(least)));
         }
         let well = samples.iter().filter(|sample| sample.is_complete()).count();
         let share = well as f64 / samples.len() as f64;

@@ -68,6 +68,7 @@ const GAUGES: &[(&str, AtRest)] = &[
     ("forebay_numa_strayed_slots", Stands),  // as the machine gave them
     ("forebay_workers", Stands),             // threads that stay
     ("forebay_admission_queue_limit", Stands), // a setting
+    ("forebay_admission_width", Stands),     // what was measured
     ("forebay_ram_populated_bytes", Stands), // the pool
     ("forebay_ram_budget_bytes", Stands),    // a setting
     ("forebay_ram_locked_bytes", Stands),    // the pool

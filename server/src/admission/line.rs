@@ -79,10 +79,6 @@ impl Line {
         self.0.len()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// When the first of them came.
     pub(super) fn oldest(&self) -> Option<Instant> {
         self.0.front().map(|waiter| waiter.offered)

@@ -6,6 +6,11 @@
 //! are averaged while loads wait, and a load that would wait for too much of its time is refused at
 //! once, when its caller can still go elsewhere.
 //!
+//! Nothing of one stretch of time in which loads wait is taken for granted in the next one, but for
+//! one thing: where they follow each other closely, those that come before enough have started wait
+//! by what was so before, with twice the time, or all that come in that moment would be let in, and
+//! most of them told better later.
+//!
 //! What is too much: a quarter of its time, or half a second if that is less, so that a daemon that
 //! was asked for too much is itself again soon after. Where loads take longer than that, one may
 //! wait for as long as they usually take, at first. Nothing is known, and nothing refused, before
@@ -15,11 +20,13 @@
 //! usually take is left to it. As that is of loads of all sizes, a sixteenth of its time may always
 //! be waited.
 //!
-//! Half a second is for a burst, which is over when it was worked off. Where loads have waited for
-//! longer than that without a break, more come than can be served: a queue then only makes each of
-//! them late, and no more of them end. From there on one may wait for a tenth of that, or half as
-//! long as loads usually take (controlled delay: "Fail at Scale", ACM Queue 13(8), has it for
-//! servers); and always for two starts, its own and one of somebody else.
+//! Half a second is for a burst, which is over when it was worked off. Where loads have waited for a
+//! fifth of that without a break, and clearly more have asked lately than started, more come than can
+//! be served: a queue then only makes each of them late, and no more of them end. From there on one
+//! may wait for twenty milliseconds, or half as long as loads usually take (controlled delay: "Fail at
+//! Scale", ACM Queue 13(8), has it for servers); and always for two starts, its own and one of
+//! somebody else. Where as many start as ask, a queue that is there at most times is the nature of
+//! random arrivals, and passes.
 //!
 //! One that waits already may turn out to wait for too much of its time: it came before anything was
 //! known, loads became slower, or somebody who runs less goes before it. It is told as soon as that
@@ -44,17 +51,29 @@ const ALWAYS_DIVISOR: u32 = 16;
 
 /// What any load may wait if its time allows: in a burst, and where more come than can be served.
 const WAIT: Duration = Duration::from_millis(500);
-const WAIT_STANDING: Duration = Duration::from_millis(50);
+const WAIT_STANDING: Duration = Duration::from_millis(20);
 
 /// For how many starts one may wait however few run: its own, and one of somebody else whose turn it
 /// is before.
 const STARTS_MIN: usize = 2;
 
 /// How long a queue has to have been there to be no burst.
-const STANDING: Duration = Duration::from_millis(500);
+const STANDING: Duration = Duration::from_millis(100);
 
 /// For how long nobody waits at a break: a queue that is kept short is empty at times.
 const BREAK: Duration = Duration::from_millis(100);
+
+/// How long the pace of one stretch tells something of the next one.
+const RECENT: Duration = Duration::from_secs(10);
+
+/// How many times as many ask as start where more come than can be served, and how many more these
+/// are at least.
+const TOO_MANY: f64 = 1.25;
+const TOO_MANY_MIN: f64 = 8.0;
+
+/// Over which time these are counted: so long, or so many starts if they take longer.
+const COUNTED: f64 = 0.5;
+const COUNTED_STARTS: f64 = 16.0;
 
 /// Where a load would wait.
 #[derive(Debug, Clone, Copy)]
@@ -75,11 +94,46 @@ pub(super) struct Pace {
     since: Option<Instant>,
     /// Since when none does.
     empty: Option<Instant>,
+    /// Seconds between starts in the stretch before, and when that was over.
+    before: Option<(f64, Instant)>,
+    /// Over all stretches.
+    counts: Counts,
+}
+
+/// Loads that asked and that started lately: the longer ago, the less they count.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    asked: f64,
+    started: f64,
+    at: Option<Instant>,
+}
+
+impl Counts {
+    /// Goes on to `now`, with starts every so many seconds.
+    fn age(&mut self, seconds: f64, now: Instant) {
+        let past = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        let left = (-past.as_secs_f64() / COUNTED.max(COUNTED_STARTS * seconds)).exp();
+        (self.asked, self.started) = (self.asked * left, self.started * left);
+        self.at = Some(now);
+    }
+
+    /// Whether more ask than can start.
+    fn are_too_many(&self) -> bool {
+        self.asked >= (TOO_MANY * self.started).max(self.started + TOO_MANY_MIN)
+    }
 }
 
 impl Pace {
+    /// A load asks to be let in.
+    pub(super) fn asked(&mut self, now: Instant) {
+        self.counts.age(self.seconds, now);
+        self.counts.asked += 1.0;
+    }
+
     /// A load starts.
     pub(super) fn started(&mut self, now: Instant) {
+        self.counts.age(self.seconds, now);
+        self.counts.started += 1.0;
         if let Some(last) = self.last {
             self.gaps = self.gaps.saturating_add(1);
             let gap = now.saturating_duration_since(last).as_secs_f64();
@@ -92,7 +146,9 @@ impl Pace {
     pub(super) fn looked(&mut self, waits: bool, now: Instant) {
         if self.empty.is_some_and(|empty| now.saturating_duration_since(empty) >= BREAK) {
             // What comes next may be quite another time.
-            *self = Self::default();
+            let known = (self.gaps >= GAPS_MIN).then_some(self.seconds).zip(self.empty);
+            let before = known.or(self.before);
+            *self = Self { before, counts: self.counts, ..Self::default() };
         }
         if waits {
             self.empty = None;
@@ -104,6 +160,11 @@ impl Pace {
             // From the last start to the next one it is not that somebody waits.
             self.last = None;
         }
+    }
+
+    /// Whether loads wait, or did so just before.
+    pub(super) fn is_waited(&self) -> bool {
+        self.since.is_some()
     }
 
     /// Whether a load that starts now, while `active` run, would hardly end in the time that it has.
@@ -119,8 +180,20 @@ impl Pace {
         remaining: Duration,
         now: Instant,
     ) -> Option<Duration> {
+        if let Some(before) = self.before(now) {
+            let wait = before.starts(place.ahead + 1)?;
+            let bearable = before.bearable(place.active, remaining, now)?;
+            return (wait > 2 * bearable).then_some(wait);
+        }
         let wait = self.wait(place.ahead)?;
         (wait > self.bearable(place.active, remaining, now)?).then_some(wait)
+    }
+
+    /// The pace that was before, while loads wait and nothing else is known.
+    fn before(&self, now: Instant) -> Option<Self> {
+        let (seconds, over) = self.before.filter(|_| self.gaps < GAPS_MIN)?;
+        let is_recent = now.saturating_duration_since(over) <= RECENT;
+        (is_recent && self.empty.is_none()).then_some(Self { seconds, ..*self })
     }
 
     /// How long a load that waits already will go on to, if it has no time for that.
@@ -150,7 +223,7 @@ impl Pace {
         // As many run as start while one of them does.
         let usual = self.starts(active)?;
         let since = self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        let any = match since > STANDING {
+        let any = match since > STANDING && self.counts.are_too_many() {
             true => WAIT_STANDING.max(self.starts((active / 2).max(STARTS_MIN))?),
             false => WAIT.max(usual),
         };
@@ -178,11 +251,14 @@ mod tests {
         Place { ahead, active }
     }
 
-    /// Of loads that started every so many milliseconds while others waited, and when the last did.
+    /// Of loads that started every so many milliseconds while others waited, and when the last did;
+    /// twice as many asked.
     fn pace(gap: u64, starts: u64) -> (Pace, Instant) {
         let (mut pace, mut now) = (Pace::default(), Instant::now());
         for start in 0..starts {
             now += millis(if start == 0 { 0 } else { gap });
+            pace.asked(now);
+            pace.asked(now);
             pace.started(now);
             pace.looked(true, now);
         }
@@ -191,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_quarter_of_a_loads_time_is_what_it_may_wait() {
-        let (pace, now) = pace(10, 50);
+        let (pace, now) = pace(10, 11);
         assert_eq!(pace.too_long(at(23, 8), SECOND, now), None);
         let wait = pace.too_long(at(30, 8), SECOND, now).unwrap();
         assert!((wait.as_secs_f64() - 0.31).abs() < 1e-6, "{wait:?}");
@@ -214,6 +290,7 @@ mod tests {
     fn what_loads_take_is_left_to_them() {
         // Sixteen run, of which one is over every 40 ms: each takes 0.64 s.
         let (pace, now) = pace(40, 11);
+        let now = now - millis(300);
         assert_eq!(pace.too_long(at(1, 16), SECOND, now), None);
         assert!(pace.too_long(at(2, 16), SECOND, now).is_some());
         assert_eq!(pace.too_long(at(9, 16), 2 * SECOND, now), None);
@@ -239,16 +316,16 @@ mod tests {
 
     #[test]
     fn a_queue_that_stays_is_kept_short() {
-        let (burst, now) = pace(1, 501);
+        let (burst, now) = pace(1, 101);
         assert_eq!(burst.too_long(at(400, 8), 100 * SECOND, now), None);
-        let (mut stays, now) = pace(1, 502);
+        let (mut stays, now) = pace(1, 102);
         assert!(stays.too_long(at(400, 8), 100 * SECOND, now).is_some());
-        assert!(stays.too_long(at(50, 8), 100 * SECOND, now).is_some());
-        assert_eq!(stays.too_long(at(49, 8), 100 * SECOND, now), None);
+        assert!(stays.too_long(at(20, 8), 100 * SECOND, now).is_some());
+        assert_eq!(stays.too_long(at(19, 8), 100 * SECOND, now), None);
         // Half as long as those take of whom so many run at once.
         assert_eq!(stays.too_long(at(63, 128), 100 * SECOND, now), None);
         assert!(stays.too_long(at(64, 128), 100 * SECOND, now).is_some());
-        let (slow, then) = pace(1000, 10);
+        let (slow, then) = pace(1000, 20);
         assert_eq!(slow.too_long(at(1, 1), 100 * SECOND, then), None);
         assert!(slow.too_long(at(2, 1), 100 * SECOND, then).is_some());
         // Who waits already and has the time waits on.
@@ -260,13 +337,31 @@ mod tests {
         stays.looked(false, now);
         assert_eq!(stays.too_long(at(0, 8), millis(1), now), None);
         stays.looked(true, now + millis(99));
-        assert!(stays.too_long(at(50, 8), 100 * SECOND, now + millis(99)).is_some());
+        assert!(stays.too_long(at(20, 8), 100 * SECOND, now + millis(99)).is_some());
         // And the pause is not the pace of starts.
         stays.started(now + millis(100));
-        assert_eq!(stays.too_long(at(49, 8), 100 * SECOND, now + millis(100)), None);
+        assert_eq!(stays.too_long(at(19, 8), 100 * SECOND, now + millis(100)), None);
         stays.looked(false, now + millis(100));
         stays.looked(true, now + millis(200));
         assert_eq!(stays.too_long(at(400, 8), 100 * SECOND, now + millis(200)), None);
+    }
+
+    #[test]
+    fn a_queue_that_is_there_all_the_time_is_none_that_stays_if_as_many_start_as_ask() {
+        let (mut pace, mut now) = (Pace::default(), Instant::now());
+        let mut go_on = |asks: u32| {
+            for second in 0..2000 {
+                now += millis(1);
+                (0..asks + u32::from(second % 8 == 0)).for_each(|_| pace.asked(now));
+                pace.started(now);
+                pace.looked(true, now);
+            }
+            pace.too_long(at(400, 8), 100 * SECOND, now)
+        };
+        assert_eq!(go_on(1), None, "an eighth more");
+        assert!(go_on(2).is_some());
+        assert_eq!(go_on(1), None);
+        assert!(go_on(10).is_some());
     }
 
     #[test]
@@ -278,7 +373,25 @@ mod tests {
         assert!(known.too_long(at(9, 1), SECOND, now).is_some());
         known.looked(false, now);
         assert_eq!(known.too_long(at(9, 1), SECOND, now), None, "nobody waits");
-        known.looked(true, now + BREAK);
-        assert_eq!(known.too_long(at(9, 1), SECOND, now + BREAK), None, "that was another time");
+        let now = now + RECENT + BREAK / 2;
+        known.looked(true, now);
+        assert_eq!(known.too_long(at(9, 1), SECOND, now), None, "that was another time");
+    }
+
+    #[test]
+    fn what_was_just_before_tells_how_many_may_wait_until_more_is_known() {
+        let (mut pace, now) = pace(10, 26);
+        pace.looked(false, now);
+        let now = now + BREAK;
+        pace.looked(true, now);
+        // A quarter of its time at the pace of before, twice.
+        assert_eq!(pace.too_long(at(49, 8), SECOND, now), None);
+        assert!(pace.too_long(at(50, 8), SECOND, now).is_some());
+        assert_eq!(pace.turned_out_too_long(at(90, 8), SECOND), None, "nobody is sent away for it");
+        for start in 0..=GAPS_MIN {
+            pace.started(now + millis(u64::from(start)));
+        }
+        let now = now + millis(8);
+        assert_eq!(pace.too_long(at(100, 8), SECOND, now), None, "it is faster now");
     }
 }

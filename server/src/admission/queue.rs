@@ -103,6 +103,7 @@ pub(crate) enum Decision {
 
 #[derive(Debug, Clone, Copy)]
 struct Active {
+    lane: Lane,
     user: u32,
     guarantee: usize,
     held: usize,
@@ -114,6 +115,9 @@ struct Active {
 #[derive(Debug)]
 pub(crate) struct Queue {
     limits: Limits,
+    /// Loads of one lane that run at most, for now: of both together it would let prefetches keep
+    /// out whom somebody waits for.
+    width: usize,
     capacity: usize,
     free: usize,
     /// Tokens that are to be taken away and have not come free yet: while there are any, none is
@@ -134,6 +138,7 @@ impl Queue {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
+            width: usize::MAX,
             capacity: 0,
             free: 0,
             owed: 0,
@@ -146,6 +151,11 @@ impl Queue {
             next_ticket: 0,
             draining: false,
         }
+    }
+
+    /// Of each lane so many may run from now on. Those that do go on.
+    pub(crate) fn set_width(&mut self, width: usize) {
+        self.width = width;
     }
 
     /// The pool has `slots` more.
@@ -294,13 +304,10 @@ impl Queue {
 
     fn decide_admission(&mut self) -> Option<Decision> {
         let guarantee = self.guarantee();
-        if guarantee == 0 || self.active.len() >= self.limits.active_max || self.free < guarantee {
+        if guarantee == 0 || self.free < guarantee {
             return None;
         }
-        let [interactive, prefetch] = &self.lanes;
-        let yields = self.interactive_run >= INTERACTIVE_RUN_MAX && !prefetch.is_empty();
-        let lane =
-            if !interactive.is_empty() && !yields { Lane::Interactive } else { Lane::Prefetch };
+        let lane = self.next_lane()?;
         let active = &self.active;
         let running = |user| active.values().filter(|load| load.user == user).count();
         let (ticket, user) = self.lanes[lane.index()].next(running)?;
@@ -309,15 +316,29 @@ impl Queue {
             Lane::Prefetch => 0,
         };
         self.free -= guarantee;
-        let load = Active { user, guarantee, held: 0, peak: 0, wants_slot: false };
+        let load = Active { lane, user, guarantee, held: 0, peak: 0, wants_slot: false };
         self.active.insert(ticket, load);
         Some(Decision::Admit(ticket, guarantee))
     }
 
+    /// The lane of which one starts next: somebody waits in it, and there is a place.
+    fn next_lane(&self) -> Option<Lane> {
+        let turn = match self.interactive_run >= INTERACTIVE_RUN_MAX {
+            false => [Lane::Interactive, Lane::Prefetch],
+            true => [Lane::Prefetch, Lane::Interactive],
+        };
+        turn.into_iter().find(|lane| self.depth(*lane) > 0 && self.has_place(*lane))
+    }
+
+    fn has_place(&self, lane: Lane) -> bool {
+        let running = || self.active.values().filter(|load| load.lane == lane).count();
+        let all = self.active.len();
+        all < self.limits.active_max && (all < self.width || running() < self.width)
+    }
+
     fn decide_spare(&mut self) -> Option<Decision> {
         // Free tokens are kept together for a load that could start with them.
-        let may_start = self.active.len() < self.limits.active_max && self.queued() > 0;
-        if self.free == 0 || may_start {
+        if self.free == 0 || self.next_lane().is_some() {
             return None;
         }
         let ticket = self.spare_waiters.pop_front()?;
@@ -340,12 +361,12 @@ impl Queue {
 
     /// Whether those that wait to start wait for a place, with tokens enough.
     pub(crate) fn waits_for_a_place(&self) -> bool {
-        self.active.len() >= self.limits.active_max && self.free >= self.guarantee()
+        self.next_lane().is_none() && self.free >= self.guarantee()
     }
 
     /// Whether those that wait to start wait for tokens: there is a place.
     pub(crate) fn waits_for_tokens(&self) -> bool {
-        self.queued() > 0 && self.active.len() < self.limits.active_max
+        self.next_lane().is_some()
     }
 
     /// Loads that wait to start.

@@ -112,7 +112,7 @@ const TABLE: &[Row] = &[
     row(
         "max_loads",
         "64",
-        "loads that run at a time. Each is guaranteed a window of the RAM tier, so more of them make each window smaller",
+        "loads that run at a time, at most; while others wait fewer do, where more would bring no more (`forebay_admission_width`). Each is guaranteed a window of the RAM tier, so more of them make each window smaller",
     ),
     row(
         "max_queue",

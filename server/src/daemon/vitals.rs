@@ -88,6 +88,7 @@ impl DaemonVitals {
             let limit: usize = lanes().map(|lane| lane.limit).sum();
             set(metrics::QUEUE_LIMIT, limit as u64);
         }
+        set(metrics::WIDTH, self.sum(|shared| shared.stages.admission.width() as u64));
         set(metrics::ACTIVE_LOADS, self.sum(|shared| shared.stages.admission.active() as u64));
     }
 

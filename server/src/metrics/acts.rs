@@ -317,7 +317,7 @@ pub(super) const ACTS: &[(&str, &str)] = &[
     ),
     (
         "forebay_runtime_lag_seconds",
-        "p99 above 50 ms: the daemon gets no CPU; raise its limit, see `cpu_throttle` in `forebay explain last`",
+        "p99 of `calls` above 50 ms: the daemon gets no CPU; raise its limit, see `cpu_throttle` in `forebay explain last`",
     ),
     (
         "forebay_workers",
@@ -330,7 +330,11 @@ pub(super) const ACTS: &[(&str, &str)] = &[
     ),
     (
         "forebay_admission_queue_depth",
-        "above 0 for long: more loads than `max_loads` or than RAM has windows for",
+        "above 0 for long: more loads than this node serves at once (`forebay_admission_width`), than `max_loads`, or than RAM has windows for",
+    ),
+    (
+        "forebay_admission_width",
+        "what this node can do at once; lower than before with as many bytes: loads have become larger or their origins nearer; with fewer: look for the bottleneck in `forebay explain`",
     ),
     ("forebay_admission_queue_limit", "`max_queue`, for comparison with the depth"),
     (

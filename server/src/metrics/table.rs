@@ -127,12 +127,13 @@ table! {
     NUMA_MISPLACED "forebay_numa_misplaced_slots_total" Counter Count [] "Slots taken for a load from another node than it asked for";
     NUMA_UNPLACED "forebay_numa_unplaced_total" Counter Count [UNPLACED] "Loads that asked for a place which this machine cannot give: no_node (not known, or not there) or no_slots_there";
     EVIDENCE_LOOK_SECONDS "forebay_evidence_look_seconds" Histogram Seconds [LOOK] "CPU time of one look at the machine while loads run, for explain: a glance, or a thorough one";
-    RUNTIME_LAG_SECONDS "forebay_runtime_lag_seconds" Histogram Seconds [RUNTIME] "How late the runtime wakes a task, looked at every 100 ms";
+    RUNTIME_LAG_SECONDS "forebay_runtime_lag_seconds" Histogram Seconds [RUNTIME] "How late a runtime wakes a task, looked at every 100 ms: of the threads that answer calls, or of those that take bytes in";
     WORKERS "forebay_workers" Gauge Count [NODE PINNED] "Threads for work on slots, by the node that they are for: pinned to its CPUs (true) or not (false)";
     WORKER_JOBS "forebay_worker_jobs_total" Counter Count [NODE] "What these threads have done";
     WORKER_OFFNODE "forebay_worker_offnode_total" Counter Count [NODE] "What of that was for memory of another node than the one it ran on, by getcpu";
     QUEUE_DEPTH "forebay_admission_queue_depth" Gauge Count [LANE] "Loads waiting for admission";
     QUEUE_LIMIT "forebay_admission_queue_limit" Gauge Count [] "Bound on loads waiting for admission";
+    WIDTH "forebay_admission_width" Gauge Count [] "Loads of one lane that run at once at most while others wait: more would bring no more, as was measured; `max_loads` where that is not known";
     OLDEST_WAIT_SECONDS "forebay_admission_oldest_wait_seconds" Gauge Seconds [LANE] "Age of the oldest load waiting for admission";
     ACTIVE_LOADS "forebay_loads_active" Gauge Count [] "Loads that run";
     FLIGHTS "forebay_flights" Gauge Count [] "Chunks being fetched";

@@ -1,0 +1,322 @@
+//! How many loads run at once, where more of them would bring no more.
+//!
+//! Loads share what brings their bytes: a link, an origin, a disk, the CPUs. Up to some number each
+//! further one brings more; beyond it each only gets a smaller part of the same, and all of them end
+//! later. What that number is depends on where the bytes come from and on the machine, and changes
+//! with both, so it is measured: how many chunks are handed over in a second while so many loads run
+//! (that is the load-dependent service rate of queueing theory, and what the concurrency limiters of
+//! Netflix and Envoy look for by the round trip, which says nothing where loads are of all sizes).
+//! The numbers are taken together in [`TOPS`], half an octave each.
+//!
+//! The [`limit`](Width::limit) is the smallest number at which there is as much as at any larger one
+//! that is known. What was not seen for [`FORGOTTEN`] is not known any more. So that it is found out
+//! anew, one level above the limit is let in where nothing above is known, and one below is tried
+//! while loads wait, where that is not known or [`STALE`]; each until it is. A daemon that knows
+//! nothing sets no limit: it then learns from what comes. More may bring more for long, and slowly:
+//! the more loads, the more of them want the same chunk, which is brought once. Therefore all levels
+//! are compared, and not each with the next.
+//!
+//! Loads that stand still, because their origin or their client does, bring less and less where they
+//! are: then more is known of larger numbers, or soon of the next one, and others pass them by.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The largest number of each level. Beyond the last there is no limit.
+const TOPS: [usize; 15] = [4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512];
+
+/// Chunks, and seconds, after which a level is known; or seconds alone, to see that nothing comes.
+const KNOWN_CHUNKS: f64 = 256.0;
+const KNOWN_SECONDS_MIN: f64 = 1.0;
+const KNOWN_SECONDS: f64 = 2.0;
+
+/// Over how much of the past a rate is taken: so many chunks, but so many seconds at least, and not
+/// more of them than that.
+const KEPT_CHUNKS: f64 = 2048.0;
+const KEPT_SECONDS_MIN: f64 = 4.0;
+const KEPT_SECONDS: f64 = 16.0;
+
+/// How long a level is known that was not seen again.
+const FORGOTTEN: Duration = Duration::from_secs(300);
+/// After which time what was seen then does not count beside what is seen now, and the level below
+/// is tried again.
+const STALE: Duration = Duration::from_secs(30);
+
+/// As much as at a larger number, of rates that are known to some hundredths each. What is given up
+/// does not add up from level to level: all that are known are compared.
+const ENOUGH: f64 = 0.9;
+
+/// Of what fewer brought: less than this, and those that run stand still.
+const STANDS_STILL: f64 = 0.5;
+
+/// What was handed over while so many ran.
+#[derive(Debug, Clone, Copy, Default)]
+struct Level {
+    chunks: f64,
+    seconds: f64,
+    seen: Option<Instant>,
+}
+
+impl Level {
+    fn ran(&mut self, seconds: f64, now: Instant) {
+        self.seen = Some(now);
+        self.seconds += seconds;
+        let over = (self.chunks / KEPT_CHUNKS).min(self.seconds / KEPT_SECONDS_MIN);
+        let over = over.max(self.seconds / KEPT_SECONDS);
+        if over > 1.0 {
+            self.chunks /= over;
+            self.seconds /= over;
+        }
+    }
+
+    fn was_seen_within(&self, limit: Duration, now: Instant) -> bool {
+        self.seen.is_some_and(|seen| now.saturating_duration_since(seen) <= limit)
+    }
+
+    /// Chunks a second, if that is known.
+    fn rate(&self, now: Instant) -> Option<f64> {
+        let enough = self.chunks >= KNOWN_CHUNKS && self.seconds >= KNOWN_SECONDS_MIN
+            || self.seconds >= KNOWN_SECONDS;
+        (enough && self.was_seen_within(FORGOTTEN, now)).then(|| self.chunks / self.seconds)
+    }
+}
+
+/// See the module's head.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Width {
+    levels: [Level; TOPS.len()],
+    /// Where it is, and since when; none while nothing runs, or more than are looked at.
+    at: Option<usize>,
+    since: Instant,
+}
+
+impl Width {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { levels: [Level::default(); TOPS.len()], at: None, since: now }
+    }
+
+    /// From now on so many run.
+    pub(super) fn run(&mut self, active: usize, now: Instant) {
+        let ran = now.saturating_duration_since(self.since);
+        if let Some(level) = self.at.and_then(|at| self.levels.get_mut(at)) {
+            level.ran(ran.as_secs_f64(), now);
+        }
+        self.at = (active > 0).then(|| level_of(active)).flatten();
+        self.since = now;
+        let level = self.at.and_then(|at| self.levels.get_mut(at));
+        if let Some(level) = level.filter(|level| !level.was_seen_within(STALE, now)) {
+            *level = Level { seen: Some(now), ..Level::default() };
+        }
+    }
+
+    /// A chunk was handed over.
+    pub(super) fn handed_over(&mut self) {
+        if let Some(level) = self.at.and_then(|at| self.levels.get_mut(at)) {
+            level.chunks += 1.0;
+        }
+    }
+
+    /// How many may run, as far as is known; `waited` is whether others wait.
+    pub(super) fn limit(&self, waited: bool, now: Instant) -> usize {
+        let rates = self.levels.map(|level| level.rate(now));
+        let Some(highest) = rates.iter().rposition(Option::is_some) else { return usize::MAX };
+        let (mut above, mut enough) = (0.0_f64, None);
+        for (level, rate) in rates.iter().enumerate().rev() {
+            let Some(rate) = *rate else { continue };
+            if above > 0.0 && rate >= ENOUGH * above {
+                enough = Some(level);
+            }
+            above = above.max(rate);
+        }
+        let limit = enough.unwrap_or(highest);
+        if let Some(at) = self.stands_still(&rates, limit) {
+            return top(at + 1);
+        }
+        let below = limit.checked_sub(1).filter(|_| waited);
+        let is_open = |below: &usize| {
+            let level = self.levels.get(*below);
+            level.is_some_and(|level| {
+                level.rate(now).is_none() || !level.was_seen_within(STALE, now)
+            })
+        };
+        match below.filter(is_open) {
+            Some(below) => top(below),
+            // As far as is known, more bring more.
+            None if enough.is_none() => top(highest + 1),
+            None => top(limit),
+        }
+    }
+}
+
+impl Width {
+    /// Where it is, if more run there than may and they bring much less than so few would: what is
+    /// known of these is of another time, or of other loads, and they may never get to be so few.
+    fn stands_still(&self, rates: &[Option<f64>; TOPS.len()], limit: usize) -> Option<usize> {
+        let of = |level: usize| rates.get(level).copied().flatten();
+        let at = self.at.filter(|at| *at > limit)?;
+        let (here, there) = of(at).zip(of(limit))?;
+        (here < there * STANDS_STILL).then_some(at)
+    }
+}
+
+fn top(level: usize) -> usize {
+    TOPS.get(level).copied().unwrap_or(usize::MAX)
+}
+
+fn level_of(active: usize) -> Option<usize> {
+    let level = TOPS.partition_point(|top| *top < active);
+    (level < TOPS.len()).then_some(level)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP: Duration = Duration::from_millis(1);
+
+    /// A service that hands over `all` chunks a second, and no more than `each` to one load.
+    #[derive(Debug, Clone, Copy)]
+    struct Service {
+        all: f64,
+        each: f64,
+    }
+
+    /// Loads at a service, while more wait than can start.
+    struct Sim {
+        width: Width,
+        now: Instant,
+        /// What each that runs has still to get.
+        running: Vec<f64>,
+        ended: usize,
+        most: usize,
+        seed: u32,
+    }
+
+    impl Sim {
+        fn new() -> Self {
+            let now = Instant::now();
+            Self { width: Width::new(now), now, running: Vec::new(), ended: 0, most: 0, seed: 7 }
+        }
+
+        /// Goes on for some seconds, in which a load of `offered` a second comes; tells how many
+        /// ended in one.
+        fn go_on(&mut self, seconds: u32, service: Service, offered: Option<f64>) -> f64 {
+            (self.ended, self.most) = (0, 0);
+            let mut due = 0.0;
+            for _ in 0..seconds * 1000 {
+                self.now += STEP;
+                due += offered.map_or(f64::INFINITY, |offered| offered / 1000.0);
+                let limit = self.width.limit(offered.is_none(), self.now).min(64);
+                while self.running.len() < limit && due >= 1.0 {
+                    // Four to twelve chunks.
+                    self.seed = self.seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    self.running.push(4.0 + 8.0 * f64::from(self.seed >> 8) / f64::from(1 << 24));
+                    due -= 1.0;
+                }
+                self.width.run(self.running.len(), self.now);
+                self.most = self.most.max(self.running.len());
+                let share = (service.all / self.running.len() as f64).min(service.each) / 1000.0;
+                for left in &mut self.running {
+                    let chunks = left.ceil() - (*left - share).max(0.0).ceil();
+                    (0..chunks as usize).for_each(|_| self.width.handed_over());
+                    *left -= share;
+                }
+                let before = self.running.len();
+                self.running.retain(|left| *left > 0.0);
+                self.ended += before - self.running.len();
+            }
+            self.ended as f64 / f64::from(seconds)
+        }
+
+        fn limit(&self) -> usize {
+            self.width.limit(true, self.now)
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_knows_nothing_sets_no_limit() {
+        let sim = Sim::new();
+        assert_eq!(sim.limit(), usize::MAX);
+    }
+
+    #[test]
+    fn no_more_run_than_bring_more() {
+        // Ten loads take all that there is.
+        let service = Service { all: 800.0, each: 80.0 };
+        let mut sim = Sim::new();
+        let rate = sim.go_on(20, service, None);
+        assert!(rate >= 95.0, "nothing is lost while it is found out: {rate}");
+        let rate = sim.go_on(90, service, None);
+        assert!(rate >= 97.0, "{rate}");
+        assert!(
+            sim.most <= 16 && (8..=12).contains(&sim.limit()),
+            "{} of {}",
+            sim.limit(),
+            sim.most
+        );
+    }
+
+    #[test]
+    fn what_was_learned_before_anybody_waited_is_of_use() {
+        let service = Service { all: 800.0, each: 80.0 };
+        let mut sim = Sim::new();
+        // Below what it can do, and then a little more than that for a moment.
+        sim.go_on(10, service, Some(90.0));
+        sim.go_on(4, service, Some(115.0));
+        sim.go_on(1, service, None);
+        assert!(sim.most <= 24, "{}", sim.most);
+    }
+
+    #[test]
+    fn a_service_that_changes_is_learned_anew() {
+        let mut sim = Sim::new();
+        sim.go_on(20, Service { all: 800.0, each: 80.0 }, None);
+        // Each is slower by itself, and together they could be as fast.
+        let wide = Service { all: 800.0, each: 25.0 };
+        sim.go_on(60, wide, None);
+        let rate = sim.go_on(60, wide, None);
+        assert!(rate >= 95.0 && sim.limit() == 32, "{rate} with {}", sim.limit());
+        // One alone takes all.
+        let narrow = Service { all: 800.0, each: 800.0 };
+        sim.go_on(60, narrow, None);
+        let rate = sim.go_on(60, narrow, None);
+        assert!(rate >= 95.0 && sim.limit() == 4, "{rate} with {}", sim.limit());
+    }
+
+    #[test]
+    fn what_more_bring_slowly_is_not_given_up_level_by_level() {
+        // Five hundredths more with each, up to sixteen.
+        let mut sim = Sim::new();
+        let at = |running: usize| 300.0 * (1.0 + 0.05 * running.min(16) as f64);
+        for _ in 0..600 {
+            let all = at(sim.running.len().max(1));
+            sim.go_on(1, Service { all, each: 100.0 }, None);
+        }
+        assert!((12..=16).contains(&sim.limit()), "{}", sim.limit());
+    }
+
+    #[test]
+    fn loads_that_stand_still_do_not_keep_others_out() {
+        let mut sim = Sim::new();
+        sim.go_on(60, Service { all: 800.0, each: 400.0 }, None);
+        assert_eq!(sim.limit(), 4);
+        let Sim { mut width, mut now, .. } = sim;
+        let four_stand_still = now;
+        let passed = (0..60_000).find(|_| {
+            now += STEP;
+            let active = width.limit(true, now).min(64);
+            width.run(active, now);
+            active > 4
+        });
+        assert!(passed.is_some() && now - four_stand_still < Duration::from_secs(32));
+        // Who passed them brings what they do not.
+        for _ in 0..40_000 {
+            now += STEP;
+            let active = width.limit(true, now).clamp(4, 64);
+            width.run(active, now);
+            (4..active).take(1).for_each(|_| width.handed_over());
+        }
+        assert!(width.limit(true, now) > 4);
+    }
+}
