@@ -33,14 +33,14 @@ use gang::Gangs;
 use pace::{Pace, Place};
 use queue::{Decision, Limits, Queue, Ticket};
 use refusal::{Holding, SlowQueue};
-use width::Width;
+use width::{PATIENCE, Width};
 
 pub(crate) use gang::Part;
 pub(crate) use queue::Lane;
 pub(crate) use refusal::{AdmissionError, Holder};
 
-/// How often one that waits looks whether loads that run have stood still meanwhile, and more may.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How often one that waits looks whether it has waited for long enough to start beside others.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Depths and ages, for status and metrics.
 #[derive(Debug, Clone, Copy)]
@@ -392,7 +392,8 @@ impl State {
     fn set_width(&mut self, now: Instant) {
         let waited = self.pace.is_waited();
         let width = self.width.limit(waited, now);
-        self.queue.set_width(if waited { width } else { width.saturating_mul(2) });
+        let width = if waited { width } else { width.saturating_mul(2) };
+        self.queue.set_width(width, now.checked_sub(PATIENCE));
     }
 
     /// Whether a load that was admitted starts: not if it would end too late, and another one could
@@ -406,7 +407,7 @@ impl State {
         let makes_way = self.queue.depth(Lane::Interactive) > 0 && until.is_some_and(is_late);
         if makes_way {
             self.displace(ticket, |depth| AdmissionError::QueueFull { depth });
-        } else {
+        } else if self.queue.lane(ticket) == Some(Lane::Interactive) {
             self.pace.started(now);
         }
         !makes_way
@@ -515,6 +516,11 @@ impl AdmissionPermit {
         Ok(WindowSlot { shared: Arc::clone(&self.shared), ticket: self.ticket, lent })
     }
 
+    /// The load has one more of its chunks.
+    pub(crate) fn has_chunk(&self) {
+        self.shared.lock().width.had_chunk();
+    }
+
     /// The most slots this load held at one time.
     pub(crate) fn peak_slots(&self) -> usize {
         self.shared.lock().queue.peak(self.ticket)
@@ -596,9 +602,7 @@ impl WindowSlot {
     /// The slot is lent to a client from now on, until the token is dropped.
     pub(crate) fn lend(&self) {
         if !self.lent.swap(true, Ordering::Relaxed) {
-            let mut state = self.shared.lock();
-            state.lent += 1;
-            state.width.handed_over();
+            self.shared.lock().lent += 1;
         }
     }
 }
@@ -885,7 +889,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn loads_that_stand_still_are_passed_by_though_nothing_happens() {
+    async fn nobody_waits_for_long_behind_loads_that_stand_still() {
         let limits = Limits { queued_max: 256, active_max: 64 };
         let admission = Admission::new(limits, Duration::from_secs(1000));
         admission.grow(1024);
@@ -893,7 +897,7 @@ mod tests {
         for active in [6, 4] {
             admission.shared.lock().width.run(active, Instant::now());
             tokio::time::advance(Duration::from_secs(4)).await;
-            (0..2000).for_each(|_| admission.shared.lock().width.handed_over());
+            (0..2000).for_each(|_| admission.shared.lock().width.had_chunk());
         }
         admission.shared.lock().width.run(0, Instant::now());
         assert_eq!(admission.width(), 4);
@@ -907,9 +911,11 @@ mod tests {
             assert!(waiter.now_or_never().is_none(), "twice as many as bring more");
         }
         let begun = Instant::now();
-        let first = waiting.pop_front().unwrap().await.unwrap();
-        assert!(begun.elapsed() <= Duration::from_secs(10), "{:?}", begun.elapsed());
-        drop(first);
+        for waiter in waiting {
+            stuck.push(waiter.await.unwrap());
+        }
+        assert!(begun.elapsed() <= PATIENCE + LOOK_AGAIN, "{:?}", begun.elapsed());
+        assert_eq!(stuck.len(), 16);
     }
 
     #[tokio::test(start_paused = true)]

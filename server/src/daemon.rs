@@ -3,7 +3,8 @@
 //! Calls and bytes have a runtime each: a call that is refused shall hear of it at once, and must not
 //! wait its turn behind bodies that are taken in. `forebay-calls` has connections of clients,
 //! admission, loads and what they hand over, and background work; `forebay-bytes` has flights,
-//! connections to origins, and the looks at the machine, which tell what bytes wait for.
+//! connections to origins, and the looks at the machine that come by the clock, which tell what bytes
+//! wait for.
 //!
 //! Start: sockets' folder and its lock, cache directory, RAM tier (its first segment; a task has
 //! the rest made), stages, sockets, then one log line and `READY=1`. Nothing touches an origin

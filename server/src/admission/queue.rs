@@ -19,9 +19,12 @@
 //! the law above holds at every moment. What an active load owns it keeps, so it goes on; nobody
 //! starts and nobody gets more meanwhile.
 //!
+//! Of each lane at most `width` run, as far as admission knows what is of use
+//! ([`width`](super::width)), but for those that have waited for long.
+//!
 //! In a lane the user goes first whose loads run least ([`line`](super::line)). Between the lanes,
 //! interactive goes first; after [`INTERACTIVE_RUN_MAX`] interactive admissions
-//! while prefetches wait, one prefetch goes.
+//! while prefetches wait, one prefetch goes; and one goes where no more of the other lane may run.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -118,6 +121,8 @@ pub(crate) struct Queue {
     /// Loads of one lane that run at most, for now: of both together it would let prefetches keep
     /// out whom somebody waits for.
     width: usize,
+    /// Who came before that waits for no place of those.
+    hurries: Option<Instant>,
     capacity: usize,
     free: usize,
     /// Tokens that are to be taken away and have not come free yet: while there are any, none is
@@ -139,6 +144,7 @@ impl Queue {
         Self {
             limits,
             width: usize::MAX,
+            hurries: None,
             capacity: 0,
             free: 0,
             owed: 0,
@@ -153,9 +159,15 @@ impl Queue {
         }
     }
 
-    /// Of each lane so many may run from now on. Those that do go on.
-    pub(crate) fn set_width(&mut self, width: usize) {
-        self.width = width;
+    /// Of each lane so many may run from now on, and more if others wait that came before `hurries`.
+    /// Those that do go on.
+    pub(crate) fn set_width(&mut self, width: usize, hurries: Option<Instant>) {
+        (self.width, self.hurries) = (width, hurries);
+    }
+
+    /// The lane of a load that runs.
+    pub(crate) fn lane(&self, ticket: Ticket) -> Option<Lane> {
+        self.active.get(&ticket).map(|load| load.lane)
     }
 
     /// The pool has `slots` more.
@@ -333,7 +345,9 @@ impl Queue {
     fn has_place(&self, lane: Lane) -> bool {
         let running = || self.active.values().filter(|load| load.lane == lane).count();
         let all = self.active.len();
-        all < self.limits.active_max && (all < self.width || running() < self.width)
+        let hurries = || self.hurries.zip(self.oldest(lane)).is_some_and(|(by, came)| came <= by);
+        let is_narrow = all >= self.width && running() >= self.width;
+        all < self.limits.active_max && (!is_narrow || hurries())
     }
 
     fn decide_spare(&mut self) -> Option<Decision> {

@@ -3,7 +3,7 @@
 //! Loads share what brings their bytes: a link, an origin, a disk, the CPUs. Up to some number each
 //! further one brings more; beyond it each only gets a smaller part of the same, and all of them end
 //! later. What that number is depends on where the bytes come from and on the machine, and changes
-//! with both, so it is measured: how many chunks are handed over in a second while so many loads run
+//! with both, so it is measured: how many chunks loads get in a second while so many run
 //! (that is the load-dependent service rate of queueing theory, and what the concurrency limiters of
 //! Netflix and Envoy look for by the round trip, which says nothing where loads are of all sizes).
 //! The numbers are taken together in [`TOPS`], half an octave each.
@@ -16,8 +16,9 @@
 //! the more loads, the more of them want the same chunk, which is brought once. Therefore all levels
 //! are compared, and not each with the next.
 //!
-//! Loads that stand still, because their origin or their client does, bring less and less where they
-//! are: then more is known of larger numbers, or soon of the next one, and others pass them by.
+//! The limit is for loads that are short beside what one may wait. It keeps nobody waiting for longer
+//! than [`PATIENCE`]: who waits behind long loads, or behind some that stand still since their origin
+//! or their client does, starts beside them then.
 
 use std::time::Duration;
 
@@ -26,10 +27,13 @@ use tokio::time::Instant;
 /// The largest number of each level. Beyond the last there is no limit.
 const TOPS: [usize; 15] = [4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512];
 
-/// Chunks, and seconds, after which a level is known; or seconds alone, to see that nothing comes.
-const KNOWN_CHUNKS: f64 = 256.0;
+/// How long one waits for others to make room, though there are places.
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Chunks, and seconds, after which a level is known; or seconds alone, if few come.
+const KNOWN_CHUNKS: f64 = 128.0;
 const KNOWN_SECONDS_MIN: f64 = 1.0;
-const KNOWN_SECONDS: f64 = 2.0;
+const KNOWN_SECONDS: f64 = 8.0;
 
 /// Over how much of the past a rate is taken: so many chunks, but so many seconds at least, and not
 /// more of them than that.
@@ -38,7 +42,7 @@ const KEPT_SECONDS_MIN: f64 = 4.0;
 const KEPT_SECONDS: f64 = 16.0;
 
 /// How long a level is known that was not seen again.
-const FORGOTTEN: Duration = Duration::from_secs(300);
+const FORGOTTEN: Duration = Duration::from_secs(120);
 /// After which time what was seen then does not count beside what is seen now, and the level below
 /// is tried again.
 const STALE: Duration = Duration::from_secs(30);
@@ -47,10 +51,7 @@ const STALE: Duration = Duration::from_secs(30);
 /// does not add up from level to level: all that are known are compared.
 const ENOUGH: f64 = 0.9;
 
-/// Of what fewer brought: less than this, and those that run stand still.
-const STANDS_STILL: f64 = 0.5;
-
-/// What was handed over while so many ran.
+/// What loads got while so many ran.
 #[derive(Debug, Clone, Copy, Default)]
 struct Level {
     chunks: f64,
@@ -110,8 +111,8 @@ impl Width {
         }
     }
 
-    /// A chunk was handed over.
-    pub(super) fn handed_over(&mut self) {
+    /// A load has one more of its chunks.
+    pub(super) fn had_chunk(&mut self) {
         if let Some(level) = self.at.and_then(|at| self.levels.get_mut(at)) {
             level.chunks += 1.0;
         }
@@ -130,9 +131,6 @@ impl Width {
             above = above.max(rate);
         }
         let limit = enough.unwrap_or(highest);
-        if let Some(at) = self.stands_still(&rates, limit) {
-            return top(at + 1);
-        }
         let below = limit.checked_sub(1).filter(|_| waited);
         let is_open = |below: &usize| {
             let level = self.levels.get(*below);
@@ -146,17 +144,6 @@ impl Width {
             None if enough.is_none() => top(highest + 1),
             None => top(limit),
         }
-    }
-}
-
-impl Width {
-    /// Where it is, if more run there than may and they bring much less than so few would: what is
-    /// known of these is of another time, or of other loads, and they may never get to be so few.
-    fn stands_still(&self, rates: &[Option<f64>; TOPS.len()], limit: usize) -> Option<usize> {
-        let of = |level: usize| rates.get(level).copied().flatten();
-        let at = self.at.filter(|at| *at > limit)?;
-        let (here, there) = of(at).zip(of(limit))?;
-        (here < there * STANDS_STILL).then_some(at)
     }
 }
 
@@ -175,7 +162,7 @@ mod tests {
 
     const STEP: Duration = Duration::from_millis(1);
 
-    /// A service that hands over `all` chunks a second, and no more than `each` to one load.
+    /// A service that has `all` chunks a second, and no more than `each` to one load.
     #[derive(Debug, Clone, Copy)]
     struct Service {
         all: f64,
@@ -219,7 +206,7 @@ mod tests {
                 let share = (service.all / self.running.len() as f64).min(service.each) / 1000.0;
                 for left in &mut self.running {
                     let chunks = left.ceil() - (*left - share).max(0.0).ceil();
-                    (0..chunks as usize).for_each(|_| self.width.handed_over());
+                    (0..chunks as usize).for_each(|_| self.width.had_chunk());
                     *left -= share;
                 }
                 let before = self.running.len();
@@ -294,29 +281,5 @@ mod tests {
             sim.go_on(1, Service { all, each: 100.0 }, None);
         }
         assert!((12..=16).contains(&sim.limit()), "{}", sim.limit());
-    }
-
-    #[test]
-    fn loads_that_stand_still_do_not_keep_others_out() {
-        let mut sim = Sim::new();
-        sim.go_on(60, Service { all: 800.0, each: 400.0 }, None);
-        assert_eq!(sim.limit(), 4);
-        let Sim { mut width, mut now, .. } = sim;
-        let four_stand_still = now;
-        let passed = (0..60_000).find(|_| {
-            now += STEP;
-            let active = width.limit(true, now).min(64);
-            width.run(active, now);
-            active > 4
-        });
-        assert!(passed.is_some() && now - four_stand_still < Duration::from_secs(32));
-        // Who passed them brings what they do not.
-        for _ in 0..40_000 {
-            now += STEP;
-            let active = width.limit(true, now).clamp(4, 64);
-            width.run(active, now);
-            (4..active).take(1).for_each(|_| width.handed_over());
-        }
-        assert!(width.limit(true, now) > 4);
     }
 }

@@ -349,6 +349,9 @@ impl<'a> Filler<'a> {
         self.proofs.saw(ready);
         self.tell_choice(ready);
         self.tally.tiers.add(ready.tier, ready.spec.bytes);
+        if !self.brought.contains_key(&ready.spec.key) {
+            self.permit.has_chunk();
+        }
         if let Some(wanted) = self.placed.and_then(|placed| placed.wanted) {
             let NearBytes { near, far } = &mut self.tally.near;
             *(if ready.pinned.node() == wanted { near } else { far }) += ready.spec.bytes;
