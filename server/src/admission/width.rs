@@ -195,25 +195,39 @@ mod tests {
                 self.now += STEP;
                 due += offered.map_or(f64::INFINITY, |offered| offered / 1000.0);
                 let limit = self.width.limit(offered.is_none(), self.now).min(64);
-                while self.running.len() < limit && due >= 1.0 {
-                    // Four to twelve chunks.
-                    self.seed = self.seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                    self.running.push(4.0 + 8.0 * f64::from(self.seed >> 8) / f64::from(1 << 24));
-                    due -= 1.0;
-                }
+                due -= self.start(limit, due);
                 self.width.run(self.running.len(), self.now);
                 self.most = self.most.max(self.running.len());
-                let share = (service.all / self.running.len() as f64).min(service.each) / 1000.0;
-                for left in &mut self.running {
-                    let chunks = left.ceil() - (*left - share).max(0.0).ceil();
-                    (0..chunks as usize).for_each(|_| self.width.had_chunk());
-                    *left -= share;
-                }
-                let before = self.running.len();
-                self.running.retain(|left| *left > 0.0);
-                self.ended += before - self.running.len();
+                self.step(service);
             }
             self.ended as f64 / f64::from(seconds)
+        }
+
+        /// Starts loads of four to twelve chunks each, of those that are due; tells how many.
+        fn start(&mut self, limit: usize, due: f64) -> f64 {
+            let mut started = 0.0;
+            while self.running.len() < limit && due - started >= 1.0 {
+                self.seed = self.seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                self.running.push(4.0 + 8.0 * f64::from(self.seed >> 8) / f64::from(1 << 24));
+                started += 1.0;
+            }
+            started
+        }
+
+        /// What they get in a thousandth of a second.
+        fn step(&mut self, service: Service) {
+            let share = (service.all / self.running.len() as f64).min(service.each) / 1000.0;
+            // Less than one chunk each.
+            let ends_a_chunk = |left: &mut f64| {
+                let whole = left.ceil();
+                *left -= share;
+                left.max(0.0).ceil() < whole
+            };
+            let chunks = self.running.iter_mut().map(ends_a_chunk).filter(|ends| *ends).count();
+            (0..chunks).for_each(|_| self.width.had_chunk());
+            let before = self.running.len();
+            self.running.retain(|left| *left > 0.0);
+            self.ended += before - self.running.len();
         }
 
         fn limit(&self) -> usize {

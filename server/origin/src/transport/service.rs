@@ -17,7 +17,7 @@ use http::{Extensions, StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::capture_connection;
 use hyper_util::client::legacy::{Client, Error as ClientError};
-use hyper_util::rt::TokioTimer;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody,
     HttpResponse, HttpResponseBody, HttpService,
@@ -107,11 +107,11 @@ where
     F: Future<Output: Send + 'static> + Send + 'static,
 {
     fn execute(&self, task: F) {
-        // It ends with its connection; nobody waits for it.
-        drop(match &self.0 {
-            Some(runtime) => runtime.spawn(task),
-            None => tokio::spawn(task),
-        });
+        match &self.0 {
+            // It ends with its connection; nobody waits for it.
+            Some(runtime) => drop(runtime.spawn(task)),
+            None => TokioExecutor::new().execute(task),
+        }
     }
 }
 
