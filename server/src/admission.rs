@@ -20,6 +20,7 @@ mod pace;
 pub(crate) mod queue;
 mod refusal;
 mod width;
+mod withdrawn;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,6 +39,7 @@ use width::{PATIENCE, Width};
 pub(crate) use gang::Part;
 pub(crate) use queue::Lane;
 pub(crate) use refusal::{AdmissionError, Holder};
+pub(crate) use withdrawn::Withdrawn;
 
 /// How often one that waits looks whether it has waited for long enough to start beside others.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -542,28 +544,6 @@ impl Drop for AdmissionPermit {
         state.dispatch();
         drop(state);
         self.shared.paid.notify_one();
-    }
-}
-
-/// Tokens that were taken away, and nobody has. Dropped, they are free again.
-#[derive(Debug)]
-#[must_use = "dropped, the tokens are free again"]
-pub(crate) struct Withdrawn {
-    shared: Arc<Shared>,
-}
-
-impl Withdrawn {
-    /// Their slots are out of use: they are gone for good.
-    pub(crate) fn spend(self) {
-        self.shared.lock().queue.withdrawn();
-    }
-}
-
-impl Drop for Withdrawn {
-    fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        state.queue.keep();
-        state.dispatch();
     }
 }
 
