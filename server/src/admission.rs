@@ -832,6 +832,41 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn how_fast_prefetches_start_is_not_how_fast_somebody_is_served() {
+        let limits = Limits { queued_max: 256, active_max: 1 };
+        let admission = Admission::new(limits, Duration::from_secs(1000));
+        admission.grow(64);
+        let mut running = vec![admit(&admission, "a").await];
+        let wait = |lane| {
+            let mut waiter = Box::pin(admission.admit(lane, holder("b")));
+            assert!((&mut waiter).now_or_never().is_none());
+            waiter
+        };
+        let mut waiting: [VecDeque<_>; 2] =
+            Lane::ALL.map(|lane| (0..60).map(|_| wait(lane)).collect());
+        let tenth = Duration::from_millis(100);
+        let mut started = [0_u32; 2];
+        for _ in 0..40 {
+            tokio::time::advance(tenth).await;
+            running.clear();
+            for (lane, count) in waiting.iter_mut().zip(&mut started) {
+                if let Some(permit) = lane[0].as_mut().now_or_never() {
+                    lane.pop_front();
+                    running.push(permit.unwrap());
+                    *count += 1;
+                }
+            }
+        }
+        let [interactive, prefetches] = started;
+        assert!(interactive + prefetches == 40 && prefetches >= 4, "{started:?}");
+        let failure = Failure::from(admission.check_wait(&whole(7), 10 * tenth).unwrap_err());
+        // Each of them waits for its turn, and for those of prefetches between.
+        let of_each = f64::from(40) / f64::from(interactive) * 0.1;
+        let told = failure.retry_after.unwrap().as_secs_f64() / (61.0 - f64::from(interactive));
+        assert!((0.97..1.03).contains(&(told / of_each)), "{told} s, and it is {of_each}");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_waited_for_too_long_to_end_in_time_makes_way() {
         let limits = Limits { queued_max: 256, active_max: 2 };
         let admission = Admission::new(limits, Duration::from_secs(1000));

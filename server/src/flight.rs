@@ -282,6 +282,11 @@ impl Flights {
         Self { registry: Arc::default(), tasks, runtime }
     }
 
+    /// Whose threads move bytes.
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     /// Whether a chunk is being fetched.
     pub(crate) fn holds(&self, key: &ChunkKey) -> bool {
         lock(&self.registry).get(key).is_some_and(|flight| flight.strong_count() > 0)

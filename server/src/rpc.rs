@@ -412,14 +412,17 @@ impl Forebay for Service {
         let shared = Arc::clone(&self.shared);
         let trace = traced::begin("Pack", &context, request.metadata());
         let asked = request.into_inner();
-        self.shared.tasks.spawn(trace.run(async move {
+        // It reads and writes every byte of a checkpoint: no call waits behind that.
+        let bytes = self.shared.stages.flights.runtime().clone();
+        let packing = trace.run(async move {
             let packing = context.deadline.cut(packing::pack(&shared, context, asked, &out));
             let outcome = tokio::select! {
                 outcome = packing => outcome.map_err(|_expired| deadline()).and_then(|done| done),
                 () = gone.cancelled() => Err(shared.ended()),
             };
             Ending { method: "Pack", context }.tell(outcome, &out, &gone).await;
-        }));
+        });
+        self.shared.tasks.spawn_on(packing, &bytes);
         Ok(Response::new(stream))
     }
 

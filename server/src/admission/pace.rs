@@ -8,8 +8,8 @@
 //!
 //! Nothing of one stretch of time in which loads wait is taken for granted in the next one, but for
 //! one thing: where they follow each other closely, those that come before enough have started wait
-//! by what was so before, with twice the time, or all that come in that moment would be let in, and
-//! most of them told better later.
+//! by what was so before, or all that come in that moment would be let in, and most of them told
+//! better later.
 //!
 //! What is too much: a quarter of its time, or half a second if that is less, so that a daemon that
 //! was asked for too much is itself again soon after. Where loads take longer than that, one may
@@ -183,7 +183,7 @@ impl Pace {
         if let Some(before) = self.before(now) {
             let wait = before.starts(place.ahead + 1)?;
             let bearable = before.bearable(place.active, remaining, now)?;
-            return (wait > 2 * bearable).then_some(wait);
+            return (wait > bearable).then_some(wait);
         }
         let wait = self.wait(place.ahead)?;
         (wait > self.bearable(place.active, remaining, now)?).then_some(wait)
@@ -384,9 +384,9 @@ mod tests {
         pace.looked(false, now);
         let now = now + BREAK;
         pace.looked(true, now);
-        // A quarter of its time at the pace of before, twice.
-        assert_eq!(pace.too_long(at(49, 8), SECOND, now), None);
-        assert!(pace.too_long(at(50, 8), SECOND, now).is_some());
+        // A quarter of its time at the pace of before.
+        assert_eq!(pace.too_long(at(24, 8), SECOND, now), None);
+        assert!(pace.too_long(at(25, 8), SECOND, now).is_some());
         assert_eq!(pace.turned_out_too_long(at(90, 8), SECOND), None, "nobody is sent away for it");
         for start in 0..=GAPS_MIN {
             pace.started(now + millis(u64::from(start)));

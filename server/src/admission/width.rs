@@ -16,6 +16,12 @@
 //! the more loads, the more of them want the same chunk, which is brought once. Therefore all levels
 //! are compared, and not each with the next.
 //!
+//! They are seen at different times, and the machine, its neighbours and the link are faster at one
+//! than at another. So where the rate of the level that runs changes although that was well known,
+//! what is known of the others is taken to change with it: else loads would be let in, level after
+//! level, for what more of them brought in a better minute. Where it changes by much ([`ANOTHER`]),
+//! it is another world, and nothing is known of the others.
+//!
 //! The limit is for loads that are short beside what one may wait. It keeps nobody waiting for longer
 //! than [`PATIENCE`]: who waits behind long loads, or behind some that stand still since their origin
 //! or their client does, starts beside them then.
@@ -25,7 +31,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// The largest number of each level. Beyond the last there is no limit.
-const TOPS: [usize; 15] = [4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512];
+const TOPS: [usize; 18] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512];
+/// The level of the least that may run, whatever they bring.
+const LEAST: usize = 3;
 
 /// How long one waits for others to make room, though there are places.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
@@ -51,24 +59,59 @@ const STALE: Duration = Duration::from_secs(30);
 /// does not add up from level to level: all that are known are compared.
 const ENOUGH: f64 = 0.9;
 
+/// From which change of a rate on what was known of others tells nothing.
+const ANOTHER: f64 = 1.5;
+
 /// What loads got while so many ran.
 #[derive(Debug, Clone, Copy, Default)]
 struct Level {
     chunks: f64,
     seconds: f64,
     seen: Option<Instant>,
+    /// Chunks a second, when it was looked at last since as much was seen as is kept.
+    settled: Option<f64>,
+    /// By how much others have changed since this one ran.
+    since: f64,
 }
 
 impl Level {
-    fn ran(&mut self, seconds: f64, now: Instant) {
+    /// Nothing is known of it yet.
+    fn new(now: Instant) -> Self {
+        Self { seen: Some(now), since: 1.0, ..Self::default() }
+    }
+
+    /// So many seconds more. By how much its rate changed, if it was well known.
+    fn ran(&mut self, seconds: f64, now: Instant) -> Option<f64> {
         self.seen = Some(now);
         self.seconds += seconds;
         let over = (self.chunks / KEPT_CHUNKS).min(self.seconds / KEPT_SECONDS_MIN);
         let over = over.max(self.seconds / KEPT_SECONDS);
-        if over > 1.0 {
-            self.chunks /= over;
-            self.seconds /= over;
+        if over <= 1.0 {
+            return None;
         }
+        self.chunks /= over;
+        self.seconds /= over;
+        let rate = self.chunks / self.seconds;
+        let before = self.settled.replace(rate);
+        before.map(|before| rate / before).filter(|change| change.is_finite() && *change > 0.0)
+    }
+
+    /// Another one brings so many times as much as before.
+    fn changes(&mut self, change: f64) {
+        self.since *= change;
+        if !(1.0 / ANOTHER..=ANOTHER).contains(&self.since) {
+            *self = Self::default();
+        }
+    }
+
+    /// It runs again: what was seen of it is taken as it would be now.
+    fn begins(&mut self, now: Instant) {
+        if !self.was_seen_within(STALE, now) {
+            *self = Self::new(now);
+        }
+        self.chunks *= self.since;
+        self.settled = self.settled.map(|rate| rate * self.since);
+        self.since = 1.0;
     }
 
     fn was_seen_within(&self, limit: Duration, now: Instant) -> bool {
@@ -79,7 +122,8 @@ impl Level {
     fn rate(&self, now: Instant) -> Option<f64> {
         let enough = self.chunks >= KNOWN_CHUNKS && self.seconds >= KNOWN_SECONDS_MIN
             || self.seconds >= KNOWN_SECONDS;
-        (enough && self.was_seen_within(FORGOTTEN, now)).then(|| self.chunks / self.seconds)
+        let is_known = enough && self.was_seen_within(FORGOTTEN, now);
+        is_known.then(|| self.since * self.chunks / self.seconds)
     }
 }
 
@@ -100,15 +144,16 @@ impl Width {
     /// From now on so many run.
     pub(super) fn run(&mut self, active: usize, now: Instant) {
         let ran = now.saturating_duration_since(self.since);
-        if let Some(level) = self.at.and_then(|at| self.levels.get_mut(at)) {
-            level.ran(ran.as_secs_f64(), now);
-        }
-        self.at = (active > 0).then(|| level_of(active)).flatten();
-        self.since = now;
         let level = self.at.and_then(|at| self.levels.get_mut(at));
-        if let Some(level) = level.filter(|level| !level.was_seen_within(STALE, now)) {
-            *level = Level { seen: Some(now), ..Level::default() };
+        if let Some(change) = level.and_then(|level| level.ran(ran.as_secs_f64(), now)) {
+            let others = self.levels.iter_mut().enumerate().filter(|(n, _)| Some(*n) != self.at);
+            others.for_each(|(_, level)| level.changes(change));
         }
+        let at = (active > 0).then(|| level_of(active)).flatten();
+        if let Some(level) = at.filter(|_| at != self.at).and_then(|at| self.levels.get_mut(at)) {
+            level.begins(now);
+        }
+        (self.at, self.since) = (at, now);
     }
 
     /// A load has one more of its chunks.
@@ -123,15 +168,15 @@ impl Width {
         let rates = self.levels.map(|level| level.rate(now));
         let Some(highest) = rates.iter().rposition(Option::is_some) else { return usize::MAX };
         let (mut above, mut enough) = (0.0_f64, None);
-        for (level, rate) in rates.iter().enumerate().rev() {
+        for (level, rate) in rates.iter().enumerate().skip(LEAST).rev() {
             let Some(rate) = *rate else { continue };
             if above > 0.0 && rate >= ENOUGH * above {
                 enough = Some(level);
             }
             above = above.max(rate);
         }
-        let limit = enough.unwrap_or(highest);
-        let below = limit.checked_sub(1).filter(|_| waited);
+        let limit = enough.unwrap_or(highest).max(LEAST);
+        let below = limit.checked_sub(1).filter(|below| waited && *below >= LEAST);
         let is_open = |below: &usize| {
             let level = self.levels.get(*below);
             level.is_some_and(|level| {
@@ -141,7 +186,7 @@ impl Width {
         match below.filter(is_open) {
             Some(below) => top(below),
             // As far as is known, more bring more.
-            None if enough.is_none() => top(highest + 1),
+            None if enough.is_none() => top(limit + 1),
             None => top(limit),
         }
     }
@@ -283,6 +328,34 @@ mod tests {
         sim.go_on(60, narrow, None);
         let rate = sim.go_on(60, narrow, None);
         assert!(rate >= 95.0 && sim.limit() == 4, "{rate} with {}", sim.limit());
+    }
+
+    /// What a machine brings that is faster in one minute than in another.
+    #[test]
+    fn a_better_minute_is_not_taken_for_what_more_loads_bring() {
+        let at = |pace: f64| Service { all: 800.0 * pace, each: 200.0 * pace };
+        let mut sim = Sim::new();
+        sim.go_on(60, at(1.0), None);
+        assert_eq!(sim.limit(), 4);
+        // Long enough for what was known of more to be forgotten, and looked for again.
+        sim.go_on(90, at(1.2), None);
+        for pace in [1.0, 0.9, 1.1, 0.85] {
+            let rate = sim.go_on(25, at(pace), None);
+            assert!(sim.most <= 6 && rate >= 95.0 * pace, "{} run, {rate} at {pace}", sim.most);
+        }
+    }
+
+    #[test]
+    fn what_more_brought_before_is_not_looked_for_when_all_is_slower() {
+        let mut sim = Sim::new();
+        sim.go_on(60, Service { all: 800.0, each: 25.0 }, None);
+        assert_eq!(sim.limit(), 32);
+        // A tenth of it is left, and each could have as much of that as before.
+        let little = Service { all: 80.0, each: 25.0 };
+        sim.go_on(70, little, None);
+        assert!(sim.most <= 48, "{}", sim.most);
+        sim.go_on(60, little, None);
+        assert!(sim.limit() <= 6, "{}", sim.limit());
     }
 
     #[test]

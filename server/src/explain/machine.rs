@@ -76,7 +76,8 @@ fn cpu(host: &HostDelta) -> Vec<Fact> {
         facts.push(fact("proc_stat", "taken by the hypervisor, all CPUs", stolen, "s"));
     }
     let late = host.latest.map_or(0.0, seconds);
-    facts.push(fact("runtime_lag", "the latest that a task was woken", late, "s"));
+    let what = "the latest that a task was woken that takes bytes in";
+    facts.push(fact("runtime_lag", what, late, "s"));
     if let Some(PressureDelta { cpu_some, .. }) = &host.pressure {
         let waited = seconds(*cpu_some);
         facts.push(fact("pressure", "some task had no CPU", waited, "s"));

@@ -122,7 +122,8 @@ fn daemon(checks: &mut Checks, shared: &Shared) {
     let advice = "its threads get no CPU when they need it, and sockets wait: give the daemon more \
                   CPU, or others less";
     let late = (worst >= LATE).then_some((Verdict::Warn, advice));
-    let found = format!("{} ms at worst in the last minute", worst.as_millis());
+    let worst = worst.as_millis();
+    let found = format!("{worst} ms at worst in the last minute, of the threads that answer calls");
     checks.add("daemon", "runtime_lag", found, late);
 }
 
