@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -173,6 +174,60 @@ impl Watch {
     fn end(mut self) {
         assert!(self.0.try_join_next().is_none(), "a queue was longer than its bound");
     }
+}
+
+/// Where one load at a time gets all that the link carries, it is soon known how much that is, and
+/// not everything that comes is let in any more.
+#[tokio::test]
+async fn how_many_run_at_once_follows_from_what_they_bring() {
+    const LONG: u64 = 64 * CHUNK;
+    let origin = origin_at(8 << 20).await;
+    let node = NodeSpec::of(&origin).ram("8MiB").start().await;
+    let width = async || node.metric("forebay_admission_width").await;
+    assert_eq!(width().await, Some(64.0), "nothing is known");
+    let began = Instant::now();
+    // Twice as many chunks, and half as many seconds again, as make it known.
+    for n in 0..4 {
+        let made = (format!("long-{n}"), Content::synthetic(n, LONG));
+        origin.put(BUCKET, &made.0, made.1.clone());
+        node.loads(&s3_uri(&made.0), &[made]).await;
+    }
+    let took = began.elapsed();
+    if took >= Duration::from_secs(8) {
+        // That would be known of loads that bring nothing.
+        println!("skipped: four loads took {took:?} on this machine");
+        return;
+    }
+    assert_eq!(width().await, Some(6.0), "one level above the least, after {took:?}");
+}
+
+/// CPU time of a process's threads of this name, in nanoseconds.
+fn cpu_of(pid: u32, name: &str) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let of = |task: PathBuf| {
+        let comm = std::fs::read_to_string(task.join("comm")).ok()?;
+        let spent = std::fs::read_to_string(task.join("schedstat")).ok()?;
+        let is_it = comm.trim() == name;
+        is_it.then(|| spent.split_whitespace().next()?.parse::<u64>().ok()).flatten()
+    };
+    tasks.filter_map(|task| of(task.ok()?.path())).sum()
+}
+
+/// What an origin sends is not read by the threads that answer calls, however much that is.
+#[tokio::test]
+async fn bytes_are_moved_where_no_call_waits_behind_them() {
+    let origin = origin_at(1 << 30).await;
+    let made = ("large".to_owned(), Content::synthetic(5, 64 << 20));
+    origin.put(BUCKET, &made.0, made.1.clone());
+    let spec = NodeSpec::of(&origin).ram("80MiB").set("chunk", "1MiB").set("log_level", "info");
+    let node = spec.start().await;
+    let spent = || ["forebay-bytes", "forebay-calls"].map(|name| cpu_of(node.daemon.pid(), name));
+    let before = spent();
+    node.loads(&s3_uri("large"), &[made]).await;
+    let after = spent();
+    let [bytes, calls] = [0, 1].map(|of| (after[of] - before[of]) / 1000);
+    println!("{bytes} us for bytes, {calls} us for calls");
+    assert!(bytes > 2 * calls, "{bytes} us for bytes, {calls} us for calls");
 }
 
 /// Two places are taken for as long as their holders like, and eighty loads come at once.
