@@ -17,13 +17,13 @@ mod fair_tests;
 mod gang;
 mod line;
 mod pace;
+mod permit;
 pub(crate) mod queue;
 mod refusal;
 mod width;
 mod withdrawn;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -37,7 +37,8 @@ use refusal::{Holding, SlowQueue};
 use width::{PATIENCE, Width};
 
 pub(crate) use gang::Part;
-pub(crate) use queue::Lane;
+pub(crate) use permit::{AdmissionPermit, WindowSlot};
+pub(crate) use queue::{Lane, What};
 pub(crate) use refusal::{AdmissionError, Holder};
 pub(crate) use withdrawn::Withdrawn;
 
@@ -174,9 +175,13 @@ impl Admission {
         let State { queue, pace, gangs, .. } = &mut *state;
         let now = Instant::now();
         pace.asked(now);
+        // Of those that belong together the others may not be brought yet.
+        if part.rank.is_none() && queue.would_ride(part.what) {
+            return Ok(());
+        }
         let slow = gangs.answer(part, now, || {
             let ahead = queue.ahead(Lane::Interactive, part.uid);
-            let place = Place { ahead, active: queue.active() };
+            let place = Place { ahead, active: queue.counted() };
             let wait = pace.too_long(place, remaining, now)?;
             Some(SlowQueue { depth: queue.depth(Lane::Interactive), wait })
         });
@@ -208,7 +213,8 @@ impl Admission {
     ) -> Result<AdmissionPermit, AdmissionError> {
         let (ticket, granted) = {
             let mut state = self.shared.lock();
-            let (ticket, instead) = state.queue.offer(lane, holder.uid, Instant::now())?;
+            let (ticket, instead) =
+                state.queue.offer(lane, (holder.uid, holder.what), Instant::now())?;
             if let Some(crowder) = instead {
                 state.displace(crowder, |depth| AdmissionError::QueueFull { depth });
             }
@@ -349,7 +355,7 @@ impl State {
     }
 
     fn too_far_back(&self, now: Instant) -> Vec<(Ticket, Duration)> {
-        let active = self.queue.active();
+        let active = self.queue.counted();
         let mut told = Vec::new();
         for (ticket, ahead) in self.queue.places(Lane::Interactive) {
             // Those behind do not wait for those that go. One that starts next is in nobody's way, or
@@ -380,7 +386,7 @@ impl State {
             let waiter = self.waiters.remove(&ticket);
             let _told = waiter.is_some_and(|waiter| waiter.send(Ok(decision)).is_ok());
         }
-        self.width.run(self.queue.active(), now);
+        self.width.run(self.queue.counted(), now);
         // Prefetches that wait keep nobody else waiting.
         self.pace.looked(self.queue.depth(Lane::Interactive) > 0, now);
         if started {
@@ -402,14 +408,22 @@ impl State {
     /// start instead.
     fn starts(&mut self, ticket: Ticket) -> bool {
         let now = Instant::now();
+        let lane = self.queue.lane(ticket);
+        if self.queue.rides(ticket) {
+            // It takes no place of anybody's, and tells nothing of how long one has to wait for that.
+            if lane == Some(Lane::Interactive) {
+                self.pace.rode(now);
+            }
+            return true;
+        }
         let until = self.holders.get(&ticket).and_then(|held| held.until);
         let is_late = |until: Instant| {
-            self.pace.is_too_late(self.queue.active(), until.saturating_duration_since(now))
+            self.pace.is_too_late(self.queue.counted(), until.saturating_duration_since(now))
         };
         let makes_way = self.queue.depth(Lane::Interactive) > 0 && until.is_some_and(is_late);
         if makes_way {
             self.displace(ticket, |depth| AdmissionError::QueueFull { depth });
-        } else if self.queue.lane(ticket) == Some(Lane::Interactive) {
+        } else if lane == Some(Lane::Interactive) {
             self.pace.started(now);
         }
         !makes_way
@@ -491,108 +505,6 @@ impl State {
     }
 }
 
-/// The right to run one load. First witness of the path; dropped, it gives everything back.
-#[derive(Debug)]
-pub(crate) struct AdmissionPermit {
-    shared: Arc<Shared>,
-    ticket: Ticket,
-    stall: Duration,
-}
-
-impl AdmissionPermit {
-    /// Waits for one more slot of the window. One call at a time per permit. Not cancel-safe in
-    /// its place in the queue: a dropped call asks anew.
-    pub(crate) async fn slot(&self) -> Result<WindowSlot, AdmissionError> {
-        let (sender, granted) = oneshot::channel();
-        let mut wish = Wish { permit: self, open: true };
-        {
-            let mut state = self.shared.lock();
-            state.waiters.insert(self.ticket, sender);
-            state.queue.want_slot(self.ticket);
-            state.dispatch();
-        }
-        self.shared.wait(self.ticket, granted, self.stall).await?;
-        wish.open = false;
-        self.shared.lock().token_out(self.ticket);
-        let lent = AtomicBool::new(false);
-        Ok(WindowSlot { shared: Arc::clone(&self.shared), ticket: self.ticket, lent })
-    }
-
-    /// The load has one more of its chunks.
-    pub(crate) fn has_chunk(&self) {
-        self.shared.lock().width.had_chunk();
-    }
-
-    /// The most slots this load held at one time.
-    pub(crate) fn peak_slots(&self) -> usize {
-        self.shared.lock().queue.peak(self.ticket)
-    }
-
-    /// The most slots this load can hold: all of the pool, as it is now.
-    pub(crate) fn window_slots(&self) -> usize {
-        self.shared.lock().queue.capacity()
-    }
-}
-
-impl Drop for AdmissionPermit {
-    fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        state.queue.finish(self.ticket);
-        state.waiters.remove(&self.ticket);
-        state.over(self.ticket);
-        state.moved = Instant::now();
-        state.dispatch();
-        drop(state);
-        self.shared.paid.notify_one();
-    }
-}
-
-/// A wish for a slot; dropped while open it is withdrawn, or what it was handed is given back.
-#[derive(Debug)]
-struct Wish<'a> {
-    permit: &'a AdmissionPermit,
-    open: bool,
-}
-
-impl Drop for Wish<'_> {
-    fn drop(&mut self) {
-        if !self.open {
-            return;
-        }
-        let mut state = self.permit.shared.lock();
-        state.waiters.remove(&self.permit.ticket);
-        if !state.queue.unwant_slot(self.permit.ticket) {
-            state.queue.give_back(self.permit.ticket);
-        }
-        state.dispatch();
-        drop(state);
-        self.permit.shared.paid.notify_one();
-    }
-}
-
-/// One token of a load's window. It travels with the slot it covers.
-#[derive(Debug)]
-pub(crate) struct WindowSlot {
-    shared: Arc<Shared>,
-    ticket: Ticket,
-    lent: AtomicBool,
-}
-
-impl WindowSlot {
-    /// The slot is lent to a client from now on, until the token is dropped.
-    pub(crate) fn lend(&self) {
-        if !self.lent.swap(true, Ordering::Relaxed) {
-            self.shared.lock().lent += 1;
-        }
-    }
-}
-
-impl Drop for WindowSlot {
-    fn drop(&mut self) {
-        self.shared.give_back(self.ticket, *self.lent.get_mut());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
@@ -603,7 +515,7 @@ mod tests {
     use super::*;
 
     fn holder(id: &str) -> Holder {
-        Holder { load_id: id.into(), uid: 7, pid: 9 }
+        Holder { load_id: id.into(), uid: 7, pid: 9, what: None }
     }
 
     fn admission(slots: usize) -> Admission {
@@ -792,7 +704,7 @@ mod tests {
     }
 
     fn whole(uid: u32) -> Part<'static> {
-        Part { uid, uri: "file:///m", rank: None }
+        Part { uid, uri: "file:///m", rank: None, what: What::of("m") }
     }
 
     #[tokio::test(start_paused = true)]
@@ -831,6 +743,13 @@ mod tests {
         admission.check_wait(&part(0), second).unwrap();
     }
 
+    /// Takes the first out, if it is ready.
+    fn first_ready<F: Future + Unpin>(line: &mut VecDeque<F>) -> Option<F::Output> {
+        let ready = line.front_mut()?.now_or_never()?;
+        line.pop_front();
+        Some(ready)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn how_fast_prefetches_start_is_not_how_fast_somebody_is_served() {
         let limits = Limits { queued_max: 256, active_max: 1 };
@@ -845,24 +764,18 @@ mod tests {
         let mut waiting: [VecDeque<_>; 2] =
             Lane::ALL.map(|lane| (0..60).map(|_| wait(lane)).collect());
         let tenth = Duration::from_millis(100);
-        let mut started = [0_u32; 2];
         for _ in 0..40 {
             tokio::time::advance(tenth).await;
             running.clear();
-            for (lane, count) in waiting.iter_mut().zip(&mut started) {
-                if let Some(permit) = lane[0].as_mut().now_or_never() {
-                    lane.pop_front();
-                    running.push(permit.unwrap());
-                    *count += 1;
-                }
-            }
+            running.extend(waiting.iter_mut().filter_map(first_ready).map(Result::unwrap));
         }
-        let [interactive, prefetches] = started;
-        assert!(interactive + prefetches == 40 && prefetches >= 4, "{started:?}");
+        let [interactive, prefetches] = [0, 1].map(|lane: usize| 60 - waiting[lane].len());
+        assert!(interactive + prefetches == 40 && prefetches >= 4, "{interactive}, {prefetches}");
+        let interactive = interactive as f64;
         let failure = Failure::from(admission.check_wait(&whole(7), 10 * tenth).unwrap_err());
         // Each of them waits for its turn, and for those of prefetches between.
-        let of_each = f64::from(40) / f64::from(interactive) * 0.1;
-        let told = failure.retry_after.unwrap().as_secs_f64() / (61.0 - f64::from(interactive));
+        let of_each = 40.0 / interactive * 0.1;
+        let told = failure.retry_after.unwrap().as_secs_f64() / (61.0 - interactive);
         assert!((0.97..1.03).contains(&(told / of_each)), "{told} s, and it is {of_each}");
     }
 
@@ -931,6 +844,55 @@ mod tests {
         }
         assert!(begun.elapsed() <= PATIENCE + LOOK_AGAIN, "{:?}", begun.elapsed());
         assert_eq!(stuck.len(), 16);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_wants_what_is_brought_is_not_refused_for_a_wait_that_it_has_not() {
+        let limits = Limits { queued_max: 256, active_max: 64 };
+        let admission = Admission::new(limits, Duration::from_secs(1000));
+        admission.grow(1024);
+        let tenth = Duration::from_millis(100);
+        let of = |what| Holder { what: Some(What::of(what)), ..holder("x") };
+        let start = async |what| admission.admit(Lane::Interactive, of(what)).await.unwrap();
+        // As much comes with six as with four, and a hundred a second start while others wait.
+        for active in [6, 4] {
+            admission.shared.lock().width.run(active, Instant::now());
+            tokio::time::advance(Duration::from_secs(4)).await;
+            (0..2000).for_each(|_| admission.shared.lock().width.had_chunk());
+        }
+        admission.shared.lock().width.run(0, Instant::now());
+        let leader = start("led").await;
+        let mut running = VecDeque::new();
+        for what in ["a", "b", "c", "d", "a", "b", "c"] {
+            running.push_back(start(what).await);
+        }
+        let mut waiting: VecDeque<_> = (0..40).map(|_| Box::pin(start("e"))).collect();
+        waiting.iter_mut().for_each(|waiter| assert!(waiter.now_or_never().is_none()));
+        for _ in 0..20 {
+            tokio::time::advance(tenth / 10).await;
+            running.pop_front();
+            running.extend(first_ready(&mut waiting));
+        }
+        let asks = |what| admission.check_wait(&Part { what: What::of(what), ..whole(7) }, tenth);
+        asks("led").unwrap_err();
+        // Of each that starts, the seconds.
+        let pace = || match asks("f") {
+            Err(AdmissionError::QueueSlow { depth, wait }) => {
+                wait / u32::try_from(depth + 1).unwrap()
+            }
+            other => panic!("{other:?}"),
+        };
+        let known = pace();
+        leader.brings(true);
+        let rank = Part { what: What::of("led"), rank: Some((0, 2)), ..whole(7) };
+        admission.check_wait(&rank, tenth).unwrap_err();
+        // As many as may run beside it. The pace of the others is what it was.
+        for _ in 0..4 {
+            asks("led").unwrap();
+            running.push_back(start("led").now_or_never().unwrap());
+        }
+        asks("led").unwrap_err();
+        assert_eq!((admission.active(), pace()), (8, known));
     }
 
     #[tokio::test(start_paused = true)]

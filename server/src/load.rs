@@ -33,7 +33,7 @@ use forebay_proto::{Failure, Reason};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::admission::{Admission, AdmissionPermit, Holder, Lane};
+use crate::admission::{Admission, AdmissionPermit, Holder, Lane, What};
 use crate::capacity::meter::LoadMeters;
 use crate::cpu::{NodeWorkers, Workers};
 use crate::deadline::{Deadline, Expired};
@@ -168,6 +168,13 @@ impl LoadRequest {
     /// What was asked for, by whatever name.
     fn asked(&self) -> &str {
         self.given.as_ref().map_or(&self.shown_uri, |given| &given.name)
+    }
+
+    /// What it wants, but for which revision.
+    pub(crate) fn what(&self) -> What {
+        let Selection { tensors, objects, shard } = &self.selection;
+        let shard = shard.as_ref().map(|shard| format!("{shard:?}"));
+        What::of((&self.shown_uri, tensors, objects, shard))
     }
 
     fn alias(&self) -> &str {
@@ -315,7 +322,8 @@ async fn open<'a>(
         }
         None => None,
     };
-    let holder = Holder { load_id: load_id.clone(), uid, pid: request.peer.pid };
+    let (pid, what) = (request.peer.pid, Some(request.what()));
+    let holder = Holder { load_id: load_id.clone(), uid, pid, what };
     let since = if known.is_some() { Instant::now() } else { timeline.opened() };
     let waiting = Waiting::begin(&stages.admission, timeline, since);
     let until = request.waited_for_until();

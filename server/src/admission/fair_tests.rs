@@ -25,7 +25,7 @@ impl Play {
     fn offer(&mut self, user: usize) {
         self.came[user].offered += 1;
         let number = u32::try_from(user).unwrap();
-        match self.queue.offer(Lane::Interactive, number, Instant::now()) {
+        match self.queue.offer(Lane::Interactive, (number, None), Instant::now()) {
             Err(_full) => self.came[user].refused += 1,
             Ok((ticket, instead)) => {
                 self.of.push((ticket, user));

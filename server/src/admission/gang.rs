@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::queue::What;
 use super::refusal::SlowQueue;
 
 /// How long after the first of them the last one may come.
@@ -31,6 +32,8 @@ pub(crate) struct Part<'a> {
     pub(crate) uri: &'a str,
     /// Which part, of how many; none if it is the whole.
     pub(crate) rank: Option<(u32, u32)>,
+    /// All of that together.
+    pub(crate) what: What,
 }
 
 /// Some ranks that were told the same.
@@ -86,7 +89,7 @@ mod tests {
     const SLOW: SlowQueue = SlowQueue { depth: 3, wait: Duration::from_secs(2) };
 
     fn part(uri: &str, rank: u32) -> Part<'_> {
-        Part { uid: 7, uri, rank: Some((rank, 4)) }
+        Part { uid: 7, uri, rank: Some((rank, 4)), what: What::of(uri) }
     }
 
     fn nobody_asks() -> Option<SlowQueue> {
@@ -125,7 +128,7 @@ mod tests {
     fn a_whole_checkpoint_is_nobodys_part() {
         let (mut gangs, now) = (Gangs::default(), Instant::now());
         for rank in [None, Some((0, 1))] {
-            let part = Part { uid: 7, uri: "a", rank };
+            let part = Part { uid: 7, uri: "a", rank, what: What::of("a") };
             assert_eq!(gangs.answer(&part, now, || Some(SLOW)), Some(SLOW));
             assert_eq!(gangs.answer(&part, now, || None), None);
         }

@@ -11,13 +11,15 @@ use std::collections::{BTreeMap, VecDeque};
 
 use tokio::time::Instant;
 
-use super::queue::Ticket;
+use super::queue::{Ticket, What};
 
 /// One that waits.
-#[derive(Debug, Clone, Copy)]
-struct Waiter {
-    ticket: Ticket,
-    user: u32,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Waiter {
+    pub(super) ticket: Ticket,
+    pub(super) user: u32,
+    /// What it wants, if that can be told.
+    pub(super) what: Option<What>,
     offered: Instant,
 }
 
@@ -27,15 +29,32 @@ pub(super) struct Line(VecDeque<Waiter>);
 
 impl Line {
     /// One more, at the end.
-    pub(super) fn push(&mut self, ticket: Ticket, user: u32, offered: Instant) {
-        self.0.push_back(Waiter { ticket, user, offered });
+    pub(super) fn push(
+        &mut self,
+        ticket: Ticket,
+        (user, what): (u32, Option<What>),
+        offered: Instant,
+    ) {
+        self.0.push_back(Waiter { ticket, user, what, offered });
     }
 
     /// The next to start: of the user with the fewest that run, and its first.
-    pub(super) fn next(&mut self, running: impl Fn(u32) -> usize) -> Option<(Ticket, u32)> {
+    pub(super) fn next(&mut self, running: impl Fn(u32) -> usize) -> Option<Waiter> {
         let fewest = self.0.iter().enumerate().min_by_key(|(_, waiter)| running(waiter.user));
         let (at, _) = fewest?;
-        self.0.remove(at).map(|waiter| (waiter.ticket, waiter.user))
+        self.0.remove(at)
+    }
+
+    /// The first that wants one of these.
+    pub(super) fn first_that_wants(&self, these: &[What]) -> Option<Ticket> {
+        let is_it = |waiter: &&Waiter| waiter.what.is_some_and(|what| these.contains(&what));
+        self.0.iter().find(is_it).map(|waiter| waiter.ticket)
+    }
+
+    /// Takes one out to start it, wherever it is.
+    pub(super) fn take(&mut self, ticket: Ticket) -> Option<Waiter> {
+        let at = self.0.iter().position(|waiter| waiter.ticket == ticket)?;
+        self.0.remove(at)
     }
 
     /// Takes one out, wherever it is.
@@ -132,11 +151,12 @@ mod tests {
     fn whose_loads_run_least_goes_first() {
         let mut line = Line::default();
         for (ticket, user) in [(1, 7), (2, 7), (3, 8), (4, 7)] {
-            line.push(Ticket(ticket), user, Instant::now());
+            line.push(Ticket(ticket), (user, None), Instant::now());
         }
         let running = |user| if user == 7 { 3 } else { 1 };
-        assert_eq!(line.next(running), Some((Ticket(3), 8)));
-        assert_eq!(line.next(|_| 0), Some((Ticket(1), 7)), "else who came first");
+        let mut next = |running: &dyn Fn(u32) -> usize| line.next(running).map(|next| next.ticket);
+        assert_eq!(next(&running), Some(Ticket(3)));
+        assert_eq!(next(&|_| 0), Some(Ticket(1)), "else who came first");
         line.remove(Ticket(2));
         assert_eq!(line.drain().collect::<Vec<_>>(), [Ticket(4)]);
         assert_eq!(line.next(|_| 0), None);
@@ -145,21 +165,21 @@ mod tests {
     #[test]
     fn who_waits_in_a_long_line_of_its_own_is_in_nobody_elses_way() {
         let mut line = Line::default();
-        (0..60).for_each(|ticket| line.push(Ticket(ticket), 7, Instant::now()));
+        (0..60).for_each(|ticket| line.push(Ticket(ticket), (7, None), Instant::now()));
         assert_eq!(line.ahead(7, |_| 2), 60);
         assert_eq!(line.ahead(8, |_| 2), 1, "one in turn");
         assert_eq!(line.places(|_| 2)[41], (Ticket(41), 41));
         assert_eq!(line.ahead(8, |user| if user == 8 { 5 } else { 2 }), 4, "it runs more");
         assert_eq!(line.ahead(8, |user| if user == 8 { 0 } else { 2 }), 0, "it goes first");
-        line.push(Ticket(60), 8, Instant::now());
+        line.push(Ticket(60), (8, None), Instant::now());
         assert_eq!((line.ahead(7, |_| 0), line.ahead(8, |_| 0)), (61, 3));
         // What it is told is how it comes.
         let running = std::cell::RefCell::new(BTreeMap::from([(7, 1_usize), (8, 1)]));
         let of = |user| running.borrow().get(&user).copied().unwrap_or_default();
         let before = line.ahead(8, of);
-        line.push(Ticket(61), 8, Instant::now());
+        line.push(Ticket(61), (8, None), Instant::now());
         let mut gone = 0;
-        while let Some((ticket, user)) = line.next(of) {
+        while let Some(Waiter { ticket, user, .. }) = line.next(of) {
             if ticket == Ticket(61) {
                 break;
             }
@@ -173,15 +193,15 @@ mod tests {
     #[test]
     fn what_is_told_of_a_wait_is_how_it_comes_where_one_user_has_all_places() {
         let mut line = Line::default();
-        (0..31).for_each(|ticket| line.push(Ticket(ticket), 7, Instant::now()));
-        (31..63).for_each(|ticket| line.push(Ticket(ticket), 8, Instant::now()));
+        (0..31).for_each(|ticket| line.push(Ticket(ticket), (7, None), Instant::now()));
+        (31..63).for_each(|ticket| line.push(Ticket(ticket), (8, None), Instant::now()));
         let mut running = BTreeMap::from([(7, 64_usize), (8, 0)]);
         let told = line.places(|user| running[&user]);
         assert_eq!(told[31], (Ticket(31), 0));
         assert_eq!(told[62], (Ticket(62), 31));
         for start in 0..32 {
             *running.get_mut(&7).unwrap() -= 1;
-            let (ticket, user) = line.next(|user| running[&user]).unwrap();
+            let Waiter { ticket, user, .. } = line.next(|user| running[&user]).unwrap();
             assert_eq!(told[31 + start], (ticket, start));
             *running.get_mut(&user).unwrap() += 1;
         }
@@ -192,13 +212,13 @@ mod tests {
     fn who_has_the_most_makes_room_and_nobody_else() {
         let mut lines = [Line::default(), Line::default()];
         for ticket in 0..4 {
-            lines[usize::from(ticket % 2 == 1)].push(Ticket(ticket), 7, Instant::now());
+            lines[usize::from(ticket % 2 == 1)].push(Ticket(ticket), (7, None), Instant::now());
         }
         assert!(crowder(&mut lines, 7).is_none(), "not for itself");
         assert_eq!(crowder(&mut lines, 8), Some(Ticket(3)));
-        lines[0].push(Ticket(9), 8, Instant::now());
+        lines[0].push(Ticket(9), (8, None), Instant::now());
         assert_eq!(crowder(&mut lines, 8), Some(Ticket(1)));
-        lines[0].push(Ticket(10), 8, Instant::now());
+        lines[0].push(Ticket(10), (8, None), Instant::now());
         assert!(crowder(&mut lines, 8).is_none(), "they have the same");
     }
 }

@@ -142,6 +142,12 @@ impl Pace {
         self.last = Some(now);
     }
 
+    /// A load that asked starts, and not in its turn.
+    pub(super) fn rode(&mut self, now: Instant) {
+        self.counts.age(self.seconds, now);
+        self.counts.asked = (self.counts.asked - 1.0).max(0.0);
+    }
+
     /// Whether loads wait, now that all have started that can.
     pub(super) fn looked(&mut self, waits: bool, now: Instant) {
         if self.empty.is_some_and(|empty| now.saturating_duration_since(empty) >= BREAK) {

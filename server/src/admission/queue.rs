@@ -20,17 +20,21 @@
 //! starts and nobody gets more meanwhile.
 //!
 //! Of each lane at most `width` run, as far as admission knows what is of use
-//! ([`width`](super::width)), but for those that have waited for long.
+//! ([`width`](super::width)), but for those that have waited for long, and for those that *ride*: what
+//! they want is on its way to one that runs. They cost little and keep nobody
+//! waiting, so they start whoever is before them, beside those that are counted, and are not counted
+//! themselves; of them too no more than `width` run.
 //!
 //! In a lane the user goes first whose loads run least ([`line`](super::line)). Between the lanes,
 //! interactive goes first; after [`INTERACTIVE_RUN_MAX`] interactive admissions
 //! while prefetches wait, one prefetch goes; and one goes where no more of the other lane may run.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use tokio::time::Instant;
 
-use super::line::{Line, crowder};
+use super::line::{Line, Waiter, crowder};
 
 /// Interactive admissions in a row while a prefetch waits.
 const INTERACTIVE_RUN_MAX: u32 = 4;
@@ -74,6 +78,19 @@ impl Lane {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Ticket(pub(crate) u64);
 
+/// What a load wants, as a digest of its description: two with the same want the same bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct What(u64);
+
+impl What {
+    /// Of whatever describes it.
+    pub(crate) fn of(description: impl Hash) -> Self {
+        let mut hasher = DefaultHasher::new();
+        description.hash(&mut hasher);
+        Self(hasher.finish())
+    }
+}
+
 /// The bounds of admission.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -108,10 +125,24 @@ pub(crate) enum Decision {
 struct Active {
     lane: Lane,
     user: u32,
+    what: Option<What>,
+    /// Most of what it wants is on its way to it.
+    brings: bool,
+    /// Another one brought that when it started.
+    rides: bool,
     guarantee: usize,
     held: usize,
     peak: usize,
     wants_slot: bool,
+}
+
+/// Who starts next.
+#[derive(Debug, Clone, Copy)]
+enum Next {
+    /// Whose turn it is.
+    InTurn(Lane),
+    /// One that rides.
+    Rides(Lane, Ticket),
 }
 
 /// The state of admission; see the module's head.
@@ -220,7 +251,7 @@ impl Queue {
     pub(crate) fn offer(
         &mut self,
         lane: Lane,
-        user: u32,
+        (user, what): (u32, Option<What>),
         now: Instant,
     ) -> Result<(Ticket, Option<Ticket>), Refusal> {
         if self.draining {
@@ -233,7 +264,7 @@ impl Queue {
             return Err(Refusal::QueueFull { depth });
         }
         let ticket = self.ticket();
-        self.lanes[lane.index()].push(ticket, user, now);
+        self.lanes[lane.index()].push(ticket, (user, what), now);
         Ok((ticket, instead))
     }
 
@@ -319,40 +350,107 @@ impl Queue {
         if guarantee == 0 || self.free < guarantee {
             return None;
         }
-        let lane = self.next_lane()?;
+        let next = self.next()?;
         let active = &self.active;
         let running = |user| active.values().filter(|load| load.user == user).count();
-        let (ticket, user) = self.lanes[lane.index()].next(running)?;
-        self.interactive_run = match lane {
-            Lane::Interactive => self.interactive_run + 1,
-            Lane::Prefetch => 0,
+        let (lane, waiter) = match next {
+            Next::InTurn(lane) => (lane, self.lanes[lane.index()].next(running)?),
+            Next::Rides(lane, ticket) => (lane, self.lanes[lane.index()].take(ticket)?),
         };
+        if let Next::InTurn(_) = next {
+            self.interactive_run = match lane {
+                Lane::Interactive => self.interactive_run + 1,
+                Lane::Prefetch => 0,
+            };
+        }
         self.free -= guarantee;
-        let load = Active { lane, user, guarantee, held: 0, peak: 0, wants_slot: false };
+        let Waiter { ticket, user, what, .. } = waiter;
+        let rides = self.brought().any(|brought| what == Some(brought));
+        let load = Active {
+            lane,
+            user,
+            what,
+            brings: false,
+            rides,
+            guarantee,
+            held: 0,
+            peak: 0,
+            wants_slot: false,
+        };
         self.active.insert(ticket, load);
         Some(Decision::Admit(ticket, guarantee))
     }
 
-    /// The lane of which one starts next: somebody waits in it, and there is a place.
-    fn next_lane(&self) -> Option<Lane> {
+    /// Who starts next, if somebody waits for whom there is a place.
+    fn next(&self) -> Option<Next> {
+        if self.active.len() >= self.limits.active_max {
+            return None;
+        }
         let turn = match self.interactive_run >= INTERACTIVE_RUN_MAX {
             false => [Lane::Interactive, Lane::Prefetch],
             true => [Lane::Prefetch, Lane::Interactive],
         };
-        turn.into_iter().find(|lane| self.depth(*lane) > 0 && self.has_place(*lane))
+        let waits = |lane: &Lane| self.depth(*lane) > 0;
+        let in_turn = turn.into_iter().find(|lane| waits(lane) && self.has_place(*lane));
+        in_turn.map(Next::InTurn).or_else(|| {
+            let rider = |lane| self.rider(lane).map(|ticket| Next::Rides(lane, ticket));
+            turn.into_iter().filter(waits).find_map(rider)
+        })
     }
 
     fn has_place(&self, lane: Lane) -> bool {
-        let running = || self.active.values().filter(|load| load.lane == lane).count();
-        let all = self.active.len();
+        let counted = || self.active.values().filter(|load| !load.rides);
+        let is_full = counted().count() >= self.width;
+        let is_narrow = is_full && counted().filter(|load| load.lane == lane).count() >= self.width;
         let hurries = || self.hurries.zip(self.oldest(lane)).is_some_and(|(by, came)| came <= by);
-        let is_narrow = all >= self.width && running() >= self.width;
-        all < self.limits.active_max && (!is_narrow || hurries())
+        !is_narrow || hurries()
+    }
+
+    /// The first that waits for what is brought already.
+    fn rider(&self, lane: Lane) -> Option<Ticket> {
+        let brought: Vec<_> = self.brought().collect();
+        if brought.is_empty() || !self.may_one_ride() {
+            return None;
+        }
+        self.lanes[lane.index()].first_that_wants(&brought)
+    }
+
+    fn may_one_ride(&self) -> bool {
+        self.active.len() - self.counted() < self.width
+    }
+
+    /// Whether a load that wants this would start at once, since it is brought already.
+    pub(crate) fn would_ride(&self, what: What) -> bool {
+        let has_room = self.active.len() < self.limits.active_max && self.free >= self.guarantee();
+        has_room && self.may_one_ride() && self.brought().any(|brought| brought == what)
+    }
+
+    /// What is brought right now.
+    fn brought(&self) -> impl Iterator<Item = What> + '_ {
+        self.active.values().filter(|load| load.brings).filter_map(|load| load.what)
+    }
+
+    /// Whether most of what `ticket` wants is still to be brought to it, and on its way. Of one that
+    /// rides what is missing is what was there and is no more: nobody rides on that.
+    pub(crate) fn brings(&mut self, ticket: Ticket, yes: bool) {
+        if let Some(load) = self.active.get_mut(&ticket) {
+            load.brings = yes && !load.rides;
+        }
+    }
+
+    /// Whether what `ticket` wants was brought to another one already.
+    pub(crate) fn rides(&self, ticket: Ticket) -> bool {
+        self.active.get(&ticket).is_some_and(|load| load.rides)
+    }
+
+    /// Loads that run, without those that ride.
+    pub(crate) fn counted(&self) -> usize {
+        self.active.values().filter(|load| !load.rides).count()
     }
 
     fn decide_spare(&mut self) -> Option<Decision> {
         // Free tokens are kept together for a load that could start with them.
-        if self.free == 0 || self.next_lane().is_some() {
+        if self.free == 0 || self.next().is_some() {
             return None;
         }
         let ticket = self.spare_waiters.pop_front()?;
@@ -375,12 +473,12 @@ impl Queue {
 
     /// Whether those that wait to start wait for a place, with tokens enough.
     pub(crate) fn waits_for_a_place(&self) -> bool {
-        self.next_lane().is_none() && self.free >= self.guarantee()
+        self.next().is_none() && self.free >= self.guarantee()
     }
 
     /// Whether those that wait to start wait for tokens: there is a place.
     pub(crate) fn waits_for_tokens(&self) -> bool {
-        self.next_lane().is_some()
+        self.next().is_some()
     }
 
     /// Loads that wait to start.
@@ -447,7 +545,7 @@ mod tests {
     }
 
     fn offer(queue: &mut Queue, lane: Lane) -> Ticket {
-        queue.offer(lane, 0, Instant::now()).unwrap().0
+        queue.offer(lane, (0, None), Instant::now()).unwrap().0
     }
 
     #[test]
@@ -463,7 +561,7 @@ mod tests {
     fn the_queue_is_bounded_and_a_withdrawn_offer_leaves_it() {
         let mut queue = queue(0);
         let tickets: Vec<_> = (0..4).map(|_| offer(&mut queue, Lane::Prefetch)).collect();
-        let refused = queue.offer(Lane::Interactive, 0, Instant::now());
+        let refused = queue.offer(Lane::Interactive, (0, None), Instant::now());
         assert_eq!(refused, Err(Refusal::QueueFull { depth: 4 }));
         queue.finish(tickets[1]);
         assert_eq!(queue.queued(), 3);
@@ -541,11 +639,63 @@ mod tests {
     }
 
     #[test]
+    fn who_wants_what_another_one_brings_starts_beside_it() {
+        let mut queue = Queue::new(Limits { queued_max: 64, active_max: 5 });
+        queue.grow(64);
+        queue.set_width(2, None);
+        let offer = |queue: &mut Queue, what| {
+            let what = Some(What::of(what));
+            queue.offer(Lane::Interactive, (0, what), Instant::now()).unwrap().0
+        };
+        let started = |queue: &mut Queue| {
+            std::iter::from_fn(|| queue.decide())
+                .map(|decision| match decision {
+                    Decision::Admit(ticket, _) | Decision::Slot(ticket) => ticket,
+                })
+                .collect::<Vec<_>>()
+        };
+        let first = ["a", "b"].map(|what| offer(&mut queue, what));
+        assert_eq!(started(&mut queue), first);
+        let [c, b, a, again, more] = ["c", "b", "a", "a", "a"].map(|what| offer(&mut queue, what));
+        assert_eq!(started(&mut queue), [], "it may be there, and cost as much for each");
+        queue.brings(first[0], true);
+        assert_eq!(started(&mut queue), [a, again], "and as many as others may");
+        assert_eq!((queue.counted(), queue.active()), (2, 4));
+        assert!(queue.rides(a) && !queue.rides(first[0]));
+        // A place that one leaves which rode is for another one that does.
+        queue.finish(again);
+        assert_eq!(started(&mut queue), [more]);
+        // The turn is not theirs, and they keep none of the places of those whose it is.
+        queue.finish(first[1]);
+        assert_eq!(started(&mut queue), [c]);
+        queue.finish(first[0]);
+        assert_eq!(started(&mut queue), [b]);
+        assert_eq!((queue.counted(), queue.active()), (2, 4));
+        // There is no more room than there is.
+        let [d, last] = ["d", "d"].map(|what| offer(&mut queue, what));
+        queue.finish(c);
+        queue.brings(b, true);
+        assert_eq!(started(&mut queue), [d]);
+        queue.brings(d, true);
+        queue.finish(more);
+        assert_eq!(started(&mut queue), [last]);
+        let full = ["b", "b", "b"].map(|what| offer(&mut queue, what));
+        queue.finish(last);
+        assert_eq!(started(&mut queue), [full[0]]);
+        queue.set_width(64, None);
+        assert_eq!(started(&mut queue), [full[1]]);
+        assert_eq!(queue.active(), 5);
+    }
+
+    #[test]
     fn draining_refuses_and_returns_those_that_wait() {
         let mut queue = queue(0);
         let waiting = offer(&mut queue, Lane::Interactive);
         assert_eq!(queue.drain(), [waiting]);
-        assert_eq!(queue.offer(Lane::Interactive, 0, Instant::now()), Err(Refusal::Draining));
+        assert_eq!(
+            queue.offer(Lane::Interactive, (0, None), Instant::now()),
+            Err(Refusal::Draining)
+        );
     }
 
     #[derive(Debug, Clone)]
@@ -592,7 +742,7 @@ mod tests {
                 match op {
                     Op::Offer(interactive) => {
                         let lane = if interactive { Lane::Interactive } else { Lane::Prefetch };
-                        let _refused = queue.offer(lane, 0, Instant::now()).is_err();
+                        let _refused = queue.offer(lane, (0, None), Instant::now()).is_err();
                     }
                     Op::Want(n) => if let Some(load) = model.live.get_mut(n).filter(|l| !l.3) {
                         load.3 = true;

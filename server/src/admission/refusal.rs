@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use forebay_proto::{Failure, Reason};
 
-use super::queue::Refusal;
+use super::queue::{Refusal, What};
 use crate::error::stopping;
 
 /// Hint to a caller that met a full queue: about the time a small load takes.
@@ -17,7 +17,7 @@ const QUEUE_FULL_RETRY: Duration = Duration::from_millis(500);
 /// Hint to a caller that met a pool held by leases.
 const RAM_EXHAUSTED_RETRY: Duration = Duration::from_secs(5);
 
-/// Who asks.
+/// Who asks, and for what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Holder {
     /// The load's id.
@@ -26,6 +26,8 @@ pub(crate) struct Holder {
     pub(crate) uid: u32,
     /// The client's pid as the daemon sees it; 0 if it cannot.
     pub(crate) pid: u32,
+    /// What it wants, if that can be told.
+    pub(crate) what: Option<What>,
 }
 
 /// Who has slots, how many of them, and since when it has some without a break.
@@ -39,7 +41,7 @@ pub(crate) struct Holding {
 
 impl fmt::Display for Holding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { holder: Holder { load_id, uid, pid }, slots, of, age } = self;
+        let Self { holder: Holder { load_id, uid, pid, .. }, slots, of, age } = self;
         write!(f, "load {load_id} of uid {uid} (pid {pid}) holds {slots} of {of} slots")?;
         write!(f, ", and has held some for {age:.1?}")
     }

@@ -46,6 +46,9 @@ const FILLS_MAX: usize = 512;
 /// Where there is no endpoint: files, which a few threads read.
 const FILLS_OF_FILES: usize = 32;
 
+/// When so much of a load has come, as a divisor, one that starts now may find that gone again.
+const BROUGHT_DIVISOR: usize = 4;
+
 /// Whoever holds the slots that a chunk waited for so long is told.
 const LONG_WAIT: Duration = Duration::from_millis(100);
 
@@ -105,6 +108,10 @@ pub(super) struct Filler<'a> {
     moved: Instant,
     tally: Tally,
     proofs: Proofs,
+    /// Chunks that came.
+    came: usize,
+    /// Whether most of them are still on their way, since a flight of its own was started.
+    brings: Option<bool>,
     /// What was brought for this load already, and from where.
     brought: BTreeMap<ChunkKey, Tier>,
     /// Nothing is left but to look at the last bytes.
@@ -169,6 +176,8 @@ impl<'a> Filler<'a> {
             moved: planned,
             tally: Tally { slot_bytes: stages.chunk_bytes, ..Tally::default() },
             proofs: Proofs::new(stages, plan, &request.expected),
+            came: 0,
+            brings: None,
             brought: BTreeMap::new(),
             proving: None,
             chosen: (None, 0),
@@ -332,6 +341,10 @@ impl<'a> Filler<'a> {
             Boarded::Hit(pinned) => return Some(self.hit(spec, pinned, window, offered)),
             Boarded::Flight(seat) => Arc::new(seat),
         };
+        if seat.started_it && self.brings.is_none() {
+            self.brings = Some(true);
+            self.permit.brings(true);
+        }
         let spending = seat.started_it.then(|| self.timeline.spending(seat.flight().terms()));
         let air = InAir { seat: Arc::clone(&seat), offered, _spending: spending };
         self.in_air.insert(spec.index, air);
@@ -351,6 +364,11 @@ impl<'a> Filler<'a> {
         self.tally.tiers.add(ready.tier, ready.spec.bytes);
         if !self.brought.contains_key(&ready.spec.key) {
             self.permit.has_chunk();
+        }
+        self.came += 1;
+        if self.brings == Some(true) && self.came * BROUGHT_DIVISOR > self.plan.chunks().len() {
+            self.brings = Some(false);
+            self.permit.brings(false);
         }
         if let Some(wanted) = self.placed.and_then(|placed| placed.wanted) {
             let NearBytes { near, far } = &mut self.tally.near;

@@ -130,7 +130,7 @@ impl Shrinking {
     }
 
     fn admit(&self, loads: &mut Loads) {
-        let holder = Holder { load_id: "x".into(), uid: 1, pid: 1 };
+        let holder = Holder { load_id: "x".into(), uid: 1, pid: 1, what: None };
         let admitting = self.admission.admit(Lane::Interactive, holder);
         loads.running.extend(at_once(admitting).map(Result::unwrap));
     }

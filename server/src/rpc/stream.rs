@@ -199,6 +199,7 @@ pub(super) async fn load(
             uid: request.peer.uid,
             uri: &request.uri,
             rank: shard.map(|shard| (shard.rank(), shard.ranks())),
+            what: request.what(),
         };
         shared.stages.admission.check_wait(&part, remaining)?;
     }
