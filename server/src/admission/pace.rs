@@ -23,7 +23,7 @@
 //! Half a second is for a burst, which is over when it was worked off. Where loads have waited for a
 //! fifth of that without a break, and clearly more have asked lately than started, more come than can
 //! be served: a queue then only makes each of them late, and no more of them end. From there on one
-//! may wait for twenty milliseconds, or half as long as loads usually take (controlled delay: "Fail at
+//! may wait for ten milliseconds, or half as long as loads usually take (controlled delay: "Fail at
 //! Scale", ACM Queue 13(8), has it for servers); and always for two starts, its own and one of
 //! somebody else. Where as many start as ask, a queue that is there at most times is the nature of
 //! random arrivals, and passes.
@@ -51,7 +51,7 @@ const ALWAYS_DIVISOR: u32 = 16;
 
 /// What any load may wait if its time allows: in a burst, and where more come than can be served.
 const WAIT: Duration = Duration::from_millis(500);
-const WAIT_STANDING: Duration = Duration::from_millis(20);
+const WAIT_STANDING: Duration = Duration::from_millis(10);
 
 /// For how many starts one may wait however few run: its own, and one of somebody else whose turn it
 /// is before.
@@ -326,8 +326,8 @@ mod tests {
         assert_eq!(burst.too_long(at(400, 8), 100 * SECOND, now), None);
         let (mut stays, now) = pace(1, 102);
         assert!(stays.too_long(at(400, 8), 100 * SECOND, now).is_some());
-        assert!(stays.too_long(at(20, 8), 100 * SECOND, now).is_some());
-        assert_eq!(stays.too_long(at(19, 8), 100 * SECOND, now), None);
+        assert!(stays.too_long(at(10, 8), 100 * SECOND, now).is_some());
+        assert_eq!(stays.too_long(at(9, 8), 100 * SECOND, now), None);
         // Half as long as those take of whom so many run at once.
         assert_eq!(stays.too_long(at(63, 128), 100 * SECOND, now), None);
         assert!(stays.too_long(at(64, 128), 100 * SECOND, now).is_some());
@@ -343,10 +343,10 @@ mod tests {
         stays.looked(false, now);
         assert_eq!(stays.too_long(at(0, 8), millis(1), now), None);
         stays.looked(true, now + millis(99));
-        assert!(stays.too_long(at(20, 8), 100 * SECOND, now + millis(99)).is_some());
+        assert!(stays.too_long(at(10, 8), 100 * SECOND, now + millis(99)).is_some());
         // And the pause is not the pace of starts.
         stays.started(now + millis(100));
-        assert_eq!(stays.too_long(at(19, 8), 100 * SECOND, now + millis(100)), None);
+        assert_eq!(stays.too_long(at(9, 8), 100 * SECOND, now + millis(100)), None);
         stays.looked(false, now + millis(100));
         stays.looked(true, now + millis(200));
         assert_eq!(stays.too_long(at(400, 8), 100 * SECOND, now + millis(200)), None);
