@@ -176,7 +176,8 @@ impl Admission {
         let now = Instant::now();
         pace.asked(now);
         // Of those that belong together the others may not be brought yet.
-        if part.rank.is_none() && queue.would_ride(part.what) {
+        let is_whole = part.rank.is_none_or(|(_, ranks)| ranks <= 1);
+        if is_whole && queue.would_ride(part.what) {
             return Ok(());
         }
         let slow = gangs.answer(part, now, || {
@@ -412,7 +413,7 @@ impl State {
         if self.queue.rides(ticket) {
             // It takes no place of anybody's, and tells nothing of how long one has to wait for that.
             if lane == Some(Lane::Interactive) {
-                self.pace.rode(now);
+                self.pace.started_beside(now);
             }
             return true;
         }

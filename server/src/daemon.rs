@@ -2,7 +2,7 @@
 //!
 //! Calls and bytes have a runtime each: a call that is refused shall hear of it at once, and must not
 //! wait its turn behind bodies that are taken in. `forebay-calls` has connections of clients,
-//! admission, loads and what they hand over, and background work; `forebay-bytes` has flights,
+//! admission, loads and what they hand over, and background work; `forebay-bytes` has flights, packs,
 //! connections to origins, and the looks at the machine that come by the clock, which tell what bytes
 //! wait for.
 //!

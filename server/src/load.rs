@@ -170,11 +170,13 @@ impl LoadRequest {
         self.given.as_ref().map_or(&self.shown_uri, |given| &given.name)
     }
 
-    /// What it wants, but for which revision.
+    /// What it wants.
     pub(crate) fn what(&self) -> What {
         let Selection { tensors, objects, shard } = &self.selection;
         let shard = shard.as_ref().map(|shard| format!("{shard:?}"));
-        What::of((&self.shown_uri, tensors, objects, shard))
+        // With its query, which may name what is there.
+        let revision = self.given.as_ref().map(|given| given.manifest.revision());
+        What::of((&self.uri, revision, tensors, objects, shard))
     }
 
     fn alias(&self) -> &str {

@@ -204,12 +204,14 @@ async fn learns(node: &Node, origin: &S3Origin) -> bool {
 #[tokio::test]
 async fn who_wants_what_another_one_brings_does_not_wait_for_a_place() {
     let origin = origin_at(8 << 20).await;
-    let node = NodeSpec::of(&origin).ram("64MiB").start().await;
+    let node = NodeSpec::of(&origin).ram("128MiB").start().await;
     if !learns(&node, &origin).await {
         return;
     }
     let open = async |key: &str| {
-        origin.put(BUCKET, key, Content::synthetic(3, 256 * CHUNK));
+        // Of the first little will have come in all the time that this takes.
+        let chunks = if key == "held-1" { 4096 } else { 256 };
+        origin.put(BUCKET, key, Content::synthetic(3, chunks * CHUNK));
         RawLoad::open(&node.daemon, opening(&s3_uri(key))).await
     };
     let mut holders = Vec::new();
@@ -222,9 +224,11 @@ async fn who_wants_what_another_one_brings_does_not_wait_for_a_place() {
         };
         until("it runs", runs).await;
     }
-    let (mut other, since) = (open("other").await, Instant::now());
+    let since = Instant::now();
+    let mut other = open("other").await;
     waiting(&node, 1).await;
-    let (mut same, later) = (open("held-1").await, Instant::now());
+    let later = Instant::now();
+    let mut same = open("held-1").await;
     same.next().await.unwrap();
     let rode = later.elapsed();
     other.next().await.unwrap();
@@ -257,7 +261,12 @@ async fn bytes_are_moved_where_no_call_waits_behind_them() {
     let before = spent();
     node.loads(&s3_uri("large"), &[made]).await;
     let after = spent();
-    let [bytes, calls] = [0, 1].map(|of| (after[of] - before[of]) / 1000);
+    if after == [0, 0] {
+        println!("skipped: this kernel does not tell the CPU time of a thread");
+        return;
+    }
+    // Threads that had nothing to do may be gone.
+    let [bytes, calls] = [0, 1].map(|of: usize| after[of].saturating_sub(before[of]) / 1000);
     println!("{bytes} us for bytes, {calls} us for calls");
     assert!(bytes > calls, "{bytes} us for bytes, {calls} us for calls");
 }

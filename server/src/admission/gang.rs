@@ -32,7 +32,7 @@ pub(crate) struct Part<'a> {
     pub(crate) uri: &'a str,
     /// Which part, of how many; none if it is the whole.
     pub(crate) rank: Option<(u32, u32)>,
-    /// All of that together.
+    /// What it wants of that.
     pub(crate) what: What,
 }
 

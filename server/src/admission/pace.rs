@@ -142,10 +142,10 @@ impl Pace {
         self.last = Some(now);
     }
 
-    /// A load that asked starts, and not in its turn.
-    pub(super) fn rode(&mut self, now: Instant) {
+    /// A load starts that took nobody's turn: more can be served than turns tell.
+    pub(super) fn started_beside(&mut self, now: Instant) {
         self.counts.age(self.seconds, now);
-        self.counts.asked = (self.counts.asked - 1.0).max(0.0);
+        self.counts.started += 1.0;
     }
 
     /// Whether loads wait, now that all have started that can.

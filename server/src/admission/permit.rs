@@ -44,7 +44,7 @@ impl AdmissionPermit {
     /// The load has one more of its chunks.
     pub(crate) fn has_chunk(&self) {
         let mut state = self.shared.lock();
-        // What it has along with another one is no more than that one has alone.
+        // What it has along with another one is no more than that one has alone, and is counted there.
         if !state.queue.rides(self.ticket) {
             state.width.had_chunk();
         }
@@ -55,9 +55,7 @@ impl AdmissionPermit {
     pub(crate) fn brings(&self, yes: bool) {
         let mut state = self.shared.lock();
         state.queue.brings(self.ticket, yes);
-        if yes {
-            state.dispatch();
-        }
+        state.dispatch();
     }
 
     /// The most slots this load held at one time.

@@ -20,10 +20,11 @@
 //! starts and nobody gets more meanwhile.
 //!
 //! Of each lane at most `width` run, as far as admission knows what is of use
-//! ([`width`](super::width)), but for those that have waited for long, and for those that *ride*: what
-//! they want is on its way to one that runs. They cost little and keep nobody
-//! waiting, so they start whoever is before them, beside those that are counted, and are not counted
-//! themselves; of them too no more than `width` run.
+//! ([`width`](super::width)), but for those that have waited for long, and for those that *ride*:
+//! somebody waits for them, and what they want is on its way to one that runs. They cost little and
+//! keep nobody waiting, so where it is not their turn they start all the same, beside those that are
+//! counted, and are not counted themselves; of them too no more than `width` run. If the one goes, one
+//! of them brings what is missing, and is counted.
 //!
 //! In a lane the user goes first whose loads run least ([`line`](super::line)). Between the lanes,
 //! interactive goes first; after [`INTERACTIVE_RUN_MAX`] interactive admissions
@@ -78,7 +79,8 @@ impl Lane {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Ticket(pub(crate) u64);
 
-/// What a load wants, as a digest of its description: two with the same want the same bytes.
+/// What a load wants, as a digest of its description: two with the same want the same bytes, as far as
+/// can be told before they are looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct What(u64);
 
@@ -128,7 +130,7 @@ struct Active {
     what: Option<What>,
     /// Most of what it wants is on its way to it.
     brings: bool,
-    /// Another one brought that when it started.
+    /// It did not start in its turn, but since this was on its way to another one.
     rides: bool,
     guarantee: usize,
     held: usize,
@@ -142,7 +144,7 @@ enum Next {
     /// Whose turn it is.
     InTurn(Lane),
     /// One that rides.
-    Rides(Lane, Ticket),
+    Rides(Ticket),
 }
 
 /// The state of admission; see the module's head.
@@ -258,7 +260,9 @@ impl Queue {
             return Err(Refusal::Draining);
         }
         let depth = self.queued();
-        let is_full = depth >= self.limits.queued_max;
+        // One that rides does not wait.
+        let rides = || lane == Lane::Interactive && what.is_some_and(|what| self.would_ride(what));
+        let is_full = depth >= self.limits.queued_max && !rides();
         let instead = if is_full { crowder(&mut self.lanes, user) } else { None };
         if is_full && instead.is_none() {
             return Err(Refusal::QueueFull { depth });
@@ -328,6 +332,18 @@ impl Queue {
         self.lookups.remove(&ticket);
         if let Some(load) = self.active.remove(&ticket) {
             self.freed(load.guarantee.saturating_sub(load.held));
+            self.count_next(load.what);
+        }
+    }
+
+    /// If all that want this ride, the first of them has it brought from now on.
+    fn count_next(&mut self, what: Option<What>) {
+        let mut same: Vec<_> =
+            self.active.values_mut().filter(|load| what.is_some() && load.what == what).collect();
+        if same.iter().all(|load| load.rides)
+            && let Some(first) = same.first_mut()
+        {
+            first.rides = false;
         }
     }
 
@@ -351,21 +367,21 @@ impl Queue {
             return None;
         }
         let next = self.next()?;
-        let active = &self.active;
-        let running = |user| active.values().filter(|load| load.user == user).count();
         let (lane, waiter) = match next {
-            Next::InTurn(lane) => (lane, self.lanes[lane.index()].next(running)?),
-            Next::Rides(lane, ticket) => (lane, self.lanes[lane.index()].take(ticket)?),
+            Next::InTurn(lane) => (lane, self.lanes[lane.index()].next(running_in(&self.active))?),
+            Next::Rides(ticket) => {
+                let lane = Lane::Interactive;
+                (lane, self.lanes[lane.index()].take(ticket)?)
+            }
         };
-        if let Next::InTurn(_) = next {
-            self.interactive_run = match lane {
-                Lane::Interactive => self.interactive_run + 1,
-                Lane::Prefetch => 0,
-            };
-        }
+        let rides = matches!(next, Next::Rides(_));
+        self.interactive_run = match lane {
+            Lane::Interactive if rides => self.interactive_run,
+            Lane::Interactive => self.interactive_run + 1,
+            Lane::Prefetch => 0,
+        };
         self.free -= guarantee;
         let Waiter { ticket, user, what, .. } = waiter;
-        let rides = self.brought().any(|brought| what == Some(brought));
         let load = Active {
             lane,
             user,
@@ -392,10 +408,7 @@ impl Queue {
         };
         let waits = |lane: &Lane| self.depth(*lane) > 0;
         let in_turn = turn.into_iter().find(|lane| waits(lane) && self.has_place(*lane));
-        in_turn.map(Next::InTurn).or_else(|| {
-            let rider = |lane| self.rider(lane).map(|ticket| Next::Rides(lane, ticket));
-            turn.into_iter().filter(waits).find_map(rider)
-        })
+        in_turn.map(Next::InTurn).or_else(|| self.rider().map(Next::Rides))
     }
 
     fn has_place(&self, lane: Lane) -> bool {
@@ -406,26 +419,26 @@ impl Queue {
         !is_narrow || hurries()
     }
 
-    /// The first that waits for what is brought already.
-    fn rider(&self, lane: Lane) -> Option<Ticket> {
+    /// The first that waits for what is on its way already.
+    fn rider(&self) -> Option<Ticket> {
         let brought: Vec<_> = self.brought().collect();
         if brought.is_empty() || !self.may_one_ride() {
             return None;
         }
-        self.lanes[lane.index()].first_that_wants(&brought)
+        self.lanes[Lane::Interactive.index()].first_that_wants(&brought)
     }
 
     fn may_one_ride(&self) -> bool {
         self.active.len() - self.counted() < self.width
     }
 
-    /// Whether a load that wants this would start at once, since it is brought already.
+    /// Whether a load that wants this would start at once, since that is on its way already.
     pub(crate) fn would_ride(&self, what: What) -> bool {
         let has_room = self.active.len() < self.limits.active_max && self.free >= self.guarantee();
         has_room && self.may_one_ride() && self.brought().any(|brought| brought == what)
     }
 
-    /// What is brought right now.
+    /// What is on its way right now.
     fn brought(&self) -> impl Iterator<Item = What> + '_ {
         self.active.values().filter(|load| load.brings).filter_map(|load| load.what)
     }
@@ -438,7 +451,7 @@ impl Queue {
         }
     }
 
-    /// Whether what `ticket` wants was brought to another one already.
+    /// Whether `ticket` did not start in its turn, but since what it wants was on its way.
     pub(crate) fn rides(&self, ticket: Ticket) -> bool {
         self.active.get(&ticket).is_some_and(|load| load.rides)
     }
@@ -503,7 +516,7 @@ impl Queue {
 
     /// Loads of a user that run.
     fn running(&self, user: u32) -> usize {
-        self.active.values().filter(|load| load.user == user).count()
+        running_in(&self.active)(user)
     }
 
     /// When the first of those that wait in `lane` was offered.
@@ -530,6 +543,11 @@ impl Queue {
     pub(crate) fn peak(&self, ticket: Ticket) -> usize {
         self.active.get(&ticket).map_or(0, |load| load.peak)
     }
+}
+
+/// Loads of a user that run, without those that took no place of anybody's.
+fn running_in(active: &BTreeMap<Ticket, Active>) -> impl Fn(u32) -> usize {
+    |user| active.values().filter(|load| load.user == user && !load.rides).count()
 }
 
 #[cfg(test)]
@@ -668,23 +686,34 @@ mod tests {
         // The turn is not theirs, and they keep none of the places of those whose it is.
         queue.finish(first[1]);
         assert_eq!(started(&mut queue), [c]);
+        // Who brought it goes: one of them has it brought now, in that place.
         queue.finish(first[0]);
-        assert_eq!(started(&mut queue), [b]);
-        assert_eq!((queue.counted(), queue.active()), (2, 4));
-        // There is no more room than there is.
-        let [d, last] = ["d", "d"].map(|what| offer(&mut queue, what));
-        queue.finish(c);
-        queue.brings(b, true);
-        assert_eq!(started(&mut queue), [d]);
-        queue.brings(d, true);
+        assert_eq!(started(&mut queue), []);
+        assert!(!queue.rides(a) && queue.rides(more));
+        queue.finish(a);
+        assert!(!queue.rides(more));
         queue.finish(more);
-        assert_eq!(started(&mut queue), [last]);
-        let full = ["b", "b", "b"].map(|what| offer(&mut queue, what));
-        queue.finish(last);
-        assert_eq!(started(&mut queue), [full[0]]);
-        queue.set_width(64, None);
-        assert_eq!(started(&mut queue), [full[1]]);
-        assert_eq!(queue.active(), 5);
+        assert_eq!(started(&mut queue), [b]);
+        assert_eq!((queue.counted(), queue.active()), (2, 2));
+        // There is no more room than there is, and in a full queue it takes nobody's.
+        queue.brings(b, true);
+        queue.set_width(3, None);
+        let rest: Vec<_> = (0..64).map(|_| offer(&mut queue, "d")).collect();
+        assert_eq!(started(&mut queue), rest[..1]);
+        let more = offer(&mut queue, "e");
+        let full = queue.offer(Lane::Interactive, (0, Some(What::of("e"))), Instant::now());
+        assert_eq!(full, Err(Refusal::QueueFull { depth: 64 }));
+        let rider = offer(&mut queue, "b");
+        assert_eq!(started(&mut queue), [rider]);
+        let rider = offer(&mut queue, "b");
+        assert_eq!(started(&mut queue), [rider]);
+        let full = queue.offer(Lane::Interactive, (0, Some(What::of("b"))), Instant::now());
+        assert_eq!(full, Err(Refusal::QueueFull { depth: 64 }), "all places are taken");
+        queue.finish(rider);
+        queue.brings(b, false);
+        let full = queue.offer(Lane::Interactive, (0, Some(What::of("b"))), Instant::now());
+        assert_eq!(full, Err(Refusal::QueueFull { depth: 64 }), "most of it came");
+        queue.finish(more);
     }
 
     #[test]
@@ -700,7 +729,7 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Op {
-        Offer(bool),
+        Offer(bool, u8),
         Want(usize),
         GiveBack(usize),
         Unwant(usize),
@@ -708,11 +737,13 @@ mod tests {
         Grow,
         Withdraw(usize),
         Keep,
+        Brings(usize, bool),
+        Width(usize),
     }
 
     fn op() -> impl Strategy<Value = Op> {
         prop_oneof![
-            any::<bool>().prop_map(Op::Offer),
+            (any::<bool>(), 0..3u8).prop_map(|(lane, what)| Op::Offer(lane, what)),
             (0..8usize).prop_map(Op::Want),
             (0..8usize).prop_map(Op::GiveBack),
             (0..8usize).prop_map(Op::Unwant),
@@ -720,6 +751,8 @@ mod tests {
             Just(Op::Grow),
             (1..8usize).prop_map(Op::Withdraw),
             Just(Op::Keep),
+            (0..8usize, any::<bool>()).prop_map(|(n, yes)| Op::Brings(n, yes)),
+            (1..4usize).prop_map(Op::Width),
         ]
     }
 
@@ -740,9 +773,10 @@ mod tests {
             for op in ops {
                 let pick = |n: usize| model.live.get(n).map(|load| load.0);
                 match op {
-                    Op::Offer(interactive) => {
+                    Op::Offer(interactive, what) => {
                         let lane = if interactive { Lane::Interactive } else { Lane::Prefetch };
-                        let _refused = queue.offer(lane, (0, None), Instant::now()).is_err();
+                        let who = (0, Some(What::of(what)));
+                        let _refused = queue.offer(lane, who, Instant::now()).is_err();
                     }
                     Op::Want(n) => if let Some(load) = model.live.get_mut(n).filter(|l| !l.3) {
                         load.3 = true;
@@ -768,6 +802,10 @@ mod tests {
                         queue.withdraw(n.min(queue.capacity()));
                     },
                     Op::Keep => queue.keep(),
+                    Op::Brings(n, yes) => if let Some(ticket) = pick(n) {
+                        queue.brings(ticket, yes);
+                    },
+                    Op::Width(width) => queue.set_width(width, None),
                 }
                 // The slots go out of use at once.
                 if queue.owed() == 0 {
@@ -787,6 +825,8 @@ mod tests {
                 let out: usize = model.live.iter().map(|load| load.2.max(load.1)).sum();
                 prop_assert!(out + model.zombies.len() <= queue.capacity());
                 prop_assert!(queue.owed() == 0 || queue.free == 0);
+                prop_assert!(queue.active() <= queue.limits().active_max);
+                prop_assert!(queue.active() == 0 || queue.counted() > 0, "one of them brings it");
                 let all = out + model.zombies.len() + queue.free + queue.withdrawn;
                 prop_assert_eq!(all, queue.capacity());
                 prop_assert!(model.live.iter().all(|load| !load.3 || load.2 >= load.1));

@@ -8,8 +8,8 @@
 //! Netflix and Envoy look for by the round trip, which says nothing where loads are of all sizes).
 //! The numbers are taken together in [`TOPS`], half an octave each.
 //!
-//! The [`limit`](Width::limit) is the smallest number at which there is as much as at any larger one
-//! that is known. What was not seen for [`FORGOTTEN`] is not known any more. So that it is found out
+//! The [`limit`](Width::limit) is the smallest number, and no less than four, at which there is as much
+//! as at any larger one that is known. What was not seen for [`FORGOTTEN`] is not known any more. So that it is found out
 //! anew, one level above the limit is let in where nothing above is known, and one below is tried
 //! while loads wait, where that is not known or [`STALE`]; each until it is. A daemon that knows
 //! nothing sets no limit: it then learns from what comes. More may bring more for long, and slowly:
@@ -145,7 +145,9 @@ impl Width {
     pub(super) fn run(&mut self, active: usize, now: Instant) {
         let ran = now.saturating_duration_since(self.since);
         let level = self.at.and_then(|at| self.levels.get_mut(at));
-        if let Some(change) = level.and_then(|level| level.ran(ran.as_secs_f64(), now)) {
+        let change = level.and_then(|level| level.ran(ran.as_secs_f64(), now));
+        // What fewer bring than ever run while others wait is up to each of them.
+        if let Some(change) = change.filter(|_| self.at >= Some(LEAST)) {
             let others = self.levels.iter_mut().enumerate().filter(|(n, _)| Some(*n) != self.at);
             others.for_each(|(_, level)| level.changes(change));
         }

@@ -46,7 +46,8 @@ const FILLS_MAX: usize = 512;
 /// Where there is no endpoint: files, which a few threads read.
 const FILLS_OF_FILES: usize = 32;
 
-/// When so much of a load has come, as a divisor, one that starts now may find that gone again.
+/// When so much of a load, or of what fits into RAM, has come, as a divisor, one that starts now may
+/// find that gone again.
 const BROUGHT_DIVISOR: usize = 4;
 
 /// Whoever holds the slots that a chunk waited for so long is told.
@@ -341,7 +342,7 @@ impl<'a> Filler<'a> {
             Boarded::Hit(pinned) => return Some(self.hit(spec, pinned, window, offered)),
             Boarded::Flight(seat) => Arc::new(seat),
         };
-        if seat.started_it && self.brings.is_none() {
+        if seat.started_it && self.brings.is_none() && self.is_mostly_to_come() {
             self.brings = Some(true);
             self.permit.brings(true);
         }
@@ -357,6 +358,12 @@ impl<'a> Filler<'a> {
         self.brought.get(key).copied().unwrap_or(Tier::Ram)
     }
 
+    /// Whether one that starts now would find what came still there, and the rest on its way.
+    fn is_mostly_to_come(&self) -> bool {
+        let within = self.plan.chunks().len().min(self.permit.window_slots());
+        self.came * BROUGHT_DIVISOR <= within
+    }
+
     /// Counts a chunk that is ready.
     fn count(&mut self, ready: &Ready) {
         self.proofs.saw(ready);
@@ -366,7 +373,7 @@ impl<'a> Filler<'a> {
             self.permit.has_chunk();
         }
         self.came += 1;
-        if self.brings == Some(true) && self.came * BROUGHT_DIVISOR > self.plan.chunks().len() {
+        if self.brings == Some(true) && !self.is_mostly_to_come() {
             self.brings = Some(false);
             self.permit.brings(false);
         }

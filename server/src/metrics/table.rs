@@ -133,7 +133,7 @@ table! {
     WORKER_OFFNODE "forebay_worker_offnode_total" Counter Count [NODE] "What of that was for memory of another node than the one it ran on, by getcpu";
     QUEUE_DEPTH "forebay_admission_queue_depth" Gauge Count [LANE] "Loads waiting for admission";
     QUEUE_LIMIT "forebay_admission_queue_limit" Gauge Count [] "Bound on loads waiting for admission";
-    WIDTH "forebay_admission_width" Gauge Count [] "Loads of one lane that run at once at most while others wait: more would bring no more, as was measured; `max_loads` where that is not known";
+    WIDTH "forebay_admission_width" Gauge Count [] "Loads of one lane that run at once at most while others wait: more would bring no more, as was measured; `max_loads` where that is not known. As many again may run that want what is on its way to one of them";
     OLDEST_WAIT_SECONDS "forebay_admission_oldest_wait_seconds" Gauge Seconds [LANE] "Age of the oldest load waiting for admission";
     ACTIVE_LOADS "forebay_loads_active" Gauge Count [] "Loads that run";
     FLIGHTS "forebay_flights" Gauge Count [] "Chunks being fetched";
