@@ -67,12 +67,13 @@ const BREAK: Duration = Duration::from_millis(100);
 const RECENT: Duration = Duration::from_secs(10);
 
 /// How many times as many ask as start where more come than can be served, and how many more these
-/// are at least.
-const TOO_MANY: f64 = 1.25;
+/// are at least. Those that wait have asked and not started: where few start a second, some that come
+/// together are not yet too many.
+const TOO_MANY: f64 = 1.5;
 const TOO_MANY_MIN: f64 = 8.0;
 
 /// Over which time these are counted: so long, or so many starts if they take longer.
-const COUNTED: f64 = 0.5;
+const COUNTED: f64 = 1.0;
 const COUNTED_STARTS: f64 = 16.0;
 
 /// Where a load would wait.
@@ -368,6 +369,21 @@ mod tests {
         assert!(go_on(2).is_some());
         assert_eq!(go_on(1), None);
         assert!(go_on(10).is_some());
+    }
+
+    #[test]
+    fn three_that_come_with_all_their_ranks_are_not_yet_too_many() {
+        let (mut pace, mut now) = (Pace::default(), Instant::now());
+        for _ in 0..200 {
+            now += millis(10);
+            pace.asked(now);
+            pace.started(now);
+            pace.looked(true, now);
+        }
+        (0..12).for_each(|_| pace.asked(now));
+        assert_eq!(pace.too_long(at(12, 8), 100 * SECOND, now), None);
+        (0..80).for_each(|_| pace.asked(now));
+        assert!(pace.too_long(at(12, 8), 100 * SECOND, now).is_some());
     }
 
     #[test]
