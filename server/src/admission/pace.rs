@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn three_that_come_with_all_their_ranks_are_not_yet_too_many() {
+    fn four_that_come_with_all_their_ranks_are_not_yet_too_many() {
         let (mut pace, mut now) = (Pace::default(), Instant::now());
         for _ in 0..200 {
             now += millis(10);
@@ -380,10 +380,10 @@ mod tests {
             pace.started(now);
             pace.looked(true, now);
         }
-        (0..12).for_each(|_| pace.asked(now));
-        assert_eq!(pace.too_long(at(12, 8), 100 * SECOND, now), None);
+        (0..16).for_each(|_| pace.asked(now));
+        assert_eq!(pace.too_long(at(16, 8), 100 * SECOND, now), None);
         (0..80).for_each(|_| pace.asked(now));
-        assert!(pace.too_long(at(12, 8), 100 * SECOND, now).is_some());
+        assert!(pace.too_long(at(16, 8), 100 * SECOND, now).is_some());
     }
 
     #[test]
