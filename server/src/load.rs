@@ -467,7 +467,7 @@ async fn bring(
     log: Arc<FlightLog>,
 ) -> Result<Landed, Failure> {
     let revision = manifest.revision();
-    let stored = fill_from_nvme(&stages, (revision, &terms), (&spec, near), &log).await?;
+    let stored = fill_from_nvme(&stages, (&manifest, &terms), (&spec, near), &log).await?;
     let (mut claimed, why) = match stored {
         Ok(pinned) => return Ok(Landed { pinned, tier: Tier::Nvme, why: Why::Stored }),
         Err(missing) => missing,
@@ -499,7 +499,7 @@ async fn bring(
         match check(&stages, fetched, &log).await {
             Ok(verified) => {
                 let digest = verified.to_store();
-                let pinned = stages.ram.insert(verified, revision);
+                let pinned = stages.ram.insert(verified, &manifest);
                 if let (Some(nvme), Some(digest)) = (&stages.nvme, digest) {
                     nvme.offer(&spec, digest, revision);
                 }
@@ -561,7 +561,7 @@ async fn check(
 /// back.
 async fn fill_from_nvme(
     stages: &Stages,
-    (revision, terms): (Revision, &ReadTerms),
+    (manifest, terms): (&Manifest, &ReadTerms),
     (spec, near): (&Arc<ChunkSpec>, Option<NodeId>),
     log: &FlightLog,
 ) -> Result<Result<PinnedChunk, (Option<ClaimedSlot>, Why)>, Failure> {
@@ -571,7 +571,7 @@ async fn fill_from_nvme(
         forebay_origin::Lane::Interactive => Lane::Interactive,
         forebay_origin::Lane::Prefetch => Lane::Prefetch,
     };
-    let found = match nvme.find(&spec.key, revision, lane).await {
+    let found = match nvme.find(&spec.key, manifest.revision(), lane).await {
         Ok(found) => found,
         Err(why) => return Ok(Err((None, why))),
     };
@@ -586,7 +586,7 @@ async fn fill_from_nvme(
     match checked {
         Ok(verified) => {
             nvme.was_right();
-            Ok(Ok(stages.ram.insert(verified, revision)))
+            Ok(Ok(stages.ram.insert(verified, manifest)))
         }
         Err(Decayed { why, generation, slot }) => {
             nvme.quarantine(spec.key, generation, why).await;

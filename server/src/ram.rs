@@ -371,8 +371,8 @@ impl RamTier {
         self.misplaced.load(Ordering::Relaxed)
     }
 
-    /// Takes a verified chunk in and makes it readable.
-    pub(crate) fn insert(&self, verified: VerifiedChunk, revision: Revision) -> PinnedChunk {
+    /// Takes a verified chunk of `manifest` in and makes it readable.
+    pub(crate) fn insert(&self, verified: VerifiedChunk, manifest: &Manifest) -> PinnedChunk {
         // What was there would not have been brought here.
         self.misses.increment(1);
         let (slot, spec, (digest, sums)) = verified.into_parts();
@@ -387,7 +387,7 @@ impl RamTier {
         // Under the lock: what goes out of use after this look has this chunk taken out again.
         let replaced = match self.pool.is_retiring(pinned.segment_id()) {
             true => None,
-            false => index.residency.insert(spec.key, revision, spec.bytes, pinned.clone()),
+            false => index.insert(&pinned, manifest),
         };
         drop(index);
         drop(replaced);
@@ -467,6 +467,26 @@ pub(crate) fn is_at_or_under(uri: &str, root: &str) -> bool {
     uri.trim_end_matches('/')
         .strip_prefix(root)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+impl Index {
+    /// Takes a chunk in; what it replaces. A fetch that was at its last step when its load ended
+    /// lands after it: the revision is known by this chunk then, so that whoever evicts it, or asks
+    /// what there is, finds it.
+    fn insert(&mut self, pinned: &PinnedChunk, manifest: &Manifest) -> Option<PinnedChunk> {
+        let (spec, revision) = (pinned.spec(), manifest.revision());
+        let is_known = self.residency.revision(&revision).is_some();
+        if !is_known {
+            let objects = manifest.objects().len();
+            self.residency.begin(revision, manifest.uri(), manifest.bytes(), objects);
+            self.last_used.insert(revision, Instant::now());
+        }
+        let replaced = self.residency.insert(spec.key, revision, spec.bytes, pinned.clone());
+        if !is_known {
+            self.residency.end(revision);
+        }
+        replaced
+    }
 }
 
 /// A revision in use; eviction gives up others first.

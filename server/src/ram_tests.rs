@@ -50,7 +50,7 @@ async fn fill(tier: &Arc<RamTier>, n: u8, near: u32) -> (PinnedChunk, RevisionUs
     let key = ChunkKey([n; 32]);
     let spec = Arc::new(ChunkSpec { index: 0, key, extents: Vec::new(), bytes: CHUNK });
     let slot = tier.claim(Some(NodeId(near))).await.unwrap();
-    (tier.insert(VerifiedChunk::for_tests(slot, spec), manifest.revision()), used)
+    (tier.insert(VerifiedChunk::for_tests(slot, spec), &manifest), used)
 }
 
 fn held(tier: &RamTier) -> Vec<u8> {
@@ -128,7 +128,7 @@ async fn claims_at_the_same_time_share_the_room_that_is_made() {
             let key = ChunkKey([n; 32]);
             let spec = Arc::new(ChunkSpec { index: 0, key, extents: Vec::new(), bytes: CHUNK });
             let slot = tier.claim(Some(NodeId(1))).await.unwrap();
-            drop(tier.insert(VerifiedChunk::for_tests(slot, spec), manifest.revision()));
+            drop(tier.insert(VerifiedChunk::for_tests(slot, spec), &manifest));
         }
         drop(used);
         let start = std::sync::Barrier::new(CLAIMS.into());
@@ -173,8 +173,28 @@ async fn what_lands_in_a_retiring_segment_is_lent_and_not_kept() {
     assert!(tier.retire(id));
     let key = ChunkKey([1; 32]);
     let spec = Arc::new(ChunkSpec { index: 0, key, extents: Vec::new(), bytes: CHUNK });
-    let landed = tier.insert(VerifiedChunk::for_tests(slot, spec), manifest.revision());
+    let landed = tier.insert(VerifiedChunk::for_tests(slot, spec), &manifest);
     assert_eq!((landed.segment_id(), tier.holds(&key)), (id, false));
     drop(landed);
     assert!(tier.pool().let_go().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_lands_after_its_load_is_found_by_who_evicts_it() {
+    let tier = tier();
+    let manifest = manifest_for_tests(&[("m", CHUNK)], &[]);
+    let used = tier.use_revision(&manifest);
+    let slot = tier.claim(None).await.unwrap();
+    drop(used);
+    assert!(tier.list("", Instant::now()).is_empty());
+    let spec = ChunkSpec { index: 0, key: ChunkKey([1; 32]), extents: Vec::new(), bytes: CHUNK };
+    drop(tier.insert(VerifiedChunk::for_tests(slot, Arc::new(spec)), &manifest));
+    tokio::time::advance(Duration::from_secs(3)).await;
+    let listed = tier.list("", Instant::now());
+    let [one] = listed.as_slice() else { panic!("{listed:?}") };
+    assert_eq!((one.uri.as_str(), one.active, one.cached_bytes), (manifest.uri(), 0, CHUNK));
+    assert_eq!((one.objects, one.idle), (1, Duration::from_secs(3)));
+    let evicted = tier.evict_uri(manifest.uri());
+    assert_eq!((evicted.checkpoints, evicted.freed_bytes), (1, CHUNK));
+    assert_eq!((held(&tier), tier.sizes().cached), (vec![], 0));
 }

@@ -122,7 +122,7 @@ pub(super) async fn fill(
         }
     };
     if stages.across.find(&spec.key).is_some()
-        && let Some(pinned) = copy(&stages, manifest.revision(), (&spec, near), &log).await?
+        && let Some(pinned) = copy(&stages, &manifest, (&spec, near), &log).await?
     {
         return Ok(Landed { pinned, tier: Tier::Ram, why: Why::Copied });
     }
@@ -132,7 +132,7 @@ pub(super) async fn fill(
 /// A copy of what lies in another domain's slot, if it is there still and as it was verified.
 async fn copy(
     stages: &Stages,
-    revision: Revision,
+    manifest: &Manifest,
     (spec, near): (&Arc<ChunkSpec>, Option<NodeId>),
     log: &FlightLog,
 ) -> Result<Option<PinnedChunk>, Failure> {
@@ -143,7 +143,7 @@ async fn copy(
     let copying = stages.verifier.copied(theirs, slot, Arc::clone(spec));
     let copied =
         copying.await.map_err(|stopped| stopping(stopped.to_string()).at_stage("verify_part"))?;
-    Ok(copied.map(|verified| stages.ram.insert(verified, revision)))
+    Ok(copied.map(|verified| stages.ram.insert(verified, manifest)))
 }
 
 #[cfg(test)]

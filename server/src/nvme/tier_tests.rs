@@ -15,6 +15,7 @@ use crate::plan::Extent;
 use crate::ram::RamTier;
 use crate::ram::places::Places;
 use crate::ram::pool::{Pool, PoolSpec};
+use crate::resolve::manifest_for_tests;
 use crate::verify::record::Records;
 use crate::verify::{VerifiedChunk, Verifier};
 
@@ -38,6 +39,7 @@ struct Node {
     faults: Arc<FaultEngine>,
     tier: Arc<NvmeTier>,
     verifier: Verifier,
+    manifest: Arc<Manifest>,
     tasks: TaskTracker,
 }
 
@@ -97,7 +99,8 @@ impl Node {
         tier.slots(32);
         tier.run();
         let verifier = Verifier::new(workers, Records::in_memory().unwrap());
-        Self { dir: Arc::clone(dir), ram, faults, tier, verifier, tasks }
+        let manifest = manifest_for_tests(&[("m", SLOT)], &[]);
+        Self { dir: Arc::clone(dir), ram, faults, tier, verifier, manifest, tasks }
     }
 
     async fn recovered(&self) {
@@ -116,7 +119,7 @@ impl Node {
         let place = slot.as_mut_slice();
         place[..first.len()].copy_from_slice(first);
         place[as_usize(SECOND_AT)..][..second.len()].copy_from_slice(second);
-        let pinned = self.ram.insert(VerifiedChunk::for_tests(slot, spec(n)), revision);
+        let pinned = self.ram.insert(VerifiedChunk::for_tests(slot, spec(n)), &self.manifest);
         self.tier.offer(&spec(n), [0; 32], revision);
         let stored = self.tier.settled(&key(n), revision).await.is_ok();
         drop(pinned);
@@ -136,7 +139,7 @@ impl Node {
         let ((checked, _), _) = self.tier.read(found, &spec(n), slot, check).await.ok()?;
         match checked {
             Ok(verified) => {
-                let pinned = self.ram.insert(verified, revision);
+                let pinned = self.ram.insert(verified, &self.manifest);
                 let slot = pinned.payload(as_usize(SECOND_AT + SECOND)).unwrap();
                 let bytes = [&slot[..as_usize(FIRST)], &slot[as_usize(SECOND_AT)..]].concat();
                 self.ram.discard(&key(n));

@@ -33,7 +33,7 @@ struct Shrinking {
     admission: Arc<Admission>,
     leaving: Option<Leaving>,
     used: RevisionUse,
-    revision: Revision,
+    manifest: Arc<Manifest>,
     keys: u64,
     dice: u64,
 }
@@ -57,8 +57,8 @@ impl Shrinking {
         let admission = Arc::new(Admission::new(limits, Duration::from_secs(3600)));
         admission.grow(1);
         let manifest = manifest_for_tests(&[("m", CHUNK)], &[]);
-        let (used, revision) = (tier.use_revision(&manifest), manifest.revision());
-        Self { tier, admission, leaving: None, used, revision, keys: 0, dice: seed }
+        let used = tier.use_revision(&manifest);
+        Self { tier, admission, leaving: None, used, manifest, keys: 0, dice: seed }
     }
 
     fn roll(&mut self, sides: u64) -> u64 {
@@ -120,7 +120,7 @@ impl Shrinking {
         let key = ChunkKey(key);
         let spec = Arc::new(ChunkSpec { index: 0, key, extents: Vec::new(), bytes: CHUNK });
         let slot = at_once(self.tier.claim(None)).expect("a slot for a fresh token");
-        self.tier.insert(VerifiedChunk::for_tests(slot.unwrap(), spec), self.revision)
+        self.tier.insert(VerifiedChunk::for_tests(slot.unwrap(), spec), &self.manifest)
     }
 
     fn set(&mut self, slots: u64) {

@@ -214,7 +214,7 @@ mod tests {
             let key = ChunkKey([n; 32]);
             let spec = ChunkSpec { index: n.into(), key, extents: Vec::new(), bytes: CHUNK };
             let verified = VerifiedChunk::for_tests(ram.claim(None).await.unwrap(), Arc::new(spec));
-            ram.insert(verified, manifest.revision());
+            ram.insert(verified, &manifest);
         }
         let chunks = ram.keys_under(manifest.uri());
         assert_eq!(chunks.len(), 4);
