@@ -85,6 +85,13 @@ impl Node {
         Self::begin(spec.start_in(dir)?).await
     }
 
+    /// The same as soon as it answers; its pool may still grow.
+    pub(crate) async fn start_unpopulated_in(spec: DaemonSpec, dir: TempDir) -> Outcome<Self> {
+        let daemon = spec.start_in(dir)?;
+        let client = Client::connect(Endpoint::unix(&daemon.socket())?).await?;
+        Ok(Self { client, daemon })
+    }
+
     async fn begin(daemon: DaemonProcess) -> Outcome<Self> {
         let client = Client::connect(Endpoint::unix(&daemon.socket())?).await?;
         until_populated(&client).await?;
@@ -157,6 +164,12 @@ impl Node {
         }
         // It has ended; what is left to take is the directory.
         Ok(daemon.kill()?)
+    }
+
+    /// Ends the daemon at once, and keeps its directory for the next one.
+    pub(crate) fn kill(self) -> Outcome<TempDir> {
+        drop(self.client);
+        Ok(self.daemon.kill()?)
     }
 
     /// Loads `uri` with nothing of it in the RAM tier; `see` sees every chunk before it goes back.

@@ -15,6 +15,7 @@ mod extents;
 mod fill;
 pub(crate) mod fio;
 mod hit;
+mod rollback;
 mod start;
 
 use std::path::{Path, PathBuf};
@@ -38,6 +39,8 @@ pub enum NvmeRow {
     Start,
     /// Cold loads while the tier is filled, against cold loads without the tier
     Fill,
+    /// Rollbacks of a name, and the loads by it after them
+    Rollback,
 }
 
 /// How it is measured.
@@ -81,6 +84,9 @@ pub fn run(options: &NvmeOptions) -> Outcome<Table> {
     }
     if options.asked(NvmeRow::Fill) {
         rows.extend(fill::run(options)?);
+    }
+    if options.asked(NvmeRow::Rollback) {
+        rows.push(rollback::run(options)?);
     }
     let dir = options.dir.clone().unwrap_or_else(std::env::temp_dir);
     let ground = report::ground(options.runs, ("disk of", dir.display().to_string()))?;

@@ -52,7 +52,7 @@ use crate::plan::{ChunkSpec, FetchPlan, PlanError, Selection, plan};
 use crate::ram::pool::ClaimedSlot;
 use crate::ram::{PinnedChunk, RamTier, RevisionUse};
 use crate::report::{DeviceUse, Report, Subject, Tally, Tier, Why, close};
-use crate::resolve::{Manifest, Resolver, Revision};
+use crate::resolve::{Manifest, Resolver};
 use crate::timeline::{Kind, Stage, Timeline};
 use crate::verify::{Decayed, VerifiedChunk, Verifier, VerifyError};
 use crate::workload::Workload;

@@ -25,7 +25,7 @@ use crate::flight::{FlightLog, Landed};
 use crate::plan::{ChunkKey, ChunkSpec};
 use crate::ram::{PinnedChunk, RamTier};
 use crate::report::{Tier, Why};
-use crate::resolve::{Manifest, Revision};
+use crate::resolve::Manifest;
 use crate::timeline::{Kind, Stage};
 
 /// The RAM tiers of all domains, and who has the turn at which chunk.
