@@ -378,9 +378,10 @@ async fn flooded(origin: &S3Origin, node: &Node, [flood, modest]: [(&'static str
     let [of_flood, of_modest] = [&flood, &modest].map(|caller| caller.came.served.len());
     flood.tell();
     modest.tell();
-    // Half of it, but for places that stand empty while this process is busy with the flood. If
-    // each load counted for one, it would be a fiftieth.
-    assert!(5 * of_modest >= of_flood + of_modest, "{of_modest} beside {of_flood}");
+    // Half of it, but for places that stand empty while this process is busy with the flood: 0.40 to
+    // 0.47 with twelve of these tests side by side on two cores. If each load counted for one, it
+    // would be a fiftieth.
+    assert!(3 * of_modest >= of_flood + of_modest, "{of_modest} beside {of_flood}");
     assert!(of_flood > 0, "what is left over is not left idle");
     assert!(flood.came.refused.len() >= 10 * ROUNDS, "{}", flood.came.refused.len());
     for caller in [&mut flood, &mut modest] {
