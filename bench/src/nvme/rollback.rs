@@ -9,7 +9,7 @@
 
 use std::fmt;
 
-use forebay_client::{Client, LoadRequest};
+use forebay_client::{Chunk, Client, Load, LoadRequest};
 use forebay_testkit::{CheckpointSpec, S3Options, S3Origin, checkpoint};
 use tokio::time::Instant;
 
@@ -80,12 +80,10 @@ async fn measure(options: &NvmeOptions) -> Outcome<Row> {
     for number in 1..=options.runs {
         for state in [State::Loading, State::NotInRam, State::Killed] {
             node = revisions.bring_into(state, node).await?;
-            let mut running = None;
-            if state == State::Loading {
-                let mut load = node.client().load(LoadRequest::new(NAME)).await?;
-                let held = load.next_chunk().await?;
-                running = Some((load, held));
-            }
+            let running = match state {
+                State::Loading => Some(Running::start(node.client()).await?),
+                State::NotInRam | State::Killed => None,
+            };
             let begun = Instant::now();
             let switched = node.client().rollback(NAME).await?;
             let seconds = begun.elapsed().as_secs_f64();
@@ -94,10 +92,8 @@ async fn measure(options: &NvmeOptions) -> Outcome<Row> {
                 "rollback {number}, {state}: {seconds:.4} s, {in_daemon:.4} s of it in the daemon"
             ));
             rolled.push(Rolled { state, seconds, in_daemon });
-            if let Some((mut load, held)) = running {
-                drop(held);
-                while load.next_chunk().await?.is_some() {}
-                revisions.is(current, load.finish().await?.bytes)?;
+            if let Some(running) = running {
+                revisions.is(current, running.bytes().await?)?;
             }
             current = 1 - current;
             revisions.is(current, node.load(NAME, |_| Ok(())).await?.1.bytes)?;
@@ -149,6 +145,27 @@ impl Revisions {
             Some((_, right)) if *right == bytes => Ok(()),
             wanted => Err(format!("{bytes} bytes instead of {wanted:?}").into()),
         }
+    }
+}
+
+/// A load by name that has begun and keeps a chunk.
+struct Running {
+    load: Load,
+    held: Option<Chunk>,
+}
+
+impl Running {
+    async fn start(client: &Client) -> Outcome<Self> {
+        let mut load = client.load(LoadRequest::new(NAME)).await?;
+        let held = load.next_chunk().await?;
+        Ok(Self { load, held })
+    }
+
+    /// Takes the rest; how much it was in all.
+    async fn bytes(mut self) -> Outcome<u64> {
+        drop(self.held);
+        while self.load.next_chunk().await?.is_some() {}
+        Ok(self.load.finish().await?.bytes)
     }
 }
 

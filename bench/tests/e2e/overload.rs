@@ -237,13 +237,11 @@ async fn who_wants_what_another_one_brings_does_not_wait_for_a_place() {
         let key = format!("held-{n}");
         let mut load = open(&key, &key).await;
         let has_come = async || {
-            if node.metric(DEPTH).await > Some(0.0) {
-                return Some(true);
-            }
+            let waits = node.metric(DEPTH).await > Some(0.0);
             let active = node.metric("forebay_loads_active").await.unwrap_or_default();
             // One that runs waits for its turn at the origin, or has a flight.
             let flies = node.metric("forebay_flights").await >= Some(1.0);
-            (active > holders.len() as f64 && flies).then_some(false)
+            (waits || (active > holders.len() as f64 && flies)).then_some(waits)
         };
         if holders.is_empty() || !until("it runs or waits", has_come).await {
             holders.push(load);

@@ -326,7 +326,7 @@ async fn the_budget_holds_and_pins_hold_and_say_so() {
     let node = Node::start(&new_dir(), 7 * FILE, 1);
     let manifest = |n: u8| {
         let name = format!("m{n}");
-        crate::resolve::manifest_for_tests(&[(name.as_str(), 100 * u64::from(n + 1))], &[])
+        manifest_for_tests(&[(name.as_str(), 100 * u64::from(n + 1))], &[])
     };
     // Two checkpoints, three chunks each, in use as loads use them.
     for n in 0..2 {
@@ -369,7 +369,7 @@ async fn the_budget_holds_and_pins_hold_and_say_so() {
 /// A load that begins before the index is read knows of no pin, and has that remembered.
 #[tokio::test]
 async fn a_pin_outlives_a_kill_during_a_load_that_began_early() {
-    let manifest = crate::resolve::manifest_for_tests(&[("m", 100)], &[]);
+    let manifest = manifest_for_tests(&[("m", 100)], &[]);
     let node = Node::start(&new_dir(), 100 * FILE, 1);
     node.recovered().await;
     let used = node.tier.use_revision(&manifest, Lane::Prefetch);
