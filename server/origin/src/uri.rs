@@ -307,12 +307,20 @@ fn host_and_port(scheme: Scheme, authority: &str) -> Result<String, UriError> {
         return Err(UriError::Credentials);
     }
     let bad = || UriError::BadAuthority { authority: shown(authority), wanted: "host" };
+    let written = as_written(scheme, authority).ok_or_else(bad)?;
+    // A name in letters beyond ASCII is written longer than it was given, and has to be a name as it
+    // is written: that is what is shown, and what names of revisions keep.
+    if as_written(scheme, &written).as_ref() == Some(&written) { Ok(written) } else { Err(bad()) }
+}
+
+/// How a host and its port are written, if they can be one.
+fn as_written(scheme: Scheme, authority: &str) -> Option<String> {
     if authority.is_empty() || authority.len() > AUTHORITY_BYTES_MAX {
-        return Err(bad());
+        return None;
     }
-    let url = url::Url::parse(&format!("{}://{authority}/", scheme.as_str())).map_err(|_| bad())?;
-    let host = url.host_str().ok_or_else(bad)?;
-    Ok(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
+    let url = url::Url::parse(&format!("{}://{authority}/", scheme.as_str())).ok()?;
+    let host = url.host_str()?;
+    Some(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
 }
 
 /// Undoes percent-encoding, once.
@@ -411,6 +419,9 @@ mod tests {
         for text in ["http://", "http:///x", "file://other/x", "file://x", "http://h:99999/x"] {
             assert!(matches!(bad(text), UriError::BadAuthority { .. }), "{text}");
         }
+        // Short enough as it is given, too long as it would be written.
+        let long = format!("http://\u{fc}{}/x", "a".repeat(AUTHORITY_BYTES_MAX - 2));
+        assert!(matches!(bad(&long), UriError::BadAuthority { .. }));
         assert_eq!(bad("https://user:pass@h/x"), UriError::Credentials);
         assert!(matches!(bad("https://h/x#y"), UriError::Fragment { .. }));
         assert!(matches!(bad("http://h/%zz"), UriError::BadEncoding { .. }));
