@@ -475,16 +475,14 @@ impl Index {
     /// what there is, finds it.
     fn insert(&mut self, pinned: &PinnedChunk, manifest: &Manifest) -> Option<PinnedChunk> {
         let (spec, revision) = (pinned.spec(), manifest.revision());
-        let is_known = self.residency.revision(&revision).is_some();
-        if !is_known {
+        // Held meanwhile: what is replaced may be all that it is known by.
+        if !self.residency.hold(revision) {
             let objects = manifest.objects().len();
             self.residency.begin(revision, manifest.uri(), manifest.bytes(), objects);
             self.last_used.insert(revision, Instant::now());
         }
         let replaced = self.residency.insert(spec.key, revision, spec.bytes, pinned.clone());
-        if !is_known {
-            self.residency.end(revision);
-        }
+        self.residency.end(revision);
         replaced
     }
 }

@@ -184,11 +184,15 @@ async fn what_lands_after_its_load_is_found_by_who_evicts_it() {
     let tier = tier();
     let manifest = manifest_for_tests(&[("m", CHUNK)], &[]);
     let used = tier.use_revision(&manifest);
-    let slot = tier.claim(None).await.unwrap();
+    let slots = [tier.claim(None).await.unwrap(), tier.claim(None).await.unwrap()];
     drop(used);
     assert!(tier.list("", Instant::now()).is_empty());
     let spec = ChunkSpec { index: 0, key: ChunkKey([1; 32]), extents: Vec::new(), bytes: CHUNK };
-    drop(tier.insert(VerifiedChunk::for_tests(slot, Arc::new(spec)), &manifest));
+    let spec = Arc::new(spec);
+    // Of two of the same chunk the second replaces the first.
+    for slot in slots {
+        drop(tier.insert(VerifiedChunk::for_tests(slot, Arc::clone(&spec)), &manifest));
+    }
     tokio::time::advance(Duration::from_secs(3)).await;
     let listed = tier.list("", Instant::now());
     let [one] = listed.as_slice() else { panic!("{listed:?}") };
